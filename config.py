@@ -1,0 +1,148 @@
+"""
+Defaults < recipe < command line, for a frozen flat dataclass. From a script:
+
+    cfg, origin = load_config(Config)                 # reads sys.argv
+
+    torchrun --standalone --nproc-per-node=8 train_grpo.py recipes/tinyzero_grpo.py --lr 2e-6 --name my-run
+
+A recipe is a plain Python file of `name = value` lines; `from recipes.stage1 import *` inherits. Every name must
+be a field of Config: a misspelled one is an error, in a recipe as on the command line. Nothing is executed into
+the caller's namespace; the result is one frozen instance, and `origin` says where each value came from.
+"""
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import os
+import runpy
+import sys
+import types
+import typing
+
+
+class ConfigError(SystemExit):
+    """Bad recipe, flag or input: one line on stderr that says what, where and the fix; exit code 1."""
+
+    def __init__(self, message):
+        super().__init__(f"error: {message}" if message else None)
+
+
+def load_config(cls, argv=None):
+    """-> (cfg, {name: origin}); raises ConfigError. `cls.__module__` names the script in messages."""
+    script = os.path.basename(inspect.getfile(cls))
+    argv = list(sys.argv[1:] if argv is None else argv)
+    values, origin = {}, {}
+    if "--help" in argv or "-h" in argv:
+        print(describe(cls, script))
+        raise SystemExit(0)
+
+    # 1) recipe: at most one positional argument, before the flags
+    if argv and not argv[0].startswith("-"):
+        path = argv.pop(0)
+        for name, value in read_recipe(path, script).items():
+            values[name], origin[name] = check(cls, name, value, where=path), path
+
+    # 2) command line: --name value, --name=value, or a bare --flag for True
+    while argv:
+        flag, equals, text = argv.pop(0).partition("=")
+        if not flag.startswith("--"):
+            raise ConfigError(f"command line: expected --name value, got {flag!r} (a recipe file comes first)")
+        name = flag[2:].replace("-", "_")
+        if not equals:
+            text = argv.pop(0) if argv and not argv[0].startswith("--") else "True"
+        values[name], origin[name] = check(cls, name, literal(text), where="command line"), "command line"
+
+    return cls(**values), origin
+
+
+def read_recipe(path, script):
+    """The settings of a recipe file as a dict; names with an underscore, modules and functions are not settings."""
+    if not os.path.isfile(path):
+        folder = os.path.dirname(path) or "."
+        known = sorted(f for f in os.listdir(folder) if f.endswith(".py")) if os.path.isdir(folder) else []
+        near = difflib.get_close_matches(os.path.basename(path), known, n=1)
+        hint = f"; did you mean {os.path.join(folder, near[0])}?" if near else ""
+        raise ConfigError(f"recipe {path!r} is not there{hint}")
+    here = os.path.dirname(os.path.abspath(__file__))
+    if here not in sys.path:  # so that `from recipes.stage1 import *` works from any directory
+        sys.path.insert(0, here)
+    try:
+        recipe = runpy.run_path(path)
+    except SyntaxError as error:
+        raise ConfigError(f"{path}, line {error.lineno}: not Python: {error.msg}") from error
+    except (NameError, ImportError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    wants = recipe.get("_script", script)
+    if wants != script:
+        raise ConfigError(f"{path} is a recipe for {wants}, not {script}: run `torchrun ... {wants} {path}`")
+    skip = (types.ModuleType, types.FunctionType, type)
+    return {k: v for k, v in recipe.items() if not k.startswith("_") and not isinstance(v, skip)}
+
+
+def check(cls, name, value, where):
+    """Return value, cast to the field's type where that loses nothing; else raise ConfigError."""
+    hints = typing.get_type_hints(cls)
+    if name not in hints:
+        near = difflib.get_close_matches(name, hints, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else " (--help lists them)"
+        raise ConfigError(f"{where}: {cls.__module__} has no setting {name!r}{hint}")
+    want = hints[name]
+    if typing.get_origin(want) is typing.Literal:
+        if value in typing.get_args(want):
+            return value
+        choices = ", ".join(repr(choice) for choice in typing.get_args(want))
+        raise ConfigError(f"{where}: {name} must be one of {choices}; got {value!r}")
+    options = typing.get_args(want) if isinstance(want, types.UnionType) else (want,)
+    if type(value) is int and float in options and int not in options:
+        value = float(value)  # --lr 1 is fine
+    if type(value) is float and int in options and float not in options and value.is_integer():
+        value = int(value)  # --num_steps 1e3 is fine
+    if type(value) is list and tuple in options:
+        value = tuple(value)
+    if str in options and type(value) in (int, float) and type(value) not in options:
+        value = str(value)  # --name 7
+    if type(value) not in options and not (value is None and type(None) in options):
+        wanted = " or ".join("None" if option is type(None) else option.__name__ for option in options)
+        raise ConfigError(f"{where}: {name} wants {wanted}, got {value!r}")
+    if type(value) is float and not abs(value) < float("inf"):
+        raise ConfigError(f"{where}: {name} must be a finite number, got {value!r}")
+    return value
+
+
+def literal(text):
+    """`1e-6` -> float, `True` -> bool, `(1, 2)` -> tuple, anything else stays the string it is."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def comments(cls):
+    """{field: the comment that stands behind it in the source}: the comment is the documentation."""
+    found = {}
+    names = {f.name for f in dataclasses.fields(cls)}
+    for line in inspect.getsource(cls).splitlines():
+        code, _, comment = line.partition("  # ")
+        name = code.split(":")[0].strip()
+        if name in names:
+            found[name] = comment.strip()
+    return found
+
+
+def describe(cls, script):
+    """The text of --help: every setting, its default and its comment."""
+    notes = comments(cls)
+    lines = [f"usage: torchrun --nproc-per-node=N {script} [recipes/NAME.py] [--setting value ...]", ""]
+    for f in dataclasses.fields(cls):
+        lines.append(f"  --{f.name:<22} {f.default!r:<18} {notes.get(f.name, '')}".rstrip())
+    return "\n".join(lines)
+
+
+def table(cfg, origin):
+    """One line a setting: name, value, and the origin of what is not a default."""
+    lines = []
+    for f in dataclasses.fields(cfg):
+        note = f"# {origin[f.name]}; default {f.default!r}" if f.name in origin else ""
+        lines.append(f"{f.name:>22} = {getattr(cfg, f.name)!r:<28}  {note}".rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,154 @@
+"""
+From rollouts and micro-batches to one row of metrics.jsonl and one line on the console. README has the glossary.
+
+Sums are taken over all ranks and divided once: no mean of means.
+"""
+
+import math
+import re
+
+import torch
+
+from common import max_over_ranks, sum_over_ranks
+
+# Words of a model that checks itself: the survey's list and the longer published ones (lower case; "no" and
+# "try again" as whole words). Counted inside the thinking.
+REFLECTION = ("rethink", "recheck", "try again", "re-evaluate", "reevaluate", "check again", "think again", "too high",
+              "too low", "close but", "try another approach", "try different", "double-check", "reconsider", "wait", "no")
+REFLECTION_PATTERN = re.compile(r"\b(?:" + "|".join(REFLECTION) + r")\b", re.IGNORECASE)
+
+
+def split_thinking(text):
+    """-> (thinking, answer part): at the first </think>, else at the first <answer>; the answer part holds the tag."""
+    for tag in ("</think>", "<answer>"):
+        at = text.find(tag)
+        if at >= 0:
+            return text[:at], text[at:]
+    return text, ""
+
+
+def summarise(rollouts, tokenizer):
+    """
+    Means over the rollouts of a step: reward, shares of right, wrong and badly formatted ones, lengths in tokens,
+    reflection words per response. think_len and answer_len re-tokenise the two parts of the text, for this only.
+    """
+    n = max(1, len(rollouts))
+    parts = [split_thinking(r.text) for r in rollouts]
+    answer_lens = token_counts(tokenizer, [answer for _, answer in parts])
+    lens = [len(r.response_ids) for r in rollouts]
+    answer_lens = [min(a, total) for a, total in zip(answer_lens, lens)]
+    correct = sum(r.score.correct for r in rollouts)
+    format_ok = sum(r.score.format_ok for r in rollouts)
+    row = {
+        "reward": sum(r.score.total for r in rollouts) / n,
+        "correct": correct / n,
+        "format_error": 1 - format_ok / n,
+        "wrong_answer": sum(r.score.format_ok and not r.score.correct for r in rollouts) / n,
+        "truncated": sum(r.truncated for r in rollouts) / n,
+        "response_len": sum(lens) / n,
+        "response_len_max": max(lens, default=0),
+        "think_len": (sum(lens) - sum(answer_lens)) / n,
+        "answer_len": sum(answer_lens) / n,
+        "reflection_words": sum(len(REFLECTION_PATTERN.findall(thinking)) for thinking, _ in parts) / n,
+        "num_rollouts": len(rollouts),
+    }
+    names = sorted({name for r in rollouts for name in r.score.parts})
+    row |= {f"part/{name}": sum(r.score.parts.get(name, 0.0) for r in rollouts) / n for name in names}
+    flags = sorted({name for r in rollouts for name in (r.score.flags or ())})
+    row |= {f"flag/{name}": sum(bool(flag_of(r.score.flags, name)) for r in rollouts) / n for name in flags}
+    return row
+
+
+def flag_of(flags, name):
+    return flags.get(name) if isinstance(flags, dict) else name in flags
+
+
+def token_counts(tokenizer, texts):
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    return [len(i) for i in ids]
+
+
+class StepStats:
+    """Sums over the response tokens of a step's updates; `reduce` adds up the ranks, once per update."""
+
+    def __init__(self, device):
+        self.device = device
+        self.local, self.total = {}, {}
+        self.max_local = self.mismatch_max = 0.0
+        self.grad_norm, self.norms, self.skipped_updates = 0.0, [], 0
+
+    @torch.no_grad()
+    def add(self, batch, logprobs, entropy, old_logprobs, advantages, loss, cfg):
+        """One micro-batch, all (T,) tensors detached; loss is already this micro-batch's share."""
+        ratio = (logprobs - old_logprobs).exp()
+        high, low = ratio > 1 + cfg.clip_high, ratio < 1 - cfg.clip_low
+        gap = (old_logprobs - batch.rollout_logprobs).abs()
+        sums = {
+            "tokens": logprobs.numel(), "loss": loss, "entropy": entropy.sum(),
+            "clipped": ((high & (advantages > 0)) | (low & (advantages < 0))).sum(),
+            "approx_kl": (ratio - 1 - ratio.log()).sum(),
+            "mismatch": gap.sum(), "mismatch_ratio": (old_logprobs - batch.rollout_logprobs).exp().sum(),
+        }
+        if batch.ref_logprobs is not None:
+            x = batch.ref_logprobs - logprobs
+            sums |= {"kl": (x.exp() - 1 - x).sum(), "kl_k1": -x.sum()}
+        for name, value in sums.items():
+            self.local[name] = self.local.get(name, 0.0) + float(value)
+        self.max_local = max(self.max_local, float(gap.max()) if gap.numel() else 0.0)
+
+    def reduce(self):
+        for name, value in sum_over_ranks(self.local, self.device).items() if self.local else ():
+            self.total[name] = self.total.get(name, 0.0) + value
+        self.local = {}
+        self.mismatch_max = max_over_ranks(self.max_local, self.device)
+
+    def check_mismatch(self, bound):
+        """The canary: the engine and the trainer must agree about tokens that were just sampled."""
+        tokens = self.total.get("tokens", 0)
+        mean = self.total["mismatch"] / tokens if tokens else 0.0
+        if not mean <= bound:  # NaN too
+            raise RuntimeError(
+                f"engine and trainer disagree: mean |rollout - trainer| log-prob {mean:.3g} (max {self.mismatch_max:.3g}) is "
+                f"above mismatch_bound {bound:.3g}. No weight was changed. Likely causes: the weight sync misses a tensor "
+                "(a tied lm_head), a stale prefix cache, another temperature, or a dtype that is too coarse")
+
+    def finite(self):
+        self.norms.append(self.grad_norm)
+        if math.isfinite(self.grad_norm):
+            return True
+        self.skipped_updates += 1
+        return False
+
+    def row(self):
+        tokens = max(1, self.total.get("tokens", 0))
+        mean = {name: value / tokens for name, value in self.total.items()}
+        finite = [n for n in self.norms if math.isfinite(n)]
+        return {
+            "loss": self.total.get("loss", 0.0) / max(1, len(self.norms)), "entropy": mean.get("entropy", 0.0),
+            "grad_norm": sum(finite) / len(finite) if finite else float("nan"),
+            "clip_frac": mean.get("clipped", 0.0), "approx_kl": mean.get("approx_kl", 0.0),
+            "kl": mean.get("kl"), "kl_k1": mean.get("kl_k1"), "mismatch_mean": mean.get("mismatch", 0.0),
+            "mismatch_max": self.mismatch_max, "mismatch_ratio": mean.get("mismatch_ratio", 1.0),
+            "skipped_updates": self.skipped_updates, "trained_tokens": int(self.total.get("tokens", 0)),
+        }
+
+
+def seconds(spent, tokens=0):
+    """Timer phases -> columns; tokens_per_second counts prompt and response tokens over the whole step, all ranks."""
+    row = {f"seconds_{name}": spent.get(name, 0.0)
+           for name in ("rollout", "reward", "logprobs", "train", "sync", "eval", "save", "step")}
+    row["tokens_per_second"] = tokens / max(1e-9, spent["step"] - spent.get("eval", 0.0) - spent.get("save", 0.0))
+    return row
+
+
+def console_line(row, num_steps):
+    held_out = f" | held-out {row['eval_correct']:.1%} greedy {row['eval_correct_greedy']:.1%}" if "eval_correct" in row else ""
+    kl = f" kl {row['kl']:.4f}" if row["kl"] is not None else ""
+    skipped = f" SKIPPED {row['skipped_updates']} updates" if row["skipped_updates"] else ""
+    return (f"step {row['step']:4d}/{num_steps} | reward {row['reward']:.3f}  right {row['correct']:4.0%}  "
+            f"format-err {row['format_error']:3.0%} | len {row['response_len']:.0f}  cut {row['truncated']:.0%}  "
+            f"no-variance {row['zero_variance_groups']:.0%} | |g| {row['grad_norm']:.2f}  ent {row['entropy']:.2f}  "
+            f"clip {row['clip_frac']:.1%}{kl}  gap {row['mismatch_mean']:.0e} | "
+            f"rollout {row['seconds_rollout']:.1f} + reward {row['seconds_reward']:.1f} + train "
+            f"{row['seconds_logprobs'] + row['seconds_train']:.1f} + sync {row['seconds_sync']:.2f} s  "
+            f"{row['tokens_per_second'] / 1000:.1f}k tok/s{skipped}{held_out}")

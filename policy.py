@@ -1,0 +1,399 @@
+"""
+The policy: a Hugging Face causal LM, sharded with FSDP2, fed with packed sequences (no padding), and its log-probs.
+
+Nothing here has an opinion about the algorithm: rollouts and token budgets go in, log-probabilities come out.
+Letters in shape comments: N tokens of a micro-batch, S sequences in it, T response tokens in it, H hidden, V vocabulary.
+"""
+
+import json
+import math
+import os
+import shutil
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import torch.nn.functional as F
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import AttentionInterface, AutoModelForCausalLM
+
+from common import ConfigError
+
+try:
+    from flash_attn import flash_attn_varlen_func  # CUDA only; without it the same function pads and calls SDPA
+except ImportError:
+    flash_attn_varlen_func = None
+
+# ---------------------------------------------------------------------------------------------------------------
+# model
+# ---------------------------------------------------------------------------------------------------------------
+
+
+class Policy(torch.nn.Module):
+    """A causal LM whose forward returns the log-probability and entropy of given next tokens, never the logits."""
+
+    def __init__(self, hf):
+        super().__init__()
+        self.hf = hf
+
+    def forward(self, batch, temperature):
+        hidden = self.hf.get_decoder()(input_ids=batch.ids[None], position_ids=batch.positions[None], use_cache=False,
+                                       packed=batch).last_hidden_state[0]  # (N, H)
+        head = self.hf.get_output_embeddings()
+        return TokenLogprobs.apply(hidden[batch.rows], head.weight, head.bias, batch.targets, temperature)
+
+
+def load_policy(path, device, dtype, *, checkpointing=False, trainable=True, shard_size=0):
+    """
+    A Hugging Face directory or hub id -> Policy, each transformer block sharded over the GPUs.
+
+    Weights and optimizer state are fp32 shards; compute is in `dtype` (bf16 weights at lr 1e-6 would never move).
+    trainable=False (a reference): weights in `dtype`, no gradients. shard_size: shard inside groups of so many ranks
+    and replicate across them (0: over all ranks), for several nodes. Raises ConfigError for what it cannot train.
+    """
+    hf = AutoModelForCausalLM.from_pretrained(path, dtype="auto", attn_implementation="packed")
+    refuse_unusual_heads(hf.config)
+    hf.config.attention_dropout = 0.0  # RL compares log-probs of two passes: dropout would make them differ
+    for module in hf.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    compute = getattr(torch, dtype)
+    policy = Policy(hf)
+    if trainable and checkpointing:
+        hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    policy.train(checkpointing and trainable)
+    policy.requires_grad_(trainable)
+
+    world = dist.get_world_size()
+    shape = (world // shard_size, shard_size) if 0 < shard_size < world else (world,)
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape):])
+    mixed = MixedPrecisionPolicy(param_dtype=compute if compute != torch.float32 else None, reduce_dtype=torch.float32)
+    for block in hf.get_decoder().layers:  # one at a time: only one block is ever whole and in fp32 on the GPU
+        block.to(torch.float32 if trainable else compute)
+        fully_shard(block, mesh=mesh, mp_policy=mixed)
+    policy.to(torch.float32 if trainable else compute)
+    fully_shard(policy, mesh=mesh, mp_policy=mixed)  # embeddings, last norm and head; keeps tied weights together
+    return policy
+
+
+def refuse_unusual_heads(config):
+    """What TokenLogprobs and packed_attention do not compute; each would be silently wrong."""
+    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale", "attn_logit_softcapping"):
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            raise ConfigError(f"model: {config.model_type} sets {name}={getattr(config, name)}, which policy.py does "
+                              "not compute; choose another model or add it to TokenLogprobs")
+    if "sliding_attention" in (getattr(config, "layer_types", None) or []):
+        raise ConfigError(f"model: {config.model_type} uses sliding-window attention, which policy.py does not compute")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# packing
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class MicroBatch:
+    """Sequences laid end to end without padding. Response tokens are the ones that are scored."""
+
+    ids: torch.Tensor  # (N,) prompt and response, without each sequence's last token: nothing follows it
+    positions: torch.Tensor  # (N,) counts from 0 in every sequence
+    lens: list  # S sequence lengths, longest first
+    cu_lens: torch.Tensor  # (S + 1,) int32, where each sequence begins
+    groups: list  # runs of similar length, for attention without varlen kernels: (first, last, count, longest, rows)
+    rows: torch.Tensor  # (T,) where in (N,) the logits stand that score response token t
+    targets: torch.Tensor  # (T,) the response tokens
+    response_index: torch.Tensor  # (T,) which of the update's responses token t belongs to
+    rollout_logprobs: torch.Tensor  # (T,) as the engine reported them
+    old_logprobs: torch.Tensor = None  # (T,) of the policy before this step's first update
+    ref_logprobs: torch.Tensor = None  # (T,) of the reference model
+
+
+def pack(rollouts, chosen, max_tokens, rank, world, device):
+    """
+    The micro-batches of one update for this rank; every rank passes the same list and gets equally many of them.
+
+    rollouts: with prompt_ids, response_ids, rollout_logprobs; chosen: indices of those to pack (response_index refers
+    to them). Longest first onto the least loaded micro-batch, so that tokens are balanced; at most max_tokens each,
+    unless one sequence alone is longer. A rank with nothing to do gets one token of weight 0: FSDP's collectives
+    need it.
+    """
+    lens = {i: len(rollouts[i].prompt_ids) + len(rollouts[i].response_ids) - 1 for i in chosen if len(rollouts[i].response_ids)}
+    order = sorted(lens, key=lambda i: (-lens[i], i))
+    limit = max([max_tokens, *lens.values()])
+    count = max(1, math.ceil(sum(lens.values()) / (limit * world)))
+    while (bins := fill(order, lens, count * world, limit)) is None:
+        count += 1
+    return [to_micro_batch(rollouts, bins[m * world + rank], device) for m in range(count)]
+
+
+def fill(order, lens, num_bins, limit):
+    """Greedy: each sequence into the bin with the fewest tokens; None where one does not fit."""
+    bins, load = [[] for _ in range(num_bins)], [0] * num_bins
+    for i in order:
+        b = load.index(min(load))
+        if load[b] + lens[i] > limit:
+            return None
+        bins[b].append(i)
+        load[b] += lens[i]
+    return bins
+
+
+def to_micro_batch(rollouts, chosen, device):
+    ids, positions, lens, rows, targets, index, logprobs = [], [], [], [], [], [], []
+    start = 0
+    for i in chosen:  # longest first, as `pack` sorted them
+        r = rollouts[i]
+        n = len(r.prompt_ids) + len(r.response_ids) - 1
+        ids.append(np.concatenate([r.prompt_ids, r.response_ids[:-1]]))
+        positions.append(np.arange(n))
+        rows.append(np.arange(start + len(r.prompt_ids) - 1, start + n))
+        targets.append(np.asarray(r.response_ids))
+        index.append(np.full(len(r.response_ids), i))
+        logprobs.append(np.asarray(r.rollout_logprobs, dtype=np.float32))
+        lens.append(n)
+        start += n
+    if not chosen:
+        ids, positions, lens = [np.zeros(1)], [np.zeros(1)], [1]
+
+    def join(parts, dtype):
+        return torch.from_numpy(np.concatenate(parts or [np.zeros(0)])).to(device=device, dtype=dtype)
+
+    cu_lens = torch.tensor(np.cumsum([0] + lens), dtype=torch.int32, device=device)
+    return MicroBatch(join(ids, torch.long), join(positions, torch.long), lens, cu_lens, length_groups(lens, device),
+                      join(rows, torch.long), join(targets, torch.long), join(index, torch.long),
+                      join(logprobs, torch.float32))
+
+
+def length_groups(lens, device):
+    """Runs of sequences no shorter than 3/4 of the longest in the run, so that padding them wastes little."""
+    groups, first, start = [], 0, 0
+    for i in range(1, len(lens) + 1):
+        if i == len(lens) or lens[i] < 0.75 * lens[first]:
+            run = lens[first:i]
+            rows = np.concatenate([np.arange(n) + j * run[0] for j, n in enumerate(run)])
+            groups.append((start, start + sum(run), len(run), run[0], torch.from_numpy(rows).to(device)))
+            first, start = i, start + sum(run)
+    return groups
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# attention over packed sequences
+# ---------------------------------------------------------------------------------------------------------------
+
+
+class Pad(torch.autograd.Function):
+    """(n, ...) packed -> (size, ...) with zeros between; the backward of one is the forward of the other."""
+
+    @staticmethod
+    def forward(ctx, x, rows, size):
+        ctx.save_for_backward(rows)
+        return x.new_zeros(size, *x.shape[1:]).index_copy_(0, rows, x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.index_select(0, ctx.saved_tensors[0]), None, None
+
+
+class Unpad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, rows):
+        ctx.save_for_backward(rows)
+        ctx.size = x.shape[0]
+        return x.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx, grad):
+        rows = ctx.saved_tensors[0]
+        return grad.new_zeros(ctx.size, *grad.shape[1:]).index_copy_(0, rows, grad.contiguous()), None
+
+
+def packed_attention(module, query, key, value, attention_mask, scaling, packed=None, **kwargs):
+    """
+    Causal attention inside each sequence of a packed micro-batch; the interface is transformers' AttentionInterface.
+
+    query (1, heads, N, D), key and value (1, kv_heads, N, D) -> (1, N, heads, D). flash-attn's varlen kernel where it
+    is installed; else SDPA over runs of similar length, padded on the right: a causal query never sees what follows.
+    """
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, heads, D)
+    if flash_attn_varlen_func is not None and query.is_cuda:
+        longest = packed.lens[0]
+        out = flash_attn_varlen_func(query, key, value, packed.cu_lens, packed.cu_lens, longest, longest,
+                                     softmax_scale=scaling, causal=True)
+        return out[None], None
+    outs = []
+    for first, last, count, longest, rows in packed.groups:
+        q, k, v = (x[first:last] for x in (query, key, value))
+        if len(rows) == count * longest:  # all of one length: nothing to pad
+            q, k, v = (x.reshape(count, longest, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+        else:
+            q, k, v = (Pad.apply(x.contiguous(), rows, count * longest) for x in (q, k, v))
+            q, k, v = (x.view(count, longest, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+        gqa = q.shape[1] != k.shape[1]
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=gqa)
+        out = out.transpose(1, 2).reshape(count * longest, *query.shape[1:])
+        outs.append(out if len(rows) == count * longest else Unpad.apply(out, rows))
+    return torch.cat(outs)[None], None
+
+
+AttentionInterface.register("packed", packed_attention)
+
+# ---------------------------------------------------------------------------------------------------------------
+# log-probabilities without logits
+# ---------------------------------------------------------------------------------------------------------------
+
+CHUNK_LOGITS = 2**24  # so many logits exist at a time, 64 MB in fp32, whatever N and V are
+
+
+class TokenLogprobs(torch.autograd.Function):
+    """
+    hidden (T, H), head (V, H), targets (T,) -> logprobs (T,), entropy (T,), both fp32 at the given temperature.
+
+    The (T, V) logits exist only one chunk at a time, in fp32, in forward and again in backward. Entropy is exact, over
+    the whole vocabulary. tests/test_policy.py holds the plain twin in four lines.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, temperature):
+        logprobs = torch.empty(targets.shape[0], dtype=torch.float32, device=hidden.device)
+        entropy, lse = torch.empty_like(logprobs), torch.empty_like(logprobs)
+        for i in chunks(targets.shape[0], weight.shape[0]):
+            logits = scaled_logits(hidden[i], weight, bias, temperature)  # (c, V)
+            lse[i] = logits.logsumexp(-1)
+            logprobs[i] = logits.gather(-1, targets[i, None])[:, 0] - lse[i]
+            probs = (logits - lse[i, None]).exp_()
+            entropy[i] = lse[i] - torch.linalg.vecdot(probs, logits)
+        ctx.save_for_backward(hidden, weight, bias, targets, lse, entropy)
+        ctx.temperature = temperature
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx, grad_logprobs, grad_entropy):
+        hidden, weight, bias, targets, lse, entropy = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        for i in chunks(targets.shape[0], weight.shape[0]):
+            logits = scaled_logits(hidden[i], weight, bias, ctx.temperature)
+            logp = logits.sub_(lse[i, None])
+            probs = logp.exp()
+            # d logprob_target = onehot - p;   d entropy = -p * (log p + entropy)
+            grad = probs * (-grad_logprobs[i, None] - grad_entropy[i, None] * (logp + entropy[i, None]))
+            grad.scatter_add_(-1, targets[i, None], grad_logprobs[i, None])
+            grad = (grad / ctx.temperature).to(hidden.dtype)  # (c, V)
+            grad_hidden[i] = grad @ weight
+            grad_weight += grad.T @ hidden[i]
+            if bias is not None:
+                grad_bias += grad.sum(0)
+        return grad_hidden, grad_weight.to(weight.dtype), grad_bias if bias is None else grad_bias.to(bias.dtype), None, None
+
+
+def chunks(num_tokens, vocab_size):
+    size = max(1, CHUNK_LOGITS // vocab_size)
+    return [slice(i, min(i + size, num_tokens)) for i in range(0, num_tokens, size)]
+
+
+def scaled_logits(hidden, weight, bias, temperature):
+    """(c, H), (V, H) -> (c, V) in fp32; on CUDA the product of bf16 matrices is written out in fp32, not rounded."""
+    if hidden.is_cuda and hidden.dtype != torch.float32:
+        logits = torch.mm(hidden, weight.T, out_dtype=torch.float32)
+    else:
+        logits = hidden.float() @ weight.float().T
+    if bias is not None:
+        logits += bias.float()
+    return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+def token_logprobs(policy, batch, temperature):
+    """-> logprobs (T,), entropy (T,) of the response tokens of a packed micro-batch, at the sampling temperature."""
+    return policy(batch, temperature)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# optimizer step, saving, loading
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def clip_and_step(policy, optimizer, grad_clip, lr):
+    """
+    Clip the global gradient norm and step -> the norm before clipping (the same on all ranks).
+    A norm that is not finite steps nothing and is returned as it is: weights and Adam state stay as they were.
+    """
+    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), grad_clip or float("inf"))
+    norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+    if math.isfinite(norm):
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def save_state(folder, step, policy, optimizer, state):
+    """
+    folder/step_000120/: sharded weights and optimizer (torch.distributed.checkpoint) and state.json, complete or not
+    there at all: written beside, then renamed. Every rank together. The two newest are kept.
+    """
+    final, tmp = os.path.join(folder, f"step_{step:06d}"), os.path.join(folder, f"tmp_step_{step:06d}")
+    if dist.get_rank() == 0:
+        shutil.rmtree(tmp, ignore_errors=True)
+        os.makedirs(tmp)
+    dist.barrier()
+    model_state, optimizer_state = get_state_dict(policy, optimizer)
+    dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=os.path.join(tmp, "dcp"))
+    if dist.get_rank() == 0:
+        with open(os.path.join(tmp, "state.json"), "w") as f:
+            json.dump({"step": step, **state}, f)
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(tmp, final)
+        for old in saved_steps(folder)[:-2]:
+            shutil.rmtree(os.path.join(folder, f"step_{old:06d}"))
+    dist.barrier()
+
+
+def saved_steps(folder):
+    """The steps that have a complete checkpoint, oldest first."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    steps = [int(n[5:]) for n in names if n.startswith("step_") and n[5:].isdigit()]
+    return sorted(s for s in steps if os.path.exists(os.path.join(folder, f"step_{s:06d}", "state.json")))
+
+
+def read_state(folder):
+    """state.json of the newest checkpoint, or None where there is none; cheap, before any weights are loaded."""
+    steps = saved_steps(folder)
+    if not steps:
+        return None
+    with open(os.path.join(folder, f"step_{steps[-1]:06d}", "state.json")) as f:
+        return json.load(f)
+
+
+def load_state(folder, step, policy, optimizer):
+    """Weights and optimizer of a checkpoint into freshly built ones; the number of ranks may differ from the saver's."""
+    model_state, optimizer_state = get_state_dict(policy, optimizer)
+    state = {"model": model_state, "optimizer": optimizer_state}
+    dcp.load(state, checkpoint_id=os.path.join(folder, f"step_{step:06d}", "dcp"))
+    set_state_dict(policy, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+
+
+def export_hf(policy, tokenizer, folder, dtype):
+    """A plain Hugging Face directory (config, safetensors, tokenizer) that transformers and vLLM load as it is."""
+    whole = {}
+    for name, weight in policy.hf.state_dict().items():  # every rank together; only rank 0 keeps the tensors
+        full = weight.full_tensor() if isinstance(weight, DTensor) else weight
+        if dist.get_rank() == 0:
+            whole[name] = full.detach().to("cpu", dtype, copy=True)
+    if dist.get_rank() == 0:
+        tmp = folder + ".tmp"
+        shutil.rmtree(tmp, ignore_errors=True)
+        if policy.hf.config.tie_word_embeddings:
+            whole.pop("lm_head.weight", None)  # the same tensor as the embeddings; loaders tie it again
+        policy.hf.config.dtype = dtype
+        policy.hf.save_pretrained(tmp, state_dict=whole)
+        tokenizer.save_pretrained(tmp)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(tmp, folder)
+    dist.barrier()

@@ -1,0 +1,246 @@
+"""
+Prompt -> Rollout, with one vLLM engine inside every torchrun process; and the policy's weights into that engine.
+
+Token ids go in and token ids come out, with the log-probability of every sampled token at the sampling temperature.
+Nothing here knows rewards or losses. Written against vLLM 0.32, public calls only except where a comment says so.
+"""
+
+import math
+import os
+import random
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.distributed.tensor import DTensor
+
+from common import gather, progress
+
+# Before vllm is imported: the engine core in this process, and no pinning of the trainer's threads on CPU.
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
+@dataclass
+class Rollout:
+    """One sampled completion. `prompt` is the index in the step's list of prompts, `sample` that in its group."""
+
+    prompt: int
+    sample: int
+    prompt_ids: list
+    response_ids: list  # with the stop token, if it was sampled; nothing is ever appended
+    rollout_logprobs: np.ndarray  # (len(response_ids),) float32, of the sampled tokens at the sampling temperature
+    finish_reason: str  # "stop", "length", or "deadline" (cut off by the clock)
+    text: str = ""  # the response decoded, without the stop token
+    score: object = None  # rewards.Score
+
+    @property
+    def truncated(self):
+        return self.finish_reason != "stop"
+
+
+def make_engine(path, *, config, dtype, prompt_len, response_len, max_num_seqs, kv_cache_gb, tensor_parallel, seed,
+                rank, device, stop_strings=False):
+    """
+    One engine for the life of the process, used by training and evaluation. Every rank must call this together
+    (vLLM's start-up is a collective). kv_cache_gb 0: what max_num_seqs sequences of full length need.
+    """
+    from vllm import LLM
+
+    on_cpu = device.type == "cpu"
+    max_len = prompt_len + response_len
+    need = kv_cache_bytes(config, max_num_seqs, max_len, dtype)
+    limit = 4e9 if on_cpu else 0.35 * torch.cuda.get_device_properties(device).total_memory
+    kv_bytes = int(kv_cache_gb * 1e9 if kv_cache_gb else min(need, limit))
+
+    # LLM() reseeds every global generator, and on CPU overwrites LOCAL_WORLD_SIZE: undo both
+    rng = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    local_world_size = os.environ.get("LOCAL_WORLD_SIZE")
+    engine = LLM(
+        model=path,
+        tokenizer=path,
+        skip_tokenizer_init=not stop_strings,  # ids in, ids out; only stop strings need text inside the engine
+        dtype=dtype,
+        distributed_executor_backend="external_launcher",
+        tensor_parallel_size=tensor_parallel,
+        seed=stable_engine_seed(seed, rank // tensor_parallel),  # equal inside a tensor-parallel group
+        max_model_len=max_len,
+        max_num_seqs=max_num_seqs,
+        kv_cache_memory_bytes=kv_bytes // tensor_parallel,
+        enforce_eager=on_cpu,  # CUDA graphs survive weight syncs: the weights are copied into the same storage
+        enable_prefix_caching=True,
+        logprobs_mode="processed_logprobs",  # at the sampling temperature; the default would be at T = 1
+        generation_config="vllm",  # do not take top_p and the like from the model's generation_config.json
+        enable_sleep_mode=not on_cpu,  # raises on CPU
+        disable_log_stats=True,
+    )
+    random.setstate(rng[0])
+    np.random.set_state(rng[1])
+    torch.set_rng_state(rng[2])
+    if local_world_size is None:
+        os.environ.pop("LOCAL_WORLD_SIZE", None)
+    else:
+        os.environ["LOCAL_WORLD_SIZE"] = local_world_size
+    return engine
+
+
+def stable_engine_seed(seed, group):
+    return (seed * 1000003 + group) % 2**31
+
+
+def kv_cache_bytes(config, num_seqs, max_len, dtype):
+    """Bytes of keys and values for num_seqs sequences of max_len tokens, in blocks of 128."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    per_token = 2 * config.num_hidden_layers * kv_heads * head_dim * (4 if dtype == "float32" else 2)
+    return (num_seqs + 1) * (math.ceil(max_len / 128) + 1) * 128 * per_token
+
+
+def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, deadline_s, version, vocab_size,
+             stop_strings=(), desc="rollout"):
+    """
+    Sample len(seeds[i]) responses to each prompt; yields each Rollout as it finishes, so that scoring overlaps.
+
+    prompts  list of (index, token ids)       seeds  one list of 63-bit seeds a prompt, one seed a sample
+    The seed alone decides a sample: it is the same alone and in any batch (exactly so on CPU in fp32).
+    After deadline_s what is not done is returned as it is, with finish_reason "deadline". Raises RuntimeError where
+    the engine is broken: log-probabilities that are not finite, or weights of another version than `version`.
+    """
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    wanted, inputs, params = [], [], []
+    for (index, ids), sample_seeds in zip(prompts, seeds):
+        # an id outside the vocabulary would not only raise: the call after it would never return
+        if not len(ids) or min(ids) < 0 or max(ids) >= vocab_size:
+            raise ValueError(f"prompt {index}: token ids must be in 0..{vocab_size - 1}, and at least one")
+        for sample, seed in enumerate(sample_seeds):
+            wanted.append((index, sample, list(ids)))
+            inputs.append({"prompt_token_ids": list(ids)})
+            params.append(SamplingParams(
+                temperature=temperature, max_tokens=max_tokens, seed=seed, logprobs=0, flat_logprobs=True,
+                stop_token_ids=list(stop_ids), stop=list(stop_strings) or None, include_stop_str_in_output=True,
+                detokenize=bool(stop_strings), output_kind=RequestOutputKind.FINAL_ONLY))
+    names = engine.enqueue(inputs, params, use_tqdm=False)
+    running = {request_number(name): request for name, request in zip(names, wanted)}
+
+    deadline = time.monotonic() + deadline_s
+    with progress(total=len(running), desc=desc, unit="seq") as bar:
+        while running:
+            for output in engine.llm_engine.step():
+                bar.update()
+                index, sample, ids = running.pop(request_number(output.request_id))
+                yield to_rollout(index, sample, ids, output.outputs[0], version)
+            if running and time.monotonic() > deadline:
+                yield from cut_off(engine, running)
+
+
+def sample_and_score(prompts, seeds, *, engine, tokenizer, scorer, timer, temperature, max_tokens, stop_ids, stop_strings,
+                     deadline_s, engines, engine_rank, leader, version, vocab_size):
+    """
+    Every engine samples its share of the prompts and scores each response as it finishes; then all ranks exchange.
+
+    -> the rollouts of all ranks on every rank, ordered by prompt, then sample. `scorer` is rewards.Scorer, `leader`
+    tells which rank of a tensor-parallel group speaks for it.
+    """
+    mine = range(engine_rank, len(prompts), engines)
+    rollouts, inline_s = {}, 0.0
+    with timer("rollout"):
+        for r in generate(engine, [(i, prompts[i].ids) for i in mine], [seeds[i] for i in mine], temperature=temperature,
+                          max_tokens=max_tokens, stop_ids=stop_ids, stop_strings=stop_strings, deadline_s=deadline_s,
+                          version=version, vocab_size=vocab_size) if mine else ():
+            start = time.monotonic()
+            stopped = r.finish_reason == "stop" and r.response_ids[-1] in stop_ids
+            r.text = tokenizer.decode(r.response_ids[:-1] if stopped else r.response_ids, skip_special_tokens=False)
+            prompt = prompts[r.prompt]
+            scorer.submit((r.prompt, r.sample), prompt.reward, r.text, prompt.answer, truncated=r.truncated,
+                          num_tokens=len(r.response_ids), max_tokens=max_tokens)
+            rollouts[r.prompt, r.sample] = r
+            inline_s += time.monotonic() - start
+    timer.seconds["rollout"] -= inline_s
+    timer.seconds["reward"] += inline_s
+    with timer("reward"):
+        for key, score in scorer.collect().items():
+            rollouts[key].score = score
+        everyone = gather(rollouts.values() if leader else ())
+    return sorted(everyone, key=lambda r: (r.prompt, r.sample))
+
+
+def request_number(name):
+    """vLLM calls a request "18" outside and "18-9f3c2a10" inside; enqueue returns the latter, outputs the former."""
+    return name.split("-")[0]
+
+
+def to_rollout(index, sample, prompt_ids, completion, version):
+    """vLLM's CompletionOutput -> Rollout, with the two checks that tell a broken engine from a bad policy."""
+    ids = list(completion.token_ids)
+    logprobs = np.asarray(completion.logprobs.logprobs, dtype=np.float32)
+    if len(logprobs) != len(ids):
+        raise RuntimeError(f"the engine returned {len(logprobs)} log-probabilities for {len(ids)} tokens")
+    if not np.isfinite(logprobs).all():
+        raise RuntimeError("the engine returned a log-probability that is not finite: its weights hold NaN or inf. "
+                           "Restart from the last checkpoint with a smaller lr; the cache of this process is spoilt")
+    versions = {span.version for span in (completion.weight_versions or [])}
+    if versions and versions != {str(version)}:
+        raise RuntimeError(f"sampled with weights {versions}, wanted {version}: the weight sync did not happen")
+    return Rollout(index, sample, prompt_ids, ids, logprobs, completion.finish_reason)
+
+
+def cut_off(engine, running):
+    """Abort what is running at the deadline; hand back the tokens each has so far. (request_states is not public)"""
+    found = []
+    states = dict(engine.llm_engine.output_processor.request_states)
+    for name, state in states.items():
+        index, sample, ids = running.pop(request_number(name))
+        tokens, logprobs = state.detokenizer.output_token_ids, state.logprobs_processor.logprobs.logprobs
+        n = min(len(tokens), len(logprobs))
+        found.append(Rollout(index, sample, ids, list(tokens[:n]), np.asarray(logprobs[:n], np.float32), "deadline"))
+    engine.llm_engine.abort_request(list(states), internal=True)
+    while engine.llm_engine.has_unfinished_requests():
+        engine.llm_engine.step()
+    return found
+
+
+def hf_stream(model, dtype):
+    """
+    (name, full tensor) of every weight, one at a time; a collective, in the same order on every rank.
+
+    state_dict and not named_parameters: it also lists lm_head.weight where that is tied to the embeddings, and
+    without that entry the engine on CPU keeps its old head and samples from it without a word.
+    """
+    for name, weight in model.state_dict().items():
+        full = weight.full_tensor() if isinstance(weight, DTensor) else weight
+        yield name, full.to(dtype)
+
+
+def sync_weights(model, engine, dtype, version):
+    """The policy's weights into the engine, in place; every rank together. One reload_weights call for all of them."""
+    stream = hf_stream(model, dtype)
+    try:
+        engine.collective_rpc("reload_weights", kwargs={"weights_iterator": stream})
+    except Exception as error:
+        # half of the weights are gone now, and the generate after the next would hang: end here, loudly
+        raise RuntimeError(f"weight sync failed half-way ({type(error).__name__}: {error}); this process must end") from error
+    if not engine.reset_prefix_cache():  # cached keys and values belong to the old weights
+        raise RuntimeError("the prefix cache could not be reset: requests are still running")
+    engine.update_weight_version(str(version))
+
+
+def sleep(engine, device):
+    """Give the engine's GPU memory to the trainer (weights and cache are dropped); nothing to do on CPU."""
+    if device.type == "cuda":
+        engine.sleep(level=2)
+
+
+def wake_and_sync(model, engine, dtype, version, device):
+    """Order matters: weights' memory first, then the weights, then the cache's memory (all at once can run out)."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        engine.wake_up(tags=["weights"])
+    sync_weights(model, engine, dtype, version)
+    if device.type == "cuda":
+        engine.wake_up(tags=["kv_cache"])
+        engine.reset_prefix_cache()

@@ -1,0 +1,170 @@
+"""
+Cold start: supervised fine-tuning on {"prompt": ..., "response": ...} lines, packed, through the same policy.py as RL.
+
+    torchrun --standalone --nproc-per-node=8 sft.py --model Qwen/Qwen2.5-3B --data traces.jsonl --name cold-start
+
+Only response tokens are trained, and EOS after each. A {"messages": [...]} line goes through the model's chat template.
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Literal
+
+import numpy as np
+import torch
+
+import common
+import data as prompts
+import policy as model
+from config import ConfigError, load_config
+from eval import resolve_model
+
+
+@dataclass(frozen=True)
+class Config:
+    name: str = "sft"                    # the run lies in out/<name>/
+    seed: int = 0                        # decides the order of the examples
+    num_steps: int = 500
+    save_every: int = 0                  # checkpoint every so many steps, 0 = only the last
+    wandb: Literal["off", "offline", "online"] = "off"
+    check: bool = False                  # tokenise everything, show the first example, then stop
+
+    model: str = "Qwen/Qwen2.5-3B"       # Hugging Face directory or hub id
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # auto: bfloat16 on GPU, float32 on CPU
+    checkpointing: bool = True           # recompute activations in backward
+    max_tokens_per_gpu: int = 16384      # tokens of one micro-batch; results do not depend on it
+    shard_size: int = 0                  # ranks that share one copy of the weights; 0 = all
+
+    data: str = "traces.jsonl"           # JSONL with prompt and response, or messages
+    max_len: int = 4096                  # tokens of prompt and response; longer examples are refused and counted
+    tokens_per_step: int = 65536         # over all GPUs: whole examples up to so many tokens
+
+    lr: float = 1e-5                     # peak
+    lr_min_ratio: float = 0.0            # cosine ends at this share of it
+    warmup_steps: int = 20
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+
+
+def load_examples(path, tokenizer, max_len):
+    """
+    -> list of (prompt_ids, response_ids with EOS). Bad lines are counted and the first three shown; more than 1 %
+    stops with ConfigError.
+    """
+    if not os.path.isfile(path):
+        raise ConfigError(f"data file {path!r} is not there: give a JSONL file with one prompt and response a line")
+    examples, bad, total = [], [], 0
+    with open(path, encoding="utf-8") as f:
+        for number, line in enumerate(f, 1):
+            if not line.strip():
+                continue
+            total += 1
+            try:
+                prompt_ids, response = to_prompt(json.loads(line), tokenizer)
+            except (ValueError, KeyError, TypeError) as error:
+                bad.append(f"line {number}: {type(error).__name__}: {error}")
+                continue
+            response_ids = tokenizer(response, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+            if len(prompt_ids) + len(response_ids) > max_len:
+                bad.append(f"line {number}: {len(prompt_ids) + len(response_ids)} tokens, max_len is {max_len}")
+                continue
+            examples.append((prompt_ids, response_ids))
+    if bad:
+        common.print0(f"{path}: {len(bad)} of {total} lines not used; first: " + "; ".join(bad[:3]))
+    if len(bad) > 0.01 * total or not examples:
+        raise ConfigError(f"{path}: {len(bad)} of {total} lines cannot be used (more than 1 %); first: {bad[:1]}")
+    return examples
+
+
+def to_prompt(row, tokenizer):
+    """-> (prompt ids, response text) of {"prompt", "response"} or of {"messages"} that end with the assistant."""
+    if "messages" in row:
+        *before, last = row["messages"]
+        if last["role"] != "assistant":
+            raise ValueError("the last message must be the assistant's")
+        ids = tokenizer.apply_chat_template(before, add_generation_prompt=True, tokenize=True, return_dict=False)
+        return ids, last["content"]
+    if not isinstance(row["prompt"], str) or not isinstance(row["response"], str) or not row["response"]:
+        raise ValueError("prompt and response must be text, and the response not empty")
+    return prompts.encode_prompt(tokenizer, row["prompt"]), row["response"]
+
+
+def learning_rate(step, cfg):
+    """Linear warm-up, then cosine to lr_min_ratio * lr."""
+    if step <= cfg.warmup_steps:
+        return cfg.lr * step / (cfg.warmup_steps + 1)
+    done = (step - cfg.warmup_steps) / max(1, cfg.num_steps - cfg.warmup_steps)
+    return cfg.lr * (cfg.lr_min_ratio + (1 - cfg.lr_min_ratio) * (1 + np.cos(np.pi * done)) / 2)
+
+
+def main():
+    cfg, origin = load_config(Config)
+    rank, world, device = common.init_distributed()
+    dtype = cfg.dtype if cfg.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
+    path, _, tokenizer, _ = resolve_model(cfg.model, 0)
+    examples = load_examples(cfg.data, tokenizer, min(cfg.max_len, cfg.tokens_per_step))
+    if cfg.check:
+        return common.print0(f"{len(examples)} examples; first: {tokenizer.decode(examples[0][0] + examples[0][1])!r}")
+    run = common.Run(cfg, origin, script="sft.py")
+    saved = model.read_state(run.path) or {"step": 0, "examples_seen": 0}
+    if saved["step"] >= cfg.num_steps:
+        return run.say(f"{run.path} is complete: step {saved['step']} of {cfg.num_steps}. Its model is {run.path}/model")
+
+    policy = model.load_policy(path, device, dtype, checkpointing=cfg.checkpointing, shard_size=cfg.shard_size)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, betas=(cfg.adam_beta1, cfg.adam_beta2),
+                                  weight_decay=cfg.weight_decay)
+    if saved["step"]:
+        model.load_state(run.path, saved["step"], policy, optimizer)
+        run.say(f"resumed {run.path} at step {saved['step']}")
+    run.forget_after(saved["step"])
+    timer, seen, window = common.Timer(device), saved["examples_seen"], [0.0, 0, 0]
+
+    for step in common.progress(range(saved["step"] + 1, cfg.num_steps + 1), desc="sft", unit="step"):
+        # 1) whole examples in the order of this seed and epoch, until the step has its tokens
+        batch, tokens = [], 0
+        while True:
+            [(_, i)] = prompts.prompt_order([len(examples)], None, cfg.seed, seen, 1)
+            prompt_ids, response_ids = examples[i]
+            if tokens + len(prompt_ids) + len(response_ids) > cfg.tokens_per_step:
+                break
+            batch.append(SimpleNamespace(prompt_ids=prompt_ids, response_ids=response_ids,
+                                         rollout_logprobs=np.zeros(len(response_ids), np.float32)))
+            tokens += len(prompt_ids) + len(response_ids)
+            seen += 1
+
+        # 2) mean negative log-likelihood over the response tokens of all ranks
+        num_tokens = sum(len(b.response_ids) for b in batch)
+        loss_sum = 0.0
+        for micro_batch in model.pack(batch, range(len(batch)), cfg.max_tokens_per_gpu, rank, world, device):
+            logprobs, _ = model.token_logprobs(policy, micro_batch, temperature=1.0)  # (T,)
+            loss = -logprobs.sum() / num_tokens
+            (loss * world).backward()  # undo FSDP's mean over ranks
+            loss_sum += float(loss.detach())
+        lr = learning_rate(step, cfg)
+        grad_norm = model.clip_and_step(policy, optimizer, cfg.grad_clip, lr)
+        if not np.isfinite(grad_norm):
+            raise FloatingPointError(f"step {step}: the gradient is not finite; lower lr or look at the examples of this step")
+
+        # 3) log and save
+        loss = common.sum_over_ranks({"loss": loss_sum}, device)["loss"]
+        spent = timer.take()["step"]
+        run.metrics({"step": step, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens, "seconds_step": spent,
+                     "tokens_per_second": tokens / spent, "epoch": seen / len(examples)})
+        window = [window[0] + spent, window[1] + tokens, window[2] + 1]
+        if step % 50 == 0 or step == cfg.num_steps:
+            run.say(f"step {step:5d}/{cfg.num_steps} | loss {loss:.4f} | |g| {grad_norm:.2f} | lr {lr:.2e} | "
+                    f"epoch {seen / len(examples):.2f} | {window[1] / window[0] / 1000:.1f}k tok/s")
+            window = [0.0, 0, 0]
+        if step == cfg.num_steps or (cfg.save_every and step % cfg.save_every == 0):
+            model.save_state(run.path, step, policy, optimizer, {"examples_seen": seen})
+    model.export_hf(policy, tokenizer, f"{run.path}/model", torch.float32 if device.type == "cpu" else torch.bfloat16)
+    run.say(f"done: {run.path}/model")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""
+Tiny random models, made once per test run, and `run_script`, which starts a script as a user would, with a hard timeout.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+WORDS = ["<pad>", "<eos>", "numbers", "target", "<think>", "</think>", "<answer>", "</answer>", "yes", "no", "+", "-", "=",
+         "*", "/", "(", ")", *map(str, range(100))]
+
+
+def save_tiny_model(folder, tied=True, seed=0, pad_is_eos=False, vocab_size=128, layers=2, scale=0.3):
+    """A random two-layer Qwen2 with grouped-query attention and a word-level tokenizer, as a Hugging Face directory."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen2Config(vocab_size=vocab_size, hidden_size=64, intermediate_size=96, num_hidden_layers=layers,
+                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=tied,
+                         initializer_range=scale, eos_token_id=1, pad_token_id=1 if pad_is_eos else 0, bos_token_id=None)
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", pad_token="<eos>" if pad_is_eos else "<pad>",
+                            unk_token="<pad>").save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tied_model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("tied"), tied=True)
+
+
+@pytest.fixture(scope="session")
+def untied_model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("untied"), tied=False)
+
+
+@pytest.fixture(scope="session")
+def one_process():
+    """This process as the only rank of a gloo group, for tests that call policy.py directly."""
+    from common import init_distributed
+
+    torch.set_num_threads(2)
+    return init_distributed()
+
+
+def run_script(*args, nproc=None, timeout=240, cwd=None, env=None):
+    """-> CompletedProcess of `python args` or `torchrun --nproc-per-node=nproc args`; a hang is a failure."""
+    launcher = [sys.executable] if nproc is None else [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
+    keep = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT",
+                                                            "LOCAL_WORLD_SIZE", "LD_PRELOAD")}
+    keep |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT, "HF_HUB_OFFLINE": "1", **(env or {})}
+    return subprocess.run([*launcher, *map(str, args)], cwd=cwd or ROOT, env=keep, timeout=timeout, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -1,0 +1,100 @@
+"""python -m pytest tests/test_config.py"""
+
+import dataclasses
+from typing import Literal
+
+import pytest
+
+from config import ConfigError, comments, describe, load_config, table
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    group_size: int = 8                  # samples of each prompt
+    lr: float = 1e-6                     # peak
+    adv_std: bool = True                 # divide by the std
+    kl_in: Literal["none", "loss_k3"] = "none"
+    data: str | dict = "countdown"
+    name: str = "run"
+    stop: tuple = ()
+
+
+def load(*argv):
+    return load_config(Config, list(argv))
+
+
+def recipe(tmp_path, text):
+    file = tmp_path / "r.py"
+    file.write_text(text)
+    return str(file)
+
+
+def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_default(tmp_path):
+    cfg, origin = load(recipe(tmp_path, "lr = 3e-6\ngroup_size = 4\n"), "--lr", "5e-6")
+    assert (cfg.lr, cfg.group_size, cfg.adv_std) == (5e-6, 4, True)
+    assert origin["lr"] == "command line" and origin["group_size"].endswith("r.py") and "adv_std" not in origin
+    assert "# command line; default 1e-06" in table(cfg, origin)
+
+
+@pytest.mark.parametrize("argv, value", [
+    (["--lr", "1"], {"lr": 1.0}), (["--group_size", "1e1"], {"group_size": 10}), (["--adv-std=False"], {"adv_std": False}),
+    (["--adv_std"], {"adv_std": True}), (["--name", "7"], {"name": "7"}), (["--stop", "['</answer>']"], {"stop": ("</answer>",)}),
+    (["--data", "{'a': 0.5, 'b': 0.5}"], {"data": {"a": 0.5, "b": 0.5}}), (["--lr=-1e-3"], {"lr": -1e-3}),
+])
+def test_values_are_cast_where_nothing_is_lost(argv, value):
+    cfg, _ = load(*argv)
+    for name, want in value.items():
+        assert getattr(cfg, name) == want and type(getattr(cfg, name)) is type(want)
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--grop_size", "4"], "did you mean 'group_size'"),
+    (["--group_size", "4.5"], "group_size wants int, got 4.5"),
+    (["--group_size", "True"], "group_size wants int, got True"),
+    (["--lr", "fast"], "lr wants float, got 'fast'"),
+    (["--lr", "1e999"], "finite"),
+    (["--kl_in", "k3"], "must be one of 'none', 'loss_k3'"),
+    (["recipes/none.py"], "is not there"),
+    (["--lr", "1e-6", "recipe.py"], "expected --name value"),
+])
+def test_a_bad_flag_is_one_line_that_names_it(argv, message):
+    with pytest.raises(ConfigError) as error:
+        load(*argv)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text, message", [
+    ("grop_size = 4\n", "did you mean 'group_size'"), ("lr = 'fast'\n", "lr wants float"),
+    ("_script = 'train_ppo.py'\n", "is a recipe for train_ppo.py, not test_config.py"),
+    ("lr = = 3\n", "line 1: not Python"), ("lr = undefined_name\n", "undefined_name"),
+])
+def test_a_bad_recipe_is_one_line_that_names_the_file(tmp_path, text, message):
+    with pytest.raises(ConfigError) as error:
+        load(recipe(tmp_path, text))
+    assert message in str(error.value) and "r.py" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_recipe_may_compute_and_inherit_and_hide_names(tmp_path, monkeypatch):
+    (tmp_path / "stage_one.py").write_text("lr = 1e-6\ngroup_size = 16\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    cfg, _ = load(recipe(tmp_path, "from stage_one import *\nimport math\n_half = 0.5\nlr = lr * _half\ndef f(): pass\n"))
+    assert (cfg.lr, cfg.group_size) == (5e-7, 16)
+
+
+def test_help_lists_every_setting_with_its_comment(capsys):
+    with pytest.raises(SystemExit) as stop:
+        load("--help")
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and text == describe(Config, "test_config.py") + "\n"
+    assert all(f"--{f.name}" in text for f in dataclasses.fields(Config))
+    assert comments(Config)["group_size"] == "samples of each prompt" and "samples of each prompt" in text
+
+
+def test_every_setting_of_every_script_has_a_comment_or_says_it_by_its_name():
+    import eval as evaluation
+    import sft
+    import train_grpo
+
+    for script in (train_grpo, sft, evaluation):
+        silent = {f.name for f in dataclasses.fields(script.Config)} - set(comments(script.Config))
+        assert len(silent) <= 12, silent

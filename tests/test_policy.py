@@ -1,0 +1,314 @@
+"""python -m pytest tests/test_policy.py: packing, attention, log-probabilities and gradients of policy.py."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import run_script, save_tiny_model
+from transformers import AutoModelForCausalLM
+
+import policy as model
+from config import ConfigError
+from train_grpo import policy_loss, token_weights
+
+
+def make_rollouts(seed=0, prompt_lens=(3, 9, 5, 5, 2), response_lens=(4, 1, 11, 30, 7)):
+    rng = np.random.default_rng(seed)
+    return [SimpleNamespace(prompt_ids=rng.integers(2, 100, p).tolist(), response_ids=rng.integers(2, 100, r).tolist(),
+                            rollout_logprobs=np.zeros(r, np.float32)) for p, r in zip(prompt_lens, response_lens)]
+
+
+def plain_logprobs(path, rollout, temperature):
+    """The plain twin: one sequence, the whole logits, log_softmax. -> logprobs, entropy of the response tokens."""
+    hf = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    ids = torch.tensor([list(rollout.prompt_ids) + list(rollout.response_ids)])
+    logp = (hf(ids).logits[0, :-1].float() / temperature).log_softmax(-1)[len(rollout.prompt_ids) - 1:]  # (r, V)
+    targets = torch.tensor(rollout.response_ids)
+    return logp.gather(-1, targets[:, None])[:, 0].detach(), -(logp.exp() * logp).sum(-1).detach()
+
+
+def logprobs_of(policy, rollouts, device, temperature=1.0, max_tokens=1000):
+    """{rollout index: (logprobs, entropy)} through packing."""
+    found = {}
+    for batch in model.pack(rollouts, range(len(rollouts)), max_tokens, 0, 1, device):
+        logprobs, entropy = model.token_logprobs(policy, batch, temperature)
+        for i in batch.response_index.unique().tolist():
+            mask = batch.response_index == i
+            found[i] = logprobs[mask].detach(), entropy[mask].detach()
+    return found
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("max_tokens", [1000, 40, 1])
+def test_packed_logprobs_and_entropy_equal_those_of_single_sequences(tied_model, one_process, temperature, max_tokens):
+    policy = model.load_policy(tied_model, one_process[2], "float32")
+    rollouts = make_rollouts()
+    got = logprobs_of(policy, rollouts, one_process[2], temperature, max_tokens)
+    for i, rollout in enumerate(rollouts):
+        want = plain_logprobs(tied_model, rollout, temperature)
+        assert torch.allclose(got[i][0], want[0], atol=2e-5), (i, (got[i][0] - want[0]).abs().max())
+        assert torch.allclose(got[i][1], want[1], atol=2e-5)
+    without = plain_logprobs(tied_model, rollouts[3], 1.0)[0]
+    if temperature != 1.0:  # the trap: log-probs without the division by the temperature are far off
+        assert (got[3][0] - without).abs().max() > 0.05
+
+
+def test_a_packed_sequence_does_not_see_its_neighbours(tied_model, one_process):
+    policy = model.load_policy(tied_model, one_process[2], "float32")
+    rollouts = make_rollouts()
+    before = logprobs_of(policy, rollouts, one_process[2])
+    rollouts[3].response_ids = [(t + 7) % 100 for t in rollouts[3].response_ids]
+    rollouts[3].prompt_ids = [(t + 7) % 100 for t in rollouts[3].prompt_ids]
+    after = logprobs_of(policy, rollouts, one_process[2])
+    for i in (0, 1, 2, 4):
+        assert torch.equal(before[i][0], after[i][0])
+    assert not torch.allclose(before[3][0], after[3][0], atol=0.1)
+
+
+def test_packing_keeps_every_response_token_once_and_balances_micro_batches():
+    rollouts = make_rollouts(prompt_lens=[5] * 40, response_lens=list(range(1, 41)))
+    batches = [model.pack(rollouts, range(40), 120, rank, 2, "cpu") for rank in range(2)]
+    assert len(batches[0]) == len(batches[1])
+    seen, sizes = {}, []
+    for batch in (b for part in batches for b in part):
+        sizes.append(len(batch.ids))
+        assert len(batch.ids) <= 120 and batch.cu_lens.tolist() == np.cumsum([0] + batch.lens).tolist()
+        for i in batch.response_index.unique().tolist():
+            seen[i] = batch.targets[batch.response_index == i].tolist()
+    assert seen == {i: r.response_ids for i, r in enumerate(rollouts)}
+    assert max(sizes) - min(sizes) <= 20
+
+
+def test_a_rank_without_work_gets_one_token_that_weighs_nothing():
+    parts = [model.pack(make_rollouts()[:1], [0], 100, rank, 2, "cpu") for rank in range(2)]
+    assert [len(p) for p in parts] == [1, 1]
+    empty = parts[1][0] if len(parts[0][0].targets) else parts[0][0]
+    assert len(empty.ids) == 1 and len(empty.targets) == 0
+
+
+def test_empty_responses_are_left_out():
+    rollouts = make_rollouts(response_lens=(4, 0, 11, 0, 7))
+    (batch,) = model.pack(rollouts, range(5), 1000, 0, 1, "cpu")
+    assert set(batch.response_index.tolist()) == {0, 2, 4}
+
+
+@pytest.mark.parametrize("chunk", [2**24, 300])
+@pytest.mark.parametrize("bias", [True, False])
+def test_fused_logprobs_equal_the_plain_ones_in_values_and_gradients(monkeypatch, chunk, bias):
+    monkeypatch.setattr(model, "CHUNK_LOGITS", chunk)  # 300: three tokens a chunk
+    torch.manual_seed(0)
+    hidden = torch.randn(17, 8, requires_grad=True)
+    weight, b = torch.randn(100, 8, requires_grad=True), torch.randn(100, requires_grad=True) if bias else None
+    targets, go, ge = torch.randint(0, 100, (17,)), torch.randn(17), torch.randn(17)
+    logp = torch.nn.functional.linear(hidden, weight, b).div(0.7).log_softmax(-1)
+    plain = logp.gather(-1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
+    fused = model.TokenLogprobs.apply(hidden, weight, b, targets, 0.7)
+    inputs = [hidden, weight] + ([b] if bias else [])
+    for p, f in zip(plain, fused):
+        assert torch.allclose(p, f, atol=1e-5)
+    want = torch.autograd.grad((plain[0] * go + plain[1] * ge).sum(), inputs)
+    got = torch.autograd.grad((fused[0] * go + fused[1] * ge).sum(), inputs)
+    for w, g in zip(want, got):
+        assert torch.allclose(w, g, atol=1e-4)
+
+
+def test_fused_logprobs_of_bf16_are_summed_in_fp32():
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(64, 32).bfloat16(), torch.randn(50_000, 32).bfloat16()
+    targets = torch.randint(0, 50_000, (64,))
+    exact = (hidden.double() @ weight.double().T).log_softmax(-1)
+    got, entropy = model.TokenLogprobs.apply(hidden, weight, None, targets, 1.0)
+    assert got.dtype == torch.float32
+    assert (got - exact.gather(-1, targets[:, None])[:, 0]).abs().max() < 1e-4
+    assert (entropy + (exact.exp() * exact).sum(-1)).abs().max() < 1e-4
+
+
+def test_fused_logprobs_never_hold_the_logits_of_all_tokens(monkeypatch):
+    """8,192 tokens x 32,000 words are 1 GB in fp32; the largest tensor made must stay near the 64 MB chunk."""
+    largest = 0
+    real = model.scaled_logits
+
+    def watch(hidden, weight, bias, temperature):
+        nonlocal largest
+        logits = real(hidden, weight, bias, temperature)
+        largest = max(largest, logits.numel())
+        return logits
+
+    monkeypatch.setattr(model, "scaled_logits", watch)
+    hidden = torch.randn(2048, 4, requires_grad=True)
+    logprobs, _ = model.TokenLogprobs.apply(hidden, torch.randn(32_000, 4), None, torch.zeros(2048, dtype=torch.long), 1.0)
+    logprobs.sum().backward()
+    assert largest <= model.CHUNK_LOGITS
+
+
+def gradients(policy, rollouts, device, max_tokens=1000, rank=0, world=1, prompt_weight=None):
+    """The gradient of one update of train_grpo.main, as {name: full tensor}."""
+    advantages_R = torch.linspace(-1, 1, len(rollouts))
+    lens = torch.tensor([len(r.response_ids) for r in rollouts])
+    weights_R = token_weights(lens, len(rollouts), int(lens.sum()), "seq_mean", 64)
+    for batch in model.pack(rollouts, range(len(rollouts)), max_tokens, rank, world, device):
+        logprobs, entropy = model.token_logprobs(policy, batch, 0.7)
+        loss = policy_loss(logprobs, logprobs.detach() + 0.1, advantages_R[batch.response_index], 0.2, 0.2) - 0.01 * entropy
+        ((weights_R[batch.response_index] * loss).sum() * world).backward()
+    found = {n: (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).clone() for n, p in policy.named_parameters()}
+    policy.zero_grad()
+    return found
+
+
+def assert_same_gradients(a, b, tolerance=1e-5):
+    for name in a:
+        assert (a[name] - b[name]).norm() <= tolerance * (a[name].norm() + 1e-8), name
+
+
+def test_the_gradient_does_not_depend_on_micro_batches(tied_model, one_process):
+    policy = model.load_policy(tied_model, one_process[2], "float32")
+    whole = gradients(policy, make_rollouts(), one_process[2])
+    assert sum(g.abs().sum() for g in whole.values()) > 0
+    for max_tokens in (50, 20, 1):
+        assert_same_gradients(whole, gradients(policy, make_rollouts(), one_process[2], max_tokens))
+
+
+def test_the_gradient_does_not_depend_on_ranks_also_when_one_has_nothing(tied_model, tmp_path):
+    """The same five ragged responses on 1 and 2 ranks; and one response on 2 ranks, of which one stays empty."""
+    for nproc in (1, 2):
+        done = run_script(__file__, tied_model, tmp_path / str(nproc), nproc=nproc)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = torch.load(tmp_path / "1", weights_only=True), torch.load(tmp_path / "2", weights_only=True)
+    for case in ("ragged", "single"):
+        assert_same_gradients(one[case], two[case])
+
+
+def test_gradient_checkpointing_changes_memory_not_gradients(tied_model, one_process):
+    plain = gradients(model.load_policy(tied_model, one_process[2], "float32"), make_rollouts(), one_process[2])
+    saving = gradients(model.load_policy(tied_model, one_process[2], "float32", checkpointing=True), make_rollouts(), one_process[2])
+    assert_same_gradients(plain, saving)
+
+
+def test_prompt_tokens_have_no_loss(tied_model, one_process):
+    """Only response tokens are scored: as many log-probs as response tokens, each at the position before its token."""
+    rollouts = make_rollouts()
+    for batch in model.pack(rollouts, range(5), 1000, 0, 1, one_process[2]):
+        assert len(batch.targets) == sum(len(r.response_ids) for r in rollouts)
+        starts = batch.cu_lens[:-1].tolist()
+        for start, i in zip(starts, dict.fromkeys(batch.response_index.tolist())):
+            rows = batch.rows[batch.response_index == i]
+            assert rows[0] == start + len(rollouts[i].prompt_ids) - 1
+            assert batch.ids[rows[1:]].tolist() == rollouts[i].response_ids[:-1]  # the state before the next token
+
+
+def test_eos_is_trained_when_pad_is_eos(tmp_path, one_process):
+    path = save_tiny_model(tmp_path, pad_is_eos=True)
+    policy = model.load_policy(path, one_process[2], "float32")
+    rollouts = [SimpleNamespace(prompt_ids=[5, 6], response_ids=[1], rollout_logprobs=np.zeros(1, np.float32))]
+    (batch,) = model.pack(rollouts, [0], 100, 0, 1, one_process[2])
+    assert batch.targets.tolist() == [1]  # EOS = pad = 1 is the only response token
+    model.token_logprobs(policy, batch, 1.0)[0].sum().backward()
+    assert policy.hf.model.norm.weight.grad.full_tensor().abs().sum() > 0
+
+
+def test_optimizer_state_is_fp32_and_a_small_lr_still_moves_the_weights_of_a_bf16_run(tied_model, one_process):
+    policy = model.load_policy(tied_model, one_process[2], "bfloat16")
+    assert all(p.dtype == torch.float32 for p in policy.parameters())
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, weight_decay=0.0)
+    before = {n: p.full_tensor().clone() for n, p in policy.named_parameters()}
+    (batch,) = model.pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
+    model.token_logprobs(policy, batch, 1.0)[0].sum().backward()
+    assert np.isfinite(model.clip_and_step(policy, optimizer, 1.0, 1e-6))
+    for name, p in policy.named_parameters():
+        if "layers" in name and "weight" in name:
+            assert (p.full_tensor() != before[name]).float().mean() > 0.5, name
+
+
+def test_a_gradient_that_is_not_finite_changes_neither_weights_nor_adam(tied_model, one_process):
+    policy = model.load_policy(tied_model, one_process[2], "float32")
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
+    (batch,) = model.pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
+    for factor in (1.0, float("nan")):
+        before = {n: p.full_tensor().clone() for n, p in policy.named_parameters()}
+        (model.token_logprobs(policy, batch, 1.0)[0].sum() * factor).backward()
+        norm = model.clip_and_step(policy, optimizer, 1.0, 1e-2)
+        same = all(torch.equal(before[n], p.full_tensor()) for n, p in policy.named_parameters())
+        assert same == (factor != factor) and np.isfinite(norm) == (factor == factor)
+    assert next(iter(optimizer.state.values()))["step"] == 1
+
+
+def test_grad_norm_is_the_norm_before_clipping(tied_model, one_process):
+    policy = model.load_policy(tied_model, one_process[2], "float32")
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
+    want = gradients(policy, make_rollouts(), one_process[2])
+    norm = sum(float(g.double().square().sum()) for g in want.values()) ** 0.5
+    rollouts = make_rollouts()
+    advantages = torch.linspace(-1, 1, 5)
+    lens = torch.tensor([len(r.response_ids) for r in rollouts])
+    weights = token_weights(lens, 5, int(lens.sum()), "seq_mean", 64)
+    (batch,) = model.pack(rollouts, range(5), 1000, 0, 1, one_process[2])
+    logprobs, entropy = model.token_logprobs(policy, batch, 0.7)
+    loss = policy_loss(logprobs, logprobs.detach() + 0.1, advantages[batch.response_index], 0.2, 0.2) - 0.01 * entropy
+    (weights[batch.response_index] * loss).sum().backward()
+    assert model.clip_and_step(policy, optimizer, 1e-3, 0.0) == pytest.approx(norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_export_is_a_plain_directory_with_the_same_logprobs(tmp_path, one_process, tied):
+    from transformers import AutoTokenizer
+
+    path = save_tiny_model(tmp_path / "model", tied=tied)
+    policy = model.load_policy(path, one_process[2], "float32")
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
+    (batch,) = model.pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
+    model.token_logprobs(policy, batch, 1.0)[0].sum().backward()
+    model.clip_and_step(policy, optimizer, 1.0, 1e-2)
+    model.export_hf(policy, AutoTokenizer.from_pretrained(path), str(tmp_path / "out"), torch.float32)
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) == len(AutoTokenizer.from_pretrained(path))
+    got = logprobs_of(policy, make_rollouts(), one_process[2])
+    for i, rollout in enumerate(make_rollouts()):
+        assert torch.allclose(got[i][0], plain_logprobs(tmp_path / "out", rollout, 1.0)[0], atol=2e-5)
+    assert not torch.allclose(got[0][0], plain_logprobs(path, make_rollouts()[0], 1.0)[0], atol=1e-2)
+
+
+def test_a_checkpoint_brings_back_weights_and_optimizer_and_keeps_two(tmp_path, tied_model, one_process):
+    def train(policy, optimizer, steps):
+        for _ in range(steps):
+            (batch,) = model.pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
+            model.token_logprobs(policy, batch, 1.0)[0].mean().backward()
+            model.clip_and_step(policy, optimizer, 1.0, 1e-3)
+
+    def fresh():
+        policy = model.load_policy(tied_model, one_process[2], "float32")
+        return policy, torch.optim.AdamW(policy.parameters(), lr=1e-3)
+
+    straight = fresh()
+    train(*straight, 4)
+    first = fresh()
+    train(*first, 2)
+    for step in (1, 2, 3):
+        model.save_state(str(tmp_path), step, *first, {"prompts_seen": 10 * step})
+    assert model.saved_steps(str(tmp_path)) == [2, 3]
+    assert model.read_state(str(tmp_path)) == {"step": 3, "prompts_seen": 30}
+    second = fresh()
+    model.load_state(str(tmp_path), 3, *second)
+    train(*second, 2)
+    for a, b in zip(straight[0].parameters(), second[0].parameters()):
+        assert torch.equal(a.full_tensor(), b.full_tensor())
+
+
+def test_models_whose_head_we_do_not_compute_are_refused():
+    with pytest.raises(ConfigError, match="final_logit_softcapping"):
+        model.refuse_unusual_heads(SimpleNamespace(model_type="gemma2", final_logit_softcapping=30.0))
+    with pytest.raises(ConfigError, match="sliding"):
+        model.refuse_unusual_heads(SimpleNamespace(model_type="gemma3", layer_types=["sliding_attention"]))
+
+
+if __name__ == "__main__":  # a rank of test_the_gradient_does_not_depend_on_ranks
+    from common import init_distributed
+
+    rank, world, device = init_distributed()
+    policy = model.load_policy(sys.argv[1], device, "float32")
+    result = {"ragged": gradients(policy, make_rollouts(), device, 40, rank, world),
+              "single": gradients(policy, make_rollouts()[:1], device, 40, rank, world)}
+    if rank == 0:
+        torch.save(result, sys.argv[2])
+    print(json.dumps({"rank": rank}))

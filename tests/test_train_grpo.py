@@ -1,0 +1,165 @@
+"""python -m pytest tests/test_train_grpo.py: the math of train_grpo.py, in numbers one can check by hand."""
+
+import math
+
+import pytest
+import torch
+
+import train_grpo
+from config import ConfigError
+from train_grpo import (Config, check_config, group_advantages, kl_penalty, learning_rate, mismatch_weights, policy_loss,
+                        token_weights)
+
+
+def test_advantages_are_reward_minus_mean_over_the_unbiased_std():
+    got = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), divide_by_std=True, eps=0.0)
+    assert torch.allclose(got, torch.tensor([[1.5, -0.5, -0.5, -0.5]]))  # mean 1/4, std sqrt((9 + 3) / 16 / 3) = 1/2
+    got = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), divide_by_std=False)
+    assert torch.allclose(got, torch.tensor([[0.75, -0.25, -0.25, -0.25]]))
+
+
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 1.1, 2.3])
+@pytest.mark.parametrize("group", [2, 8, 24, 32])
+@pytest.mark.parametrize("divide", [True, False])
+def test_a_group_that_agrees_has_exactly_zero_advantage(value, group, divide):
+    rewards = torch.tensor([[value] * group], dtype=torch.float32)
+    assert (group_advantages(rewards, divide, eps=1e-8) == 0).all()
+
+
+def test_a_group_of_one_has_advantage_zero_and_not_nan():
+    assert group_advantages(torch.tensor([[0.7], [0.2]]), divide_by_std=True).tolist() == [[0.0], [0.0]]
+
+
+def test_advantages_follow_the_row_and_do_not_depend_on_other_groups():
+    rewards = torch.rand(5, 8, generator=torch.Generator().manual_seed(0))
+    whole = group_advantages(rewards, True)
+    assert torch.equal(whole[3:4], group_advantages(rewards[3:4], True))
+    shuffled = torch.randperm(8, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(group_advantages(rewards[:, shuffled], True), whole[:, shuffled])
+    assert whole.sum(dim=1).abs().max() < 1e-5
+
+
+def test_one_winner_of_32_has_advantage_5_48():
+    rewards = torch.zeros(1, 32)
+    rewards[0, 3] = 1
+    assert group_advantages(rewards, True, eps=0.0)[0, 3].item() == pytest.approx(math.sqrt(30.03125), abs=1e-3)  # 5.48
+
+
+def test_the_three_aggregations_by_hand():
+    lens = torch.tensor([2, 6])  # two responses, eight tokens
+    assert token_weights(lens, 2, 8, "seq_mean", 10).tolist() == pytest.approx([1 / 4, 1 / 12])
+    assert token_weights(lens, 2, 8, "token_mean", 10).tolist() == pytest.approx([1 / 8, 1 / 8])
+    assert token_weights(lens, 2, 8, "constant", 10).tolist() == pytest.approx([1 / 20, 1 / 20])
+    # loss 1 on the first response's tokens, 3 on the second's
+    for agg, want in (("seq_mean", 2.0), ("token_mean", (2 * 1 + 6 * 3) / 8), ("constant", (2 * 1 + 6 * 3) / 20)):
+        weights = token_weights(lens, 2, 8, agg, 10)
+        assert float(weights[0] * 2 * 1 + weights[1] * 6 * 3) == pytest.approx(want)
+
+
+def test_clip_stops_the_gradient_only_on_the_side_that_gains():
+    for advantage, log_ratio, moves in [(1, 0.5, False), (1, -0.5, True), (-1, 0.5, True), (-1, -0.5, False),
+                                        (1, 0.1, True), (-1, -0.1, True)]:
+        logprobs = torch.tensor([log_ratio], requires_grad=True)
+        policy_loss(logprobs, torch.zeros(1), torch.tensor([float(advantage)]), 0.2, 0.28).sum().backward()
+        assert (logprobs.grad.item() != 0) == moves, (advantage, log_ratio)
+
+
+def test_clip_bounds_are_one_minus_low_and_one_plus_high():
+    log = torch.tensor([1.27, 1.29, 0.81, 0.79]).log()
+    loss = policy_loss(log, torch.zeros(4), torch.tensor([1.0, 1.0, -1.0, -1.0]), 0.2, 0.28)
+    assert loss.tolist() == pytest.approx([-1.27, -1.28, 0.81, 0.8])
+
+
+def test_the_first_update_is_the_plain_policy_gradient():
+    logprobs = torch.tensor([-1.0, -2.0], requires_grad=True)
+    policy_loss(logprobs, logprobs.detach(), torch.tensor([2.0, -3.0]), 0.2, 0.2).sum().backward()
+    assert logprobs.grad.tolist() == [-2.0, 3.0]
+
+
+def exact_kl_gradients(kl_in):
+    """The expected gradient of the KL term over a categorical of six, by enumeration, and those of both exact KLs."""
+    torch.manual_seed(0)
+    theta = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    ref = torch.randn(6, dtype=torch.float64).log_softmax(0)
+    logp = theta.log_softmax(0)
+    p = logp.detach().exp()
+    if kl_in == "reward_k1":  # as main() does: -coef * (old - ref) joins the advantage of an on-policy surrogate
+        term = policy_loss(logp, logp.detach(), -(logp.detach() - ref), 0.2, 0.2)
+    else:
+        term = kl_penalty(logp, ref, kl_in)
+    (got,) = torch.autograd.grad((p * term).sum(), theta, retain_graph=True)
+    (reverse,) = torch.autograd.grad((logp.exp() * (logp - ref)).sum(), theta, retain_graph=True)
+    (forward,) = torch.autograd.grad((ref.exp() * (ref - logp)).sum(), theta)
+    return got, reverse, forward
+
+
+def test_k1_in_the_reward_and_k2_in_the_loss_have_the_gradient_of_the_reverse_kl():
+    for kl_in in ("reward_k1", "loss_k2"):
+        got, reverse, forward = exact_kl_gradients(kl_in)
+        assert torch.allclose(got, reverse, atol=1e-12) and not torch.allclose(got, forward, atol=1e-2), kl_in
+
+
+def test_k3_in_the_loss_has_the_gradient_of_the_forward_kl():
+    got, reverse, forward = exact_kl_gradients("loss_k3")
+    assert torch.allclose(got, forward, atol=1e-12) and not torch.allclose(got, reverse, atol=1e-2)
+
+
+def test_without_a_kl_in_the_loss_there_is_no_gradient():
+    logprobs = torch.tensor([-1.0, -5.0], requires_grad=True)
+    for kl_in in ("none", "reward_k1"):
+        penalty = kl_penalty(logprobs, torch.zeros(2), kl_in)
+        assert (penalty == 0).all() and not penalty.requires_grad
+
+
+def test_a_step_on_the_kl_term_alone_brings_the_policy_closer():
+    """The sign: two published trainers maximise it."""
+    for kl_in in ("reward_k1", "loss_k2", "loss_k3"):
+        torch.manual_seed(0)
+        theta = torch.randn(6, dtype=torch.float64)
+        ref = torch.randn(6, dtype=torch.float64).log_softmax(0)
+        got, _, _ = exact_kl_gradients(kl_in)
+
+        def kl(t, ref=ref):
+            return float((t.softmax(0) * (t.log_softmax(0) - ref)).sum())
+
+        assert kl(theta - 0.1 * got) < kl(theta), kl_in
+
+
+def test_policy_equal_to_reference_has_no_penalty():
+    logprobs = torch.tensor([-1.0, -5.0])
+    for kl_in in ("none", "loss_k2", "loss_k3"):
+        assert (kl_penalty(logprobs, logprobs.clone(), kl_in) == 0).all()
+
+
+def test_mismatch_weights_are_cut_above_the_cap_and_carry_no_gradient():
+    old = torch.tensor([0.1, 1.0, 10.0]).log().requires_grad_()
+    weights = mismatch_weights(old, torch.zeros(3), cap=2.0)
+    assert weights.tolist() == pytest.approx([0.1, 1.0, 2.0]) and not weights.requires_grad
+    assert mismatch_weights(old, torch.zeros(3), cap=0.0).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_learning_rate_of_every_step_by_hand():
+    def lrs(schedule, **kw):
+        return [learning_rate(s, 1.0, schedule, kw.get("warmup", 0), 4, kw.get("low", 0.0)) for s in (1, 2, 3, 4)]
+
+    assert lrs("constant") == [1, 1, 1, 1]
+    assert lrs("linear") == pytest.approx([1, 0.75, 0.5, 0.25])
+    assert lrs("cosine") == pytest.approx([1, 0.853553, 0.5, 0.146447], abs=1e-6)
+    assert lrs("constant", warmup=2) == pytest.approx([1 / 3, 2 / 3, 1, 1])
+    assert lrs("linear", low=0.2) == pytest.approx([1, 0.8, 0.6, 0.4])
+
+
+@pytest.mark.parametrize("setting, message", [
+    (dict(top_p=0.9), "top_p"), (dict(temperature=0.0), "temperature"), (dict(prompts_per_step=9), "divisible"),
+    (dict(tensor_parallel=3), "tensor_parallel"), (dict(updates_per_step=7), "updates_per_step"), (dict(lr=-1.0), "lr"),
+    (dict(group_size=0), "group_size"), (dict(shard_size=3), "shard_size"), (dict(eval_every=-1), "eval_every"),
+])
+def test_bad_settings_are_one_line(setting, message):
+    with pytest.raises(ConfigError) as error:
+        check_config(Config(**setting), world=2)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_defaults_pass_their_own_check():
+    check_config(Config(), world=8)
+    assert train_grpo.Config().lr == 1e-6

@@ -1,0 +1,377 @@
+"""
+GRPO, from prompts to new weights: prompt -> rollout -> reward -> advantage -> loss -> weight sync, top to bottom.
+
+    torchrun --standalone --nproc-per-node=8 train_grpo.py recipes/tinyzero_grpo.py [--setting value ...]
+    python train_grpo.py recipes/tinyzero_grpo.py --check      # settings, data, prompt and reward, no weights
+
+Start reading at main(). Shape comments: P prompts of a step, G samples a prompt, R = P * G responses, T response
+tokens of a packed micro-batch. Every rank sees all rollouts of the step: the batch is global, only compute is shared.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+import common
+import data
+import policy as model
+import rewards
+import rollout as sampler
+from config import ConfigError, load_config
+from eval import evaluate, explain_prompt, resolve_model
+from metrics import StepStats, console_line, seconds, summarise
+
+
+@dataclass(frozen=True)
+class Config:
+    # run
+    name: str = "run"                    # the run lies in out/<name>/
+    seed: int = 0                        # decides data order and every sampled token
+    num_steps: int = 100                 # steps of rollout + update
+    eval_every: int = 10                 # held-out evaluation every so many steps, 0 = only before and after
+    save_every: int = 50                 # checkpoint every so many steps, 0 = only the last
+    wandb: Literal["off", "offline", "online"] = "off"  # metrics.jsonl is always written
+    check: bool = False                  # validate settings, data, prompt and reward on real rows, then stop
+
+    # model
+    model: str = "Qwen/Qwen2.5-3B"       # Hugging Face directory or hub id
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of compute and engine; auto: bfloat16 on GPU, float32 on CPU
+    checkpointing: bool = True           # recompute activations in backward: less memory, about a quarter slower
+    max_tokens_per_gpu: int = 16384      # tokens of one micro-batch; halve it when out of memory, results stay the same
+    shard_size: int = 0                  # ranks that share one copy of the weights; 0 = all, 8 = inside each node
+
+    # data
+    data: str | dict = "countdown"       # source name, or {name: weight}
+    data_path: str = ""                  # local JSONL, parquet or directory instead of the hub
+    data_limit: int = 0                  # use only so many rows, 0 = all
+    template: str | dict = "tinyzero_base"  # prompt template, or {source: template}
+    reward: str | dict = "tinyzero_countdown"  # reward name, or {source: reward}
+    max_prompt_len: int = 256            # tokens; longer prompts are refused and counted
+
+    # rollout
+    prompts_per_step: int = 128          # over all GPUs
+    group_size: int = 8                  # samples of each prompt
+    max_response_len: int = 1024         # tokens
+    temperature: float = 1.0             # the loss uses log-probs at this temperature too
+    top_p: float = 1.0                   # must stay 1: anything less biases every ratio
+    stop: tuple = ()                     # strings that end a response, e.g. ("</answer>",); EOS always does
+    max_num_seqs: int = 256              # sequences decoded together in one engine
+    kv_cache_gb: float = 0.0             # per engine; 0 = room for max_num_seqs full sequences, at most 35 % of the GPU
+    tensor_parallel: int = 1             # GPUs per engine
+    rollout_deadline_s: float = 3600.0   # after it, unfinished responses are cut off and count as truncated
+    dynamic_sampling: int = 0            # extra rollout rounds to replace groups whose rewards all agree (DAPO)
+
+    # algorithm
+    updates_per_step: int = 1            # optimizer steps on one batch of rollouts, disjoint parts of it
+    adv_std: bool = True                 # divide by the group's std (GRPO); False: Dr. GRPO
+    adv_eps: float = 1e-6                # added to that std
+    loss_agg: Literal["seq_mean", "token_mean", "constant"] = "token_mean"  # GRPO, DAPO, Dr. GRPO
+    clip_low: float = 0.2                # ratio below 1 - clip_low ...
+    clip_high: float = 0.2               # ... or above 1 + clip_high gets no gradient (DAPO 0.28)
+    kl_in: Literal["none", "reward_k1", "loss_k2", "loss_k3"] = "none"  # where the penalty to the start model stands
+    kl_coef: float = 0.001               # its weight
+    entropy_coef: float = 0.0            # entropy bonus
+    on_truncated: Literal["keep", "mask"] = "keep"  # keep: trained on, with the reward's failure value; mask: no gradient
+    mismatch_cap: float = 2.0            # truncated importance weight of engine against trainer, 0 = off
+    mismatch_bound: float = 0.0          # stop above this mean |rollout - trainer| log-prob; 0 = 0.001 fp32, 0.1 bf16
+
+    # optimizer
+    lr: float = 1e-6                     # peak
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"  # after the warm-up
+    lr_min_ratio: float = 0.0            # where linear and cosine end, as a share of lr
+    warmup_steps: int = 0                # linear, from lr / (warmup_steps + 1)
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    weight_decay: float = 0.01
+    grad_clip: float = 1.0               # 0 = off
+
+    # held-out evaluation
+    eval_data: str | dict = ""           # source name; empty = data, split "test"
+    eval_path: str = ""                  # local file instead of the hub
+    eval_prompts: int = 128
+    eval_samples: int = 4                # sampled at `temperature`; one greedy response beside them
+
+
+def group_advantages(rewards, divide_by_std, eps=1e-6):
+    """
+    rewards (P, G) -> advantages (P, G): the reward minus the group's mean, over the group's std if asked for.
+
+    GRPO, arXiv 2402.03300, section 4.1.2 (with std, unbiased); Dr. GRPO, arXiv 2503.20783, section 3.2 (without).
+    Every row sums to 0. A group that agrees, or of one, is exactly 0: in float32 eight times 0.1 is not.
+    """
+    rewards = rewards.double()
+    advantages = rewards - rewards.mean(dim=1, keepdim=True)
+    if divide_by_std and rewards.shape[1] > 1:
+        advantages = advantages / (rewards.std(dim=1, keepdim=True) + eps)
+    agrees = rewards.amax(dim=1) == rewards.amin(dim=1)
+    return advantages.masked_fill(agrees[:, None], 0.0).float()
+
+
+def token_weights(response_lens, num_responses, num_tokens, loss_agg, max_response_len):
+    """
+    The weight of each token of each response, so that the loss of one update is sum_t weight_t * loss_t however the
+    tokens are cut into micro-batches and dealt to GPUs.
+
+        seq_mean    1 / (num_responses * len)        GRPO, arXiv 2402.03300, eq. 3
+        token_mean  1 / num_tokens                   DAPO, arXiv 2503.14476, eq. 8
+        constant    1 / (num_responses * max_len)    Dr. GRPO, arXiv 2503.20783: no reward for being short or long
+
+    response_lens (R,); num_responses and num_tokens are counts of the whole update on all GPUs -> (R,)
+    """
+    lens = response_lens.double().clamp(min=1)
+    if loss_agg == "seq_mean":
+        return (1 / (num_responses * lens)).float()
+    if loss_agg == "token_mean":
+        return torch.full_like(lens, 1 / num_tokens).float()
+    if loss_agg == "constant":
+        return torch.full_like(lens, 1 / (num_responses * max_response_len)).float()
+    raise ValueError(f"loss_agg {loss_agg!r}")
+
+
+def policy_loss(logprobs, old_logprobs, advantages, clip_low, clip_high):
+    """Clipped surrogate of each token, arXiv 1707.06347, eq. 7; all (T,). No gradient once the ratio has gained enough."""
+    ratio = (logprobs - old_logprobs).exp()
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return -torch.minimum(ratio * advantages, clipped * advantages)
+
+
+def kl_penalty(logprobs, ref_logprobs, kl_in):
+    """
+    Penalty of each token, always added to the loss; all (T,). joschu.net/blog/kl-approx.html, x = log ref - log policy.
+
+        loss_k2     x^2 / 2        gradient of KL(policy || ref) on-policy
+        loss_k3     e^x - 1 - x    the GRPO paper's; gradient of KL(ref || policy), explodes where policy << ref
+        reward_k1   0 here: -kl_coef * (old_logprobs - ref_logprobs) is added to the advantage instead
+    """
+    x = ref_logprobs - logprobs
+    if kl_in == "loss_k2":
+        return x.square() / 2
+    if kl_in == "loss_k3":
+        return x.exp() - 1 - x
+    return torch.zeros_like(x)
+
+
+def mismatch_weights(old_logprobs, rollout_logprobs, cap):
+    """
+    Truncated importance weight of each token, min(trainer / engine, cap), for samples that the engine drew with
+    slightly other probabilities than the trainer computes; (T,), no gradient. arXiv 2505.24034, eq. 5; cap 0: all 1.
+    """
+    if cap == 0:
+        return torch.ones_like(old_logprobs)
+    return (old_logprobs - rollout_logprobs).detach().exp().clamp(max=cap)
+
+
+def learning_rate(step, lr, schedule, warmup_steps, num_steps, min_ratio):
+    """The lr of step 1, 2, ...: linear warm-up that never wastes a step on 0, then constant, linear or cosine."""
+    if step <= warmup_steps:
+        return lr * step / (warmup_steps + 1)
+    done = (step - warmup_steps - 1) / max(1, num_steps - warmup_steps)
+    if schedule == "constant":
+        return lr
+    shape = 1 - done if schedule == "linear" else (1 + torch.cos(torch.tensor(torch.pi * done)).item()) / 2
+    return lr * (min_ratio + (1 - min_ratio) * shape)
+
+
+def check_config(cfg, world):
+    """What can be known to be wrong before any file is opened; each line says what, where and the fix."""
+    engines = world // cfg.tensor_parallel
+    if cfg.top_p != 1.0:
+        raise ConfigError(f"top_p = {cfg.top_p} biases every log-prob by up to {-torch.tensor(cfg.top_p).log():.2f}: leave it 1")
+    if not 0 < cfg.temperature <= 2 or cfg.temperature < 0.01:
+        raise ConfigError(f"temperature = {cfg.temperature} must lie in 0.01 ... 2")
+    if cfg.tensor_parallel < 1 or world % cfg.tensor_parallel:
+        raise ConfigError(f"tensor_parallel = {cfg.tensor_parallel} does not divide the {world} processes")
+    if cfg.prompts_per_step % engines:
+        raise ConfigError(f"prompts_per_step = {cfg.prompts_per_step} is not divisible by the {engines} engines "
+                          f"({world} processes / tensor_parallel {cfg.tensor_parallel}): make it a multiple of {engines}")
+    if cfg.prompts_per_step % cfg.updates_per_step:
+        raise ConfigError(f"updates_per_step = {cfg.updates_per_step} does not divide prompts_per_step = {cfg.prompts_per_step}")
+    if cfg.shard_size and world % cfg.shard_size:
+        raise ConfigError(f"shard_size = {cfg.shard_size} does not divide the {world} processes")
+    for name in ("prompts_per_step", "group_size", "updates_per_step", "max_response_len", "max_prompt_len", "num_steps",
+                 "max_tokens_per_gpu", "max_num_seqs", "lr", "rollout_deadline_s"):
+        if getattr(cfg, name) <= 0:
+            raise ConfigError(f"{name} = {getattr(cfg, name)} must be greater than 0")
+    for name in ("eval_every", "save_every", "eval_prompts", "eval_samples", "warmup_steps", "grad_clip", "kv_cache_gb",
+                 "clip_low", "clip_high", "kl_coef", "mismatch_cap", "dynamic_sampling", "data_limit", "weight_decay"):
+        if getattr(cfg, name) < 0:
+            raise ConfigError(f"{name} = {getattr(cfg, name)} must not be negative")
+
+
+def main():
+    # ------------------------------------------------------------------------------------------------------------
+    # setup: everything that can be wrong is found here, before weights are loaded
+    # ------------------------------------------------------------------------------------------------------------
+    cfg, origin = load_config(Config)
+    rank, world, device = common.init_distributed()
+    check_config(cfg, world)
+    dtype = cfg.dtype if cfg.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
+    engines, engine_rank = world // cfg.tensor_parallel, rank // cfg.tensor_parallel
+
+    path, hf_config, tokenizer, stop_ids = resolve_model(cfg.model, cfg.max_prompt_len + cfg.max_response_len)
+    load = dict(max_prompt_len=cfg.max_prompt_len, vocab_size=hf_config.vocab_size, seed=cfg.seed,
+                check_answer=rewards.check_answer)
+    prompts, mixture = data.load_prompts(cfg.data, cfg.template, cfg.reward, tokenizer, split="train",
+                                         paths=cfg.data_path or None, limit=cfg.data_limit or None, **load)
+    eval_set, _ = data.load_prompts(cfg.eval_data or cfg.data, cfg.template, cfg.reward, tokenizer, split="test",
+                                    paths=cfg.eval_path or cfg.data_path or None, limit=cfg.eval_prompts or None, **load)
+    if cfg.check:
+        return common.print0(explain_prompt(prompts))
+    run = common.Run(cfg, origin, script="train_grpo.py")
+    saved = model.read_state(run.path) or {"step": 0, "prompts_seen": 0}
+    if saved["step"] >= cfg.num_steps:
+        return run.say(f"{run.path} is complete: step {saved['step']} of {cfg.num_steps}. Its model is {run.path}/model")
+
+    # ------------------------------------------------------------------------------------------------------------
+    # objects: policy, optimizer, perhaps a reference, the engine, the scorer
+    # ------------------------------------------------------------------------------------------------------------
+    policy = model.load_policy(path, device, dtype, checkpointing=cfg.checkpointing, shard_size=cfg.shard_size)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, betas=(cfg.adam_beta1, cfg.adam_beta2),
+                                  weight_decay=cfg.weight_decay)
+    if saved["step"]:
+        model.load_state(run.path, saved["step"], policy, optimizer)
+        run.say(f"resumed {run.path} at step {saved['step']}")
+    run.forget_after(saved["step"])
+    reference = None
+    if cfg.kl_in != "none":
+        reference = model.load_policy(path, device, dtype, trainable=False, shard_size=cfg.shard_size)
+    engine = sampler.make_engine(
+        path, config=hf_config, dtype=dtype, prompt_len=cfg.max_prompt_len, response_len=cfg.max_response_len,
+        max_num_seqs=cfg.max_num_seqs, kv_cache_gb=cfg.kv_cache_gb, tensor_parallel=cfg.tensor_parallel, seed=cfg.seed,
+        rank=rank, device=device, stop_strings=bool(cfg.stop))
+    sampler.sleep(engine, device)
+    scorer = rewards.Scorer()
+    timer = common.Timer(device)
+    bound = cfg.mismatch_bound or (1e-3 if dtype == "float32" else 0.1)
+    sample = dict(engine=engine, tokenizer=tokenizer, scorer=scorer, timer=timer, max_tokens=cfg.max_response_len,
+                  stop_ids=stop_ids, stop_strings=cfg.stop, deadline_s=cfg.rollout_deadline_s, engines=engines,
+                  engine_rank=engine_rank, leader=rank % cfg.tensor_parallel == 0, vocab_size=hf_config.vocab_size)
+
+    def held_out(step):
+        row, kept = evaluate(eval_set, cfg.seed, cfg.eval_samples, cfg.temperature, version=step, **sample)
+        run.samples(step, kept)
+        return row
+
+    prompts_seen, bad_steps = saved["prompts_seen"], 0
+    if saved["step"] == 0 and cfg.eval_prompts:
+        with timer("sync"):
+            sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), 0, device)
+        row = held_out(0)
+        run.metrics({"step": 0, **row, "grad_norm": None, "kl": None, "clip_frac": None, "lr": 0.0, **seconds(timer.take())})
+        run.say(f"step {0:4d}/{cfg.num_steps} | held-out {row['eval_correct']:.1%} sampled, "
+                f"{row['eval_correct_greedy']:.1%} greedy | before any update")
+        sampler.sleep(engine, device)
+
+    # ------------------------------------------------------------------------------------------------------------
+    # training loop
+    # ------------------------------------------------------------------------------------------------------------
+    for step in range(saved["step"] + 1, cfg.num_steps + 1):
+        # 1) sample and score: this rank's share of the prompts, scored as they finish, then shared with all ranks
+        with timer("sync"):
+            sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), step, device)
+        groups, rollouts = [], []
+        for _ in range(1 + cfg.dynamic_sampling):
+            asked = data.draw(prompts, mixture, cfg.seed, prompts_seen, cfg.prompts_per_step)
+            prompts_seen += cfg.prompts_per_step
+            seeds = [[common.stable_seed(cfg.seed, step, p.uid, i, k) for k in range(cfg.group_size)]
+                     for i, p in enumerate(asked)]
+            fresh = sampler.sample_and_score(asked, seeds, temperature=cfg.temperature, version=step, **sample)
+            rollouts += fresh
+            fresh = [fresh[i:i + cfg.group_size] for i in range(0, len(fresh), cfg.group_size)]
+            if cfg.dynamic_sampling:
+                fresh = [g for g in fresh if len({r.score.total for r in g}) > 1]
+            groups += fresh
+            if len(groups) >= cfg.prompts_per_step:
+                break
+        groups = groups[:cfg.prompts_per_step]
+        sampler.sleep(engine, device)
+
+        # 2) advantages: (P, G), then onto the rollouts, which carry them through packing
+        scores = torch.tensor([[r.score.total for r in group] for group in groups], dtype=torch.float64)  # (P, G)
+        scores = scores.reshape(-1, cfg.group_size)
+        advantages_PG = group_advantages(scores, cfg.adv_std, cfg.adv_eps)
+        flat = [r for group in groups for r in group]
+        advantages_R = advantages_PG.flatten().to(device)  # (R,)
+
+        # 3) pack: updates_per_step parts of whole groups, each balanced over ranks; old and reference log-probs are
+        #    computed before any weight changes, and only where the training forward itself is not the old one
+        trained = torch.tensor([len(r.response_ids) > 0 and not (cfg.on_truncated == "mask" and r.truncated) for r in flat])
+        response_lens = torch.tensor([len(r.response_ids) for r in flat])  # (R,)
+        updates = []
+        for part in torch.arange(len(flat)).chunk(cfg.updates_per_step) if flat else []:
+            chosen = part[trained[part]]
+            num_tokens = int(response_lens[chosen].sum())
+            weights_R = torch.zeros(len(flat))
+            if len(chosen):
+                weights_R[chosen] = token_weights(response_lens[chosen], len(chosen), num_tokens, cfg.loss_agg, cfg.max_response_len)
+            micro_batches = model.pack(flat, chosen.tolist(), cfg.max_tokens_per_gpu, rank, world, device)
+            updates.append((micro_batches, weights_R.to(device), chosen))
+        stats = StepStats(device)
+        with timer("logprobs"), torch.no_grad():
+            for micro_batches, _, _ in updates:
+                for batch in micro_batches:
+                    if len(updates) > 1:
+                        batch.old_logprobs = model.token_logprobs(policy, batch, cfg.temperature)[0]
+                    if reference is not None:
+                        batch.ref_logprobs = model.token_logprobs(reference, batch, cfg.temperature)[0]
+
+        # 4) update
+        lr = learning_rate(step, cfg.lr, cfg.lr_schedule, cfg.warmup_steps, cfg.num_steps, cfg.lr_min_ratio)
+        with timer("train"):
+            for micro_batches, weights_R, chosen in updates:
+                for batch in micro_batches:
+                    advantages = advantages_R[batch.response_index]  # (T,)
+                    weights = weights_R[batch.response_index]  # (T,)
+                    logprobs, entropy = model.token_logprobs(policy, batch, cfg.temperature)  # (T,), (T,)
+                    old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+                    if cfg.kl_in == "reward_k1":
+                        advantages = advantages - cfg.kl_coef * (old_logprobs - batch.ref_logprobs)
+                    loss = policy_loss(logprobs, old_logprobs, advantages, cfg.clip_low, cfg.clip_high)
+                    loss = loss * mismatch_weights(old_logprobs, batch.rollout_logprobs, cfg.mismatch_cap)
+                    if reference is not None:
+                        loss = loss + cfg.kl_coef * kl_penalty(logprobs, batch.ref_logprobs, cfg.kl_in)
+                    loss = loss - cfg.entropy_coef * entropy
+                    loss = (weights * loss).sum()  # this micro-batch's share of the update's loss
+                    (loss * world).backward()  # undo FSDP's mean over ranks: the weights already count all of them
+                    stats.add(batch, logprobs.detach(), entropy.detach(), old_logprobs, advantages, loss.detach(), cfg)
+                stats.reduce()
+                stats.check_mismatch(bound)  # before the step: a broken engine must not touch the weights
+                signal = reference is not None or cfg.entropy_coef > 0 or bool((advantages_R[chosen] != 0).any())
+                if signal:
+                    stats.grad_norm = model.clip_and_step(policy, optimizer, cfg.grad_clip, lr)
+                else:  # momentum and weight decay would still move the weights
+                    optimizer.zero_grad(set_to_none=True)
+                    stats.skipped_updates += 1
+                bad_steps = 0 if stats.finite() else bad_steps + 1
+                if bad_steps == 3:
+                    raise FloatingPointError(f"step {step}: three updates in a row had a gradient that is not finite; "
+                                             "none was applied. Lower lr, or look at the last metrics")
+
+        # 5) log, evaluate, save
+        row = {"step": step, **summarise(rollouts, tokenizer), **stats.row(), "lr": lr,
+               "zero_variance_groups": float((advantages_PG == 0).all(dim=1).float().mean()) if flat else 1.0,
+               "advantage_std": float(advantages_R.std()) if len(flat) > 1 else 0.0, "prompts_seen": prompts_seen}
+        last = step == cfg.num_steps
+        if cfg.eval_prompts and (last or (cfg.eval_every and step % cfg.eval_every == 0)):
+            with timer("sync"):
+                sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), step, device)
+            row |= {k: v for k, v in held_out(step).items() if k.startswith("eval_")}
+            sampler.sleep(engine, device)
+        if last or (cfg.save_every and step % cfg.save_every == 0):
+            with timer("save"):
+                model.save_state(run.path, step, policy, optimizer, {"prompts_seen": prompts_seen})
+        spent = timer.take()
+        row |= seconds(spent, tokens=sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
+        run.metrics(row)
+        run.say(console_line(row, cfg.num_steps))
+    export = torch.float32 if device.type == "cpu" else torch.bfloat16
+    model.export_hf(policy, tokenizer, f"{run.path}/model", export)
+    scorer.close()
+    run.say(f"done: {run.path}  (metrics.jsonl, log.txt, samples/, code/, and the model as a Hugging Face directory: "
+            f"{run.path}/model)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
