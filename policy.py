@@ -77,7 +77,9 @@ def load_policy(path, device, dtype, *, checkpointing=False, trainable=True, sha
         block.to(torch.float32 if trainable else compute)
         fully_shard(block, mesh=mesh, mp_policy=mixed)
     policy.to(torch.float32 if trainable else compute)
-    fully_shard(policy, mesh=mesh, mp_policy=mixed)  # embeddings, last norm and head; keeps tied weights together
+    # Embeddings, last norm and head in one group, which keeps tied weights together. Resharded after forward, unlike
+    # FSDP's default for the root: else a forward without backward would leave its bf16 copies where parameters() looks.
+    fully_shard(policy, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
     return policy
 
 

@@ -21,13 +21,14 @@ def save_tiny_model(folder, tied=True, seed=0, pad_is_eos=False, vocab_size=128,
 
     torch.manual_seed(seed)
     config = Qwen2Config(vocab_size=vocab_size, hidden_size=64, intermediate_size=96, num_hidden_layers=layers,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=tied,
+                         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512, tie_word_embeddings=tied,
                          initializer_range=scale, eos_token_id=1, pad_token_id=1 if pad_is_eos else 0, bos_token_id=None)
     Qwen2ForCausalLM(config).save_pretrained(folder)
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<pad>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    # auto_map: without it transformers 5 loads Qwen's own tokenizer for every model_type "qwen2" (see tiny.py)
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", pad_token="<eos>" if pad_is_eos else "<pad>",
-                            unk_token="<pad>").save_pretrained(folder)
+                            unk_token="<pad>", auto_map={"AutoTokenizer": [None, None]}).save_pretrained(folder)
     return str(folder)
 
 

@@ -1,0 +1,84 @@
+"""
+Scores per second of each reward, on responses of realistic length, one core.
+
+    PYTHONPATH=. python bench/rewards.py [--chars 6000] [--seconds 1.0]
+
+typical    a right and a wrong completion in the published form, --chars of thinking (6,000 characters ~ 1,500 tokens)
+long       the same with 120,000 characters (~ 32k tokens)
+hostile    120,000 characters of what is slowest for this reward, of ten kinds of junk
+sympy      answers that strings and fractions cannot decide, each another, through one and two grader processes
+The workers are started before the clock runs.
+"""
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))       # not the file of the same name beside us
+sys.path = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).parent.resolve()]
+import rewards      # noqa: E402
+
+COUNTDOWN = {"target": 98, "numbers": [44, 19, 35]}
+PEOPLE = {"names": ["Zoey", "Oliver", "Ava"], "solution": [True, False, True], "solution_text_format":
+          "(1) Zoey is a knight\n(2) Oliver is a knave\n(3) Ava is a knight"}
+THINKING = "Let me try 44 + 19 = 63, and then $x = \\frac{1}{2}$; no, that is not right. Zoey said Oliver lies.\n"
+JUNK = ("{", "}", "\\boxed{", "\\boxed{5}", "<answer>", "</think>", "<think></think>", "$", "answer ", "</reasoning> ")
+
+
+def completion(reward, right, chars):
+    thinking = (THINKING * (chars // len(THINKING) + 1))[:chars]
+    if reward == "tinyzero_countdown":
+        return f"{thinking}</think>\n<answer>44 + 19 {'+' if right else '-'} 35</answer>"
+    if reward == "logic_rl_kk":
+        said = PEOPLE["solution_text_format"]
+        return f"{thinking}</think>\n<answer>{said if right else said.replace('knave', 'knight')}</answer>"
+    if reward == "unsloth_gsm8k":
+        return f"<reasoning>\n{thinking}\n</reasoning>\n<answer>\n{5 if right else 6}\n</answer>\n"
+    if reward == "dr_grpo_r1":
+        return f"{thinking}</think> <answer>{5 if right else 6}</answer>"
+    return f"<think>{thinking}</think>\n<answer>so $\\boxed{{{5 if right else 6}}}$</answer>"
+
+
+def per_second(reward, texts, seconds):
+    answer = {"tinyzero_countdown": COUNTDOWN, "logic_rl_kk": PEOPLE}.get(reward, "5")
+    count, start = 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < seconds:
+        rewards.score(reward, texts[count % len(texts)], answer, num_tokens=1500, max_tokens=4096)
+        count += 1
+    return count / spent
+
+
+def sympy_per_second(num_workers, count=300):
+    scorer = rewards.Scorer(num_workers)
+    for i in range(num_workers):
+        scorer.submit(i, "math", f"\\boxed{{\\sqrt{{{8 + i}}}}}", r"2\sqrt{2}")
+    scorer.collect()
+    start = time.perf_counter()
+    for i in range(count):
+        scorer.submit(i, "math", f"\\boxed{{\\frac{{\\sqrt{{{i + 2}}}}}{{3}} + {i % 7}}}", r"2\sqrt{2}")
+    scorer.collect(budget_s=600)
+    spent = time.perf_counter() - start
+    scorer.close()
+    return count / spent
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--chars", type=int, default=6000, help="characters of thinking in a typical response")
+    parser.add_argument("--seconds", type=float, default=0.5, help="per measurement")
+    args = parser.parse_args()
+    print("| reward | typical, scores/s | long, scores/s | hostile, scores/s | slowest junk |\n|---|---|---|---|---|")
+    for reward in rewards.REWARDS:
+        typical, long = (per_second(reward, [completion(reward, right, chars) for right in (True, False)], args.seconds)
+                         for chars in (args.chars, 120_000))
+        hostile = {junk: per_second(reward, ["</think><answer>\\boxed{" + junk * (120_000 // len(junk)) + "}"],
+                                    args.seconds / 5) for junk in JUNK}
+        worst = min(hostile, key=hostile.get)
+        print(f"| {reward} | {typical:,.0f} | {long:,.0f} | {hostile[worst]:,.0f} | `{worst}` |")
+    for num_workers in (1, 2):
+        print(f"| math, sympy needed, {num_workers} grader process{'es' * (num_workers > 1)} "
+              f"| {sympy_per_second(num_workers):,.0f} | | | |")
+
+
+if __name__ == "__main__":
+    main()

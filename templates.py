@@ -1,0 +1,295 @@
+"""
+The prompt templates of the published systems, to the byte: odd spacing, missing newlines and all.
+
+    build_prompt("tinyzero_base", {"target": 98, "nums": [44, 19, 35]}) -> the text of one prompt
+    encode_prompt(tokenizer, text) -> its token ids
+
+An entry is either raw text ("text", tokenised as it stands, special-token text included) or a chat ("system", "user":
+sent through the model's own chat template). Slots {like_this} are filled by build_prompt in one pass of replace;
+str.format would stumble over \\boxed{}. Texts that end in <think> prefill it: it belongs to the prompt, never to the
+response. The comment above an entry names its origin.
+"""
+
+import difflib
+import re
+
+from config import ConfigError
+
+TEMPLATES = {
+    # Jiayi-Pan/TinyZero @95df88f examples/data_preprocess/countdown.py make_prefix (base)
+    "tinyzero_base": {
+        "text": (
+            "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. "
+            "The assistant first thinks about the reasoning process in the mind and then provides the user "
+            "with the answer.\n"
+            "User: Using the numbers {nums}, create an equation that equals {target}. You can use basic "
+            "arithmetic operations (+, -, *, /) and each number can only be used once. Show your work in "
+            "<think> </think> tags. And return the final answer in <answer> </answer> tags, for example "
+            "<answer> (1 + 2) / 3 </answer>.\n"
+            "Assistant: Let me solve this step by step.\n"
+            "<think>"
+        ),
+    },
+    # Jiayi-Pan/TinyZero @95df88f examples/data_preprocess/countdown.py make_prefix (qwen-instruct)
+    "tinyzero_instruct": {
+        "text": (
+            "<|im_start|>system\n"
+            "You are a helpful assistant. You first thinks about the reasoning process in the mind and then "
+            "provides the user with the answer.<|im_end|>\n"
+            "<|im_start|>user\n"
+            " Using the numbers {nums}, create an equation that equals {target}. You can use basic arithmetic "
+            "operations (+, -, *, /) and each number can only be used once. Show your work in <think> </think> "
+            "tags. And return the final answer in <answer> </answer> tags, for example <answer> (1 + 2) / 3 "
+            "</answer>.<|im_end|>\n"
+            "<|im_start|>assistant\n"
+            "Let me solve this step by step.\n"
+            "<think>"
+        ),
+    },
+    # Unakar/Logic-RL @9d2c457 examples/data_preprocess/kk.py make_prefix (base)
+    "logic_rl_base": {
+        "text": (
+            "The user asks a question, and the Assistant solves it.The assistant first thinks about the "
+            "reasoning process in the mind and then provides the user with the final answer. The reasoning "
+            "process and answer are enclosed within <think> </think> and <answer> </answer> tags, "
+            "respectively, i.e., <think> reasoning process here </think><answer> answer here </answer>. Now "
+            "the user asks you to solve a logical reasoning problem. After thinking, when you finally reach a "
+            "conclusion, clearly state the identity of each character within <answer> </answer> tags. List the "
+            "identity of each person one by one, for example, <answer> (1) Zoey is a knight\n"
+            "(2) Oliver is a knight\n"
+            "(3)... </answer>.\n"
+            "\n"
+            "User:{quiz}\n"
+            "Assistant: <think>"
+        ),
+    },
+    # Unakar/Logic-RL @9d2c457 examples/data_preprocess/kk.py make_prefix (qwen-instruct); also the prompt column of
+    # data/kk/instruct/*
+    "logic_rl_instruct": {
+        "text": (
+            "<|im_start|>system\n"
+            "You are a helpful assistant. The assistant first thinks about the reasoning process in the mind "
+            "and then provides the user with the answer. The reasoning process and answer are enclosed within "
+            "<think> </think> and<answer> </answer> tags, respectively, i.e., <think> reasoning process here "
+            "</think><answer> answer here </answer>.  Now the user asks you to solve a logical reasoning "
+            "problem. After thinking, when you finally reach a conclusion, clearly state the identity of each "
+            "character within <answer> </answer> tags. i.e., <answer> (1) Zoey is a knight\n"
+            "(2) ... </answer>.\n"
+            "<|im_end|>\n"
+            "<|im_start|>user\n"
+            "{quiz}\n"
+            "<|im_end|>\n"
+            "<|im_start|>assistant\n"
+            "<think>"
+        ),
+    },
+    # hkust-nlp/simpleRL-reason @2702a87 (branch v0) train/data/math_level3to5_data_processed_with_qwen_prompt.json,
+    # column input: training form, no newline after assistant
+    "simplerl_qwen_boxed": {
+        "text": (
+            "<|im_start|>system\n"
+            "Please reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
+            "<|im_start|>user\n"
+            "{problem}<|im_end|>\n"
+            "<|im_start|>assistant"
+        ),
+    },
+    # hkust-nlp/simpleRL-reason @2702a87 (branch v0) eval/utils.py, prompt type qwen25-math-cot: evaluation form,
+    # newline after assistant
+    "simplerl_qwen_boxed_eval": {
+        "text": (
+            "<|im_start|>system\n"
+            "Please reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
+            "<|im_start|>user\n"
+            "{problem}<|im_end|>\n"
+            "<|im_start|>assistant\n"
+        ),
+    },
+    # huggingface/open-r1 @571661a src/open_r1/grpo.py SYSTEM_PROMPT (in use until 2025-02-18); sent through the
+    # model's chat template
+    "open_r1_think_answer": {
+        "system": (
+            "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. "
+            "The assistant first thinks about the reasoning process in the mind and then provides the user "
+            "with the answer. The reasoning process and answer are enclosed within <think> </think> and "
+            "<answer> </answer> tags, respectively, i.e., <think> reasoning process here </think><answer> "
+            "answer here </answer>"
+        ),
+        "user": "{problem}",
+    },
+    # sail-sg/understand-r1-zero @dfca49d train_zero_math.py apply_r1_template
+    "dr_grpo_r1": {
+        "text": (
+            "A conversation between User and Assistant. The User asks a question, and the Assistant solves it. "
+            "The Assistant first thinks about the reasoning process in the mind and then provides the User "
+            "with the answer. The reasoning process is enclosed within <think> </think> and answer is enclosed "
+            "within <answer> </answer> tags, respectively, i.e., <think> reasoning process here </think> "
+            "<answer> answer here </answer>.\n"
+            "User: {problem}\n"
+            "Assistant: <think>"
+        ),
+    },
+    # sail-sg/understand-r1-zero @dfca49d train_zero_math.py apply_qwen_math_template
+    "dr_grpo_qwen_math": {
+        "text": (
+            "<|im_start|>system\n"
+            "Please reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
+            "<|im_start|>user\n"
+            "{problem}<|im_end|>\n"
+            "<|im_start|>assistant\n"
+        ),
+    },
+    # unslothai/notebooks @bdda2ef nb/Llama3.1_(8B)-GRPO.ipynb SYSTEM_PROMPT (same in the Qwen2.5-3B and Phi-4
+    # notebooks); sent through the model's chat template
+    "unsloth_gsm8k": {
+        "system": (
+            "\n"
+            "Respond in the following format:\n"
+            "<reasoning>\n"
+            "...\n"
+            "</reasoning>\n"
+            "<answer>\n"
+            "...\n"
+            "</answer>\n"
+        ),
+        "user": "{question}",
+    },
+    # hkust-nlp/simpleRL-reason @cf1c785 (branch v1) examples/simplelr_math_eval/utils.py, qwen-boxed
+    "simplerl_v1_qwen_boxed": {
+        "text": (
+            "<|im_start|>system\n"
+            "You are a helpful assistant.<|im_end|>\n"
+            "<|im_start|>user\n"
+            "{problem}\n"
+            "Please reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
+            "<|im_start|>assistant\n"
+        ),
+    },
+    # hkust-nlp/simpleRL-reason @cf1c785 (branch v1) examples/simplelr_math_eval/utils.py, abel (weak models)
+    "simplerl_v1_abel": {
+        "text": (
+            "Question:\n"
+            "{problem}\n"
+            "Answer:\n"
+            "Let's think step by step.\n"
+        ),
+    },
+    # sail-sg/understand-r1-zero @dfca49d train_zero_math.py apply_no_template
+    "no_template": {
+        "text": "{problem}",
+    },
+    # huggingface/open-r1 @1416fa0 recipes/Qwen2.5-1.5B-Instruct/grpo/config_demo.yaml system_prompt (in use from
+    # 78c197d, 2025-02-18)
+    "open_r1_demo": {
+        "system": (
+            "You are a helpful AI Assistant that provides well-reasoned and detailed responses. You first "
+            "think about the reasoning process as an internal monologue and then provide the user with the "
+            "answer. Respond in the following format: <think>\n"
+            "...\n"
+            "</think>\n"
+            "<answer>\n"
+            "...\n"
+            "</answer>"
+        ),
+        "user": "{problem}",
+    },
+    # huggingface/open-r1 @ca8664d recipes/Qwen2.5-Math-7B/grpo/config_simple_rl.yaml system_prompt (78c197d until the
+    # file was deleted at 33f84de)
+    "open_r1_simple_rl": {
+        "system": (
+            "You are a helpful AI Assistant, designed to provided well-reasoned and detailed responses. You "
+            "FIRST think about the reasoning process as an internal monologue and then provide the user with "
+            "the answer. The reasoning process MUST BE enclosed within <think> and </think> tags."
+        ),
+        "user": "{problem}",
+    },
+    # unslothai/notebooks @bdda2ef nb/Gemma3_(1B)-GRPO.ipynb system prompt
+    "unsloth_gemma3": {
+        "system": (
+            "You are given a problem.\n"
+            "Think about the problem and provide your working out.\n"
+            "Place it between <start_working_out> and <end_working_out>.\n"
+            "Then, provide your solution between <SOLUTION></SOLUTION>"
+        ),
+        "user": "{question}",
+    },
+    # agentica-project/deepscaler @95ef74f scripts/data/deepscaler_dataset.py; user turn of the R1-Distill chat
+    # template, no system turn
+    "deepscaler": {
+        "user": "{problem} Let's think step by step and output the final answer within \\boxed{}.",
+    },
+    # the demo's own: a token per number, {numbers} are the nums joined by single spaces
+    "tiny_countdown": {
+        "text": "numbers {numbers} target {target} <think>",
+    },
+    # nothing but the question, as the user's turn
+    "chat": {
+        "user": "{question}",
+    },
+}
+
+# Chats whose reward wants the response itself to hold <think> ... </think>. Chat templates of the R1-Distill kind end
+# the generation prompt in "<think>\n"; left there, the response would never hold the opening tag and the format
+# reward would stay 0 (open-r1 overrides the model's chat template for the same reason).
+STRIP_THINK_PREFILL = ("open_r1_think_answer", "open_r1_demo", "open_r1_simple_rl")
+
+
+def build_prompt(template, row, tokenizer=None):
+    """
+    The text of one prompt: a template of templates.py with its slots filled from a row, in one pass of replace.
+
+    {problem} and {question} take either field, {nums} is the Python list as printed ([44, 19, 35]), {numbers} the same
+    joined by spaces. A chat template becomes the tokenizer's own chat text, up to where the assistant starts; without
+    a tokenizer, the system text and the question. Where the reward wants <think> in the response, a <think> with
+    which the chat text ends (R1-Distill) is taken off, see STRIP_THINK_PREFILL.
+    """
+    if template not in TEMPLATES:
+        near = difflib.get_close_matches(template, TEMPLATES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(TEMPLATES)}"
+        raise ConfigError(f"no prompt template is called {template!r}; {hint}")
+    parts = {part: fill(template, text, row) for part, text in TEMPLATES[template].items()}
+    if "text" in parts:
+        return parts["text"]
+    if tokenizer is None:
+        return "\n\n".join(parts[part] for part in ("system", "user") if part in parts)
+    if not getattr(tokenizer, "chat_template", None):
+        raise ConfigError(f"prompt template {template!r} is a chat, but the tokenizer has no chat template: use an "
+                        "instruct model, or a raw template such as dr_grpo_r1")
+    messages = [{"role": part, "content": parts[part]} for part in ("system", "user") if part in parts]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # whatever the model's Jinja raises, e.g. "System role not supported"
+        raise ConfigError(f"the tokenizer's chat template refuses prompt template {template!r}: {error}") from error
+    return re.sub(r"<think>\s*\Z", "", text) if template in STRIP_THINK_PREFILL else text
+
+
+def fill(template, text, row):
+    """Replace the slots of `text`; what a row brings is never read as a slot again."""
+
+    def value(match):
+        slot = match.group(1)
+        if slot in ("nums", "numbers"):
+            nums = [int(n) for n in need("nums")]
+            return str(nums) if slot == "nums" else " ".join(map(str, nums))
+        return str(need(*{"problem": ("problem", "question"), "question": ("question", "problem")}.get(slot, (slot,))))
+
+    def need(*fields):
+        found = next((row[field] for field in fields if row.get(field) is not None), None)
+        if found is None:
+            raise ConfigError(f"prompt template {template!r} wants {' or '.join(fields)}; the row has {', '.join(row)}")
+        return found
+
+    return re.sub(r"\{(nums|numbers|target|quiz|problem|question)\}", value, text)
+
+
+def encode_prompt(tokenizer, text, chat=False):
+    """
+    Token ids of a prompt, with one BOS at most. Nothing is added to chat text, which brings its own special tokens, nor
+    to text that starts with one; other text gets what the tokenizer adds by default, less a closing EOS.
+    """
+    special = chat or any(text.startswith(token) for token in tokenizer.all_special_tokens if token)
+    ids = list(tokenizer.encode(text, add_special_tokens=not special))
+    eos = tokenizer.eos_token_id
+    if not special and len(ids) > 1 and ids[-1] == eos and not text.endswith(tokenizer.eos_token or "\0"):
+        ids.pop()  # some tokenizers close every text; a closed prompt has nothing to go on
+    return ids

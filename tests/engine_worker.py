@@ -1,0 +1,129 @@
+"""
+One rank of the engine tests: real vLLM beside a real FSDP2 policy. Prints one line of JSON on rank 0.
+
+    torchrun --nproc-per-node=2 tests/engine_worker.py MODEL TENSOR_PARALLEL
+"""
+
+import json
+import os
+import random
+import sys
+
+import numpy as np
+import torch
+from transformers import AutoConfig
+
+import policy as model
+import rollout as sampler
+from common import gather, init_distributed
+
+path, tensor_parallel = sys.argv[1], int(sys.argv[2])
+rank, world, device = init_distributed()
+config = AutoConfig.from_pretrained(path)
+policy = model.load_policy(path, device, "float32")
+optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-2)
+random.seed(7)
+np.random.seed(7)
+torch.manual_seed(7)
+before = random.random(), np.random.rand(), torch.rand(1).item()
+random.seed(7)
+np.random.seed(7)
+torch.manual_seed(7)
+local_world_size = os.environ.get("LOCAL_WORLD_SIZE")
+engine = sampler.make_engine(path, config=config, dtype="float32", prompt_len=200, response_len=40, max_num_seqs=32,
+                             kv_cache_gb=0, tensor_parallel=tensor_parallel, seed=0, rank=rank, device=device)
+report = {"rng_untouched": before == (random.random(), np.random.rand(), torch.rand(1).item()),
+          "local_world_size_untouched": local_world_size == os.environ.get("LOCAL_WORLD_SIZE")}
+
+TEMPERATURE = 0.7
+prefix = [5 + i % 90 for i in range(160)]  # longer than a cache block: a stale prefix cache would show
+prompts = [(i, prefix + [10 + i]) for i in range(4)]
+group = rank // tensor_parallel
+
+
+def sample(version, seeds=None, prompts=prompts, **kw):
+    seeds = seeds or [[1000 * group + 10 * i + k for k in range(3)] for i in range(len(prompts))]
+    options = dict(temperature=TEMPERATURE, max_tokens=24, stop_ids=[1], deadline_s=100, vocab_size=config.vocab_size) | kw
+    found = list(sampler.generate(engine, prompts, seeds, version=version, **options))
+    return sorted(found, key=lambda r: (r.prompt, r.sample))
+
+
+def gap(rollouts, temperature=TEMPERATURE):
+    """max |engine - trainer| log-prob over all ranks."""
+    worst = 0.0
+    for batch in model.pack(rollouts, range(len(rollouts)), 4096, 0, 1, device):
+        with torch.no_grad():
+            logprobs, _ = model.token_logprobs(policy, batch, temperature)
+        worst = max(worst, (logprobs - batch.rollout_logprobs).abs().max().item())
+    return max(gather([worst]))
+
+
+def update():
+    """Move every tensor, embeddings and head included."""
+    generator = torch.Generator().manual_seed(random.Random(len(report)).randint(0, 9999))
+    for p in policy.parameters():
+        full = torch.randn(p.shape, generator=generator)
+        p.grad = torch.distributed.tensor.distribute_tensor(full, p.device_mesh, p.placements)
+    model.clip_and_step(policy, optimizer, 0, 3e-2)
+
+
+gaps, rollouts = [], None
+for step in range(4):
+    sampler.wake_and_sync(policy.hf, engine, torch.float32, step, device)
+    rollouts = sample(step)
+    gaps.append(gap(rollouts))
+    update()
+report["gaps"] = gaps
+
+# negative twins: each trap must show, or the test above could not see it
+sampler.wake_and_sync(policy.hf, engine, torch.float32, 4, device)
+rollouts = sample(4)
+report["gap_without_temperature"] = gap(rollouts, 1.0)
+update()
+report["gap_without_sync"] = gap(sample(4))
+engine.collective_rpc("reload_weights", kwargs={"weights_iterator": sampler.hf_stream(policy.hf, torch.float32)})
+report["gap_without_cache_reset"] = gap(sample(4))
+sampler.wake_and_sync(policy.hf, engine, torch.float32, 5, device)
+update()
+named = ((n, p.full_tensor()) for n, p in policy.hf.named_parameters())
+engine.collective_rpc("reload_weights", kwargs={"weights_iterator": named})
+engine.reset_prefix_cache()
+report["gap_with_named_parameters"] = gap(sample(5))
+sampler.wake_and_sync(policy.hf, engine, torch.float32, 6, device)
+report["gap_after_recovery"] = gap(sample(6))
+
+# the seed alone decides a sample
+first = sample(6)
+one = sample(6, prompts=prompts[2:3], seeds=[[1000 * group + 20 + 1]])
+report["alone_as_in_a_batch"] = one[0].response_ids == first[2 * 3 + 1].response_ids
+report["distinct_samples"] = len({tuple(r.response_ids) for r in first}) / len(first)
+everyone = gather([[r.response_ids for r in first]])
+report["ranks_differ"] = everyone[0] != everyone[-1]
+
+# stop and length; the stop token is in the response exactly once, and never added
+report["eos_only_at_the_end"] = all((1 in r.response_ids[-1:]) == (r.finish_reason == "stop") and 1 not in r.response_ids[:-1]
+                                    for r in first)
+report["finish_reasons"] = sorted({r.finish_reason for r in first})
+
+# the clock: everything comes back, cut off, with as many log-probs as tokens; the engine goes on
+cut = sample(6, deadline_s=0.0)
+report["deadline"] = [len(cut), sorted({r.finish_reason for r in cut}), all(len(r.rollout_logprobs) == len(r.response_ids) for r in cut)]
+report["gap_after_deadline"] = gap(sample(6))
+
+
+def refusal(call):
+    try:
+        call()
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+
+
+report["bad_id"] = refusal(lambda: sample(6, prompts=[(0, [5, 5000])]))
+report["bad_version"] = refusal(lambda: sample(99))
+report["gap_after_refusals"] = gap(sample(6))
+with torch.no_grad():
+    policy.hf.model.norm.weight.fill_(float("nan"))
+sampler.sync_weights(policy.hf, engine, torch.float32, 7)
+report["nan"] = refusal(lambda: sample(7))
+if rank == 0:
+    print("REPORT " + json.dumps(report), flush=True)
