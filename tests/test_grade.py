@@ -1,0 +1,311 @@
+"""
+Run: python -m pytest tests/test_grade.py
+
+Pairs of (gold, prediction) that are equal or are not, and processes that hang, die or eat memory.
+"""
+import os
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+
+import grade
+
+RIGHT = [
+    ("5", "5"), ("5", "5.0"), ("5", r"\frac{10}{2}"), ("5", "x=5"), (r"\frac{1}{2}", "0.5"),
+    (r"\frac{1}{2}", r"\dfrac12"), (r"\frac{3}{2}", r"1\frac{1}{2}"), (r"\frac{3}{2}", "1 1/2"), ("1000", "1,000"),
+    ("1,000", "1000"), ("10000", "10{,}000"), (r"10,\!000", "10000"), (r"90^\circ", "90"), ("90", r"90^{\circ}"),
+    ("90", "90°"), ("90", r"90\text{ degrees}"), ("5", r"5\text{ cm}"), (r"5\text{ cm}", "5"),
+    (r"5\text{ cm}", r"5\,\text{centimeters}"), (r"15\mbox{ cm}^2", r"15\text{ square centimeters}"), ("5", "5 cm"),
+    ("5", "5 dollars"), (r"\$36", "36"), ("36", r"\$36"), ("36", "$36"), (r"\$36", r"36\text{ dollars}"),
+    (r"50\%", "50"), (r"50\%", r"50\%"), (r"50\%", r"\frac{1}{2}"), ("4210_5", "4210_{5}"), ("24_{10}", "24"),
+    ("(1,2)", "(1,2)"), ("(1,2)", r"\left( 1, 2 \right)"), ("1,2", "2,1"), ("1,2", r"\{2,1\}"),
+    ("1,2", r"1 \text{ and } 2"), ("1200", r"1.2\times 10^3"), ("1200", "1.2e3"), ("4.5e33", r"4.5\times10^{33}"),
+    (r"\text{Evelyn}", "Evelyn"), (r"\text{even}", "Even"), ("x=5", "5"), ("x=5", "x=5.0"), ("y = 10x-4", "10x - 4"),
+    ("5000000", "5 million"), (r"5\text{ million}", "5000000"), (r"2\sqrt{2}", r"\sqrt{8}"),
+    (r"\frac{\pi}{2}", r"0.5\pi"), (r"\frac{1}{\sqrt{2}}", r"\frac{\sqrt2}{2}"), ("x^2+2x+1", "(x+1)^2"),
+    (r"\begin{pmatrix} 1/2 \\ 3 \end{pmatrix}", r"\begin{pmatrix} \frac12 \\ 3 \end{pmatrix}"),
+    (r"(-\infty,-5]\cup[5,\infty)", r"[5, \infty) \cup (-\infty, -5]"), (r"x \in [-2,7]", "[-2,7]"),
+    ("[-2,7]", r"x\in[-2,7]"), (r"1 \pm \sqrt{19}", r"1 + \sqrt{19}, 1 - \sqrt{19}"), ("3:1", "3 : 1"),
+    ("100, 200", "100,200"), ("-1./3", r"-\frac13"), ("+2", "2"), (r"\text{(C)}", "C"), (r"\text{C}", "C"),
+    ("3", "03"), ("2^{10}", "1024"), ("1024", "2^{10}"), ("5", "3+2"), (r"0.56 = 56\%", "0.56"),
+    (r"0.56 = 56\%", r"56\%"), (r"k \geqslant 2", r"k\ge 2"), ("f(x)=x", "x"), (r"f(x)=\frac{1}{x}", "1/x"),
+    (r"18\text{ ways.}", "18"), ("6 - 5i", "6-5i"), ("6-5i", "-5i+6"), (r"\frac{12}{5,\!525}", "12/5525"),
+    (r"11\sqrt2", r"11\sqrt{2}"), (r"\dfrac{9}{7}", "9/7"), ("5", r"\boxed{5}"), ("5", "The answer is 5"),
+    ("-5", r"-\$5"), ("17.5%", r"17.5\%"), (r"8 \%", "8%"), ("2", r"\sqrt{4}"), ("1/2", ".5"), ("5", "(5)"),
+    ("0", "-0"), ("5", r"5\text{ cm}^2"), ("5", "|5|"), (r"\frac{3}{4}", r"\frac34"), (r"\frac34", "0.75"),
+    ("10^{-5}", "1e-5"), ("1e-5", "0.00001"), ("5", "5^{1}"), (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"),
+    ("6", r"2 \cdot 3"), ("6", r"2\times 3"), (r"-\frac{1}{2}", r"\frac{-1}{2}"), (r"-\frac{1}{2}", r"\frac{1}{-2}"),
+    (r"\text{Tuesday}", "tuesday"), (r"3\frac{1}{2}", "3.5"), ("3.5", r"3\frac12"), ("1{,}000{,}000", "10^6"),
+    (r"12\frac{3}{5}", r"12 \frac{3}{5}"), (r"12\frac{3}{5}", "12.6"), (r"12\frac{3}{5}", r"\frac{63}{5}"),
+    (r"\frac{5}{2}", r"2\tfrac{1}{2}"), (r"\frac{5}{2}", r"2 \dfrac12"), ("300000000", r"3 \times 10^8"),
+    ("300000000", r"3\cdot 10^{8}"), ("300000000", "3e8"), ("3e8", "3E8"), ("1234.5", "1,234.5"),
+    ("5", r"5\,\mathrm{cm}"), ("5", r"5~\text{cm}"), ("5", r"\text{5 apples}"), (r"\$36", r"\$36.00"),
+    ("36", r"\$36.00"), (r"10\%", r"10 \%"), (r"10\%", r"10 \text{ percent}"), (r"10\%", "10"),
+    (r"5\text{ miles}", "5 miles"), (r"5\text{ miles}", r"5\text{ mi}"), ("(1,2)", "(1.0, 2)"),
+    (r"(-\infty,3]", "(−∞, 3]"), ("5", "f(2)=5"), (r"x \le 5", r"x\leq 5"), ("x<5", "5>x"), ("e", "e^1"),
+    ("0.1", r"\frac{1}{10}"), (".1", "0.10"), ("1", r"0.\overline{9}"), (r"\frac13", r"0.\overline{3}"),
+    ("5", r"\frac{25}{5}"), ("5", r"\sqrt{25}"), ("100!", "100!"), (r"\binom{2n}{n}", r"\binom{2n}{n}"),
+    (r"\frac{x+1}{2}", "(x+1)/2"), (r"\frac{x+1}{2}", "0.5x+0.5"), (r"\sin x", r"\sin(x)"),
+    (r"\log_2 3", r"\frac{\ln 3}{\ln 2}"), ("3+4i", "4i+3"), ("5", r"5 \quad"), ("5", "5\\\\"), ("5", r"\,5\;"),
+    ("5", r"\mathbf{5}"), ("5", r"\displaystyle 5"), ("3,4", "x=3,y=4"), ("5", r"x = \boxed{5}"),
+    ("A", r"\textbf{(A)}"), ("A", "(A)"), ("-2", "+-2"), ("5", "--5"), ("5", "5/1"), ("1/2", r"1\div2"),
+    (r"\frac{1}{2}", r"\frac{1}{2}\text{ hours}"), ("5", r"5^\circ C"), (r"25^\circ C", "25"),
+    (r"3 \text{ and } 4", "4, 3"), ("1000000", "1{,}000{,}000"), ("1000000", "10^6"),
+    ("1000000", r"1 \text{ million}"), ("5", r"\left|-5\right|"), (r"\text{(-1,2)}", "(-1,2)"),
+    (r"\begin{bmatrix}1\\2\end{bmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"), ("5", "05"), ("27.0", "27"),
+    ("025", "25"), (r"\sqrt[3]{8}", "2"), (r"\frac{\sqrt2}{2}", r"\frac{1}{\sqrt{2}}"), ("0", "0.0"), ("0", "-0"),
+    (r"3\sqrt{2}", r"\sqrt{18}"), (r"12 \text{ cm}^2", r"12 \text{ square cm}"), ("5", "$5$ dollars"),
+    ("70", r"70^{\circ}"), (r"70^{\circ}", r"70 \text{ degrees}"), ("6", r"2 \times 3"), ("5", r"5\times 10^0"),
+    ("y=2x+1", "2x+1"), ("y=2x+1", "y=1+2x"), ("2x+y=3", "y=3-2x"), ("1,-2", r"-2 \text{ and } 1"),
+    (r"3 \pm \sqrt 2", r"3+\sqrt2,3-\sqrt2"), ("p^2-q", "p^{2} - q"),
+    ("xy", "yx"), ("6m", "6 m"), ("2x+1", "1+2x"), ("5", "5."), (r"\approx 8.24", "8.24"),
+]
+WRONG = [
+    ("5", "6=5"), ("5", "1=2=3=4=5"), ("5", "4=x=5"), ("5", "5,5"), ("5", "[5,5]"), ("5", "1,2,3,4,5"),
+    ("5", r"5 \text{ or } 6"), ("5", "5 or 6"), ("5", r"\{5,6\}"), ("5", r"\{5\}"), ("5", r"\pm5"), ("5", r"\pm 5"),
+    ("5", r"5\%"), ("5", "5%"), ("5", r"5\text{ percent}"), ("5", "9^{9^{9^9}}"), ("5", "100000000!"),
+    ("5", r"\binom{10^9}{5\cdot10^8}"), ("5", r"\sum_{i=1}^{10^9} i"), ("5", r"\int_0^1 \sin(x^{x^x})dx"),
+    ("5", r"\text{the correct answer}"), ("5", "answer"), ("5", r"\infty"), ("5", "1/0"), ("5", "0/0"), ("5", "nan"),
+    ("5", "1e400"), ("1/3", "0.333333"), (r"\frac{1}{3}", "0.333333"), (r"5\text{ cm}", r"5\text{ m}"),
+    ("0.5", r"50\%"), ("4210_5", "4210"), ("4210_5", "4210_6"), ("203", "203_7"), ("84", "1010100_2"),
+    ("(1,2)", "[1,2)"), ("[1,2)", "(1,2)"), ("1,2", "(1,2)"), ("(1,2)", "(2,1)"), ("x=5", "y=5"),
+    ("10x-4y=0", "10x-4y"), ("5", "5 million"), (r"\sqrt{2}", "1.41421356237310"), ("x^2+2x+1", "(x+1)^2+1"),
+    (r"\begin{pmatrix} 1 \\ 3 \end{pmatrix}", r"\begin{pmatrix} 1 & 3 \end{pmatrix}"),
+    (r"(-\infty,-5]\cup[5,\infty)", r"[5, \infty) \cup (-\infty, -5)"), (r"1 \pm \sqrt{19}", r"1 + \sqrt{19}"),
+    ("55", "5 5"), ("5", "５"), ("5", ""), ("5", '5\x00'), ("5", '\ud800'), ("5", "5 or more"), ("5", r"\text{not }5"),
+    ("5", r"5\text{ is wrong}"), ("i", "-i"), ("x", "y"), (r"2\pi", "2*pi"), ("5", "5.0000001"), ("5", "6-1=5"),
+    ("5", "5=5"), ("5", "=5"), ("5", "[5]"), ("(5,6)", "5,6"), ("5", r"\frac{5}{0}"), ("12", "12:00"), ("5", "5!"),
+    ("120", "5!"), ("5", r"5\ne 6"), ("5", ">5"), ("5", r"\ge 5"), ("5", r"\approx 5"), ("4", "4, 4"), ("2", "2x"),
+    ("60", r"1\text{ hour}"), (r"60\text{ minutes}", r"1\text{ hour}"), ("A", "a"), ("even", "odd"),
+    ("10", "10 percent"), (r"5\text{ miles}", r"5\text{ km}"), ("(1,2)", r"\langle 1,2\rangle"), ("5", "5 < 6"),
+    ("x<5", r"x\le 5"), ("101_2", r"101_{\text{two}}"), ("5", "5i"), ("5", "5e"), ("2", "2.0000000000000001"),
+    ("1", "0.999999999"), (r"\pi", "3.14159265358979"), (r"\pi", r"\frac{22}{7}"), (r"2\pi", "6.283185307179586"),
+    ("(3,4)", "x=3, y=4"), ("5", r"\text{x = }5"), ("5", r"\{ 5 }"), ("A", "B"), ("7", r"\text{seven}"),
+    (r"120^\circ", r"\frac{2\pi}{3}"), ("[0,1]", "[0,1)"), ("[0,1]", "(0,1)"), (r"\emptyset", r"\varnothing"),
+    ("5", "5 and 6"), (r"12 \text{ cm}", r"12 \text{ cm}^2"), ("5", "x = 5 = y"), ("5", "5 = x"), ("5", "x=y=5"),
+    ("y=2x+1", "y=2x+2"), ("5", "NaN"), ("5", "inf"), ("5", "True"), ("5", "None"),
+    ("6m", "6"), ("6", "6m"), (r"\frac{37}{4} m", r"\frac{37}{4}"), ("2x", "2"), ("xy", "xz"),
+]
+
+@pytest.fixture(scope="module")
+def graders():
+    workers = grade.Workers(num_workers=1)
+    yield workers
+    workers.close()
+
+
+def verdicts(workers, questions, budget_s=60):
+    """{index: verdict} of (golds, prediction, rules) triples."""
+    for i, (golds, prediction, rules) in enumerate(questions):
+        workers.submit(i, golds, prediction, rules)
+    found, end = {}, time.monotonic() + budget_s
+    while len(found) < len(questions) and time.monotonic() < end:
+        found |= dict(workers.poll(wait_s=0.5))
+    return found
+
+
+def equal(graders, gold, prediction, rules="strict"):
+    right = grade.decide([gold], prediction, rules)
+    return right if right is not None else verdicts(graders, [([gold], prediction, rules)])[0] == "right"
+
+
+@pytest.mark.parametrize(("gold", "prediction"), RIGHT)
+def test_an_equal_value_in_another_usual_form_is_right(graders, gold, prediction):
+    assert equal(graders, gold, prediction)
+
+
+@pytest.mark.parametrize(("gold", "prediction"), WRONG)
+def test_another_value_or_structure_is_wrong(graders, gold, prediction):
+    assert not equal(graders, gold, prediction)
+
+
+@pytest.mark.parametrize(("rules", "gold", "prediction", "right"), [
+    ("simplerl", "5", "500", False), ("simplerl", "5", "0.05", False), ("simplerl", "10000", "10000.9", True),
+    ("simplerl", "(1,2)", "[1,2)", True), ("simplerl", "1,2", "2,1", False), ("simplerl", "5", r"5\%", True),
+    ("simplerl", r"2\sqrt{2}", "2.82843", True), ("simplerl", r"2\sqrt{2}", "2.83", False),
+    ("simplerl", "x", "y", False),
+    ("open_r1", "0.5", r"50\%", True), ("open_r1", "5", r"5\%", False), ("open_r1", "1,2", "2,1", True),
+    ("open_r1", "(1,2)", "[1,2]", False), ("open_r1", r"\frac{1}{3}", "0.333333", True),
+    ("open_r1", r"\frac{1}{3}", "0.333", False), ("open_r1", r"50\%", "50", True),
+    ("strict", r"\frac{1}{3}", "0.333333", False)])
+def test_each_published_grader_keeps_its_tolerances(graders, rules, gold, prediction, right):
+    assert equal(graders, gold, prediction, rules) == right
+
+
+@pytest.mark.parametrize("prediction", [
+    "(" * 500 + "5" + ")" * 500, "5" * 100_000, "1+" * 20_000 + "1", r"\frac{1}{" * 300 + "5" + "}" * 300,
+    "{" * 100_000, "9^{9^{9^9}}", "9^{9^9}", "x^{y^{z}}", "10^{10^{10}}", "1000000!", "5!!!!", r"\binom{1e9}{5e8}",
+    "(x+1)^{5000}", "9^99999", r"\sum_{i=1}^{10^9} i", r"\infty", "1/0", r"\frac{5}{0}", "x" * 150, "a" * 199 + "="])
+def test_hostile_predictions_are_refused_within_10_ms_without_sympy(prediction):
+    start = time.perf_counter()
+    assert grade.decide(["5"], prediction, "strict") is False
+    assert time.perf_counter() - start < 0.01
+
+
+def test_scrambled_latex_never_raises():
+    rng = random.Random(0)
+    pieces = [r"\frac", "{", "}", "12", "3", r"\text{", " cm", "$", r"\$", "^", r"\circ", ",", r"\!", "_", "(", "]",
+              "%", r"\left", "π", "=", r"\pm", r"\cup", " and "]
+    for _ in range(3000):
+        text = "".join(rng.choices(pieces, k=rng.randint(0, 9)))
+        grade.decide([text], grade.tidy(text), "strict")
+        grade.decide(["5", "(1,2)"], text, "simplerl")
+
+
+def test_a_gold_equals_its_respelling(graders):
+    for gold in (r"\left( \frac{1}{2}, -3 \right)", r"\begin{pmatrix} -7 \\ 16 \end{pmatrix}", r"12\frac{3}{5}",
+                 r"4\pi - 2\sqrt{3}", r"\text{Evelyn}"):
+        for respelled in (gold.replace(" ", ""), gold.replace(r"\frac", r"\dfrac"), f"${gold}$", gold + ".",
+                          "{" + gold + "}"):
+            assert grade.decide([gold], respelled, "strict") is True, respelled
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Workers under attack. A judge of our own plays the verifier that misbehaves.
+
+JUDGE = """
+import os, sys, time
+sys.path.insert(0, {root!r})
+import grade
+def judge(golds, prediction, rules):
+    if prediction == "hang":
+        while True: pass
+    if prediction == "sleep":
+        time.sleep(60)
+    if prediction == "exit":
+        os._exit(3)
+    if prediction == "noise":
+        print("hello")
+    if prediction == "memory":
+        try:
+            return len(b"x" * (4 << 30)) > 0
+        except MemoryError:
+            return False
+    if prediction == "preload":
+        return "LD_PRELOAD" not in os.environ
+    if prediction == "torch":
+        return "torch" not in sys.modules
+    return prediction in golds
+grade.serve(judge)
+"""
+
+
+def faulty(num_workers=1, timeout_s=0.5):
+    root = os.path.dirname(os.path.abspath(grade.__file__))
+    return grade.Workers(num_workers, timeout_s, command=[sys.executable, "-c", JUDGE.format(root=root)])
+
+
+def children():
+    """Pids of our child processes, zombies included."""
+    me, found = str(os.getpid()), []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/stat") as f:
+                if f.read().rpartition(")")[2].split()[1] == me:
+                    found.append(int(pid))
+        except OSError:
+            pass                        # gone meanwhile
+    return found
+
+
+@pytest.mark.parametrize(("bad", "verdict"), [("hang", "timeout"), ("sleep", "timeout"), ("exit", "error"),
+("memory", "wrong")])
+def test_a_misbehaving_job_ends_alone_and_leaves_no_zombie(bad, verdict):
+    before, workers = set(children()), faulty()
+    try:
+        questions = [(["5"], prediction, "strict") for prediction in ("5", bad, "5", bad, "6", "noise", "5")]
+        found = verdicts(workers, questions, budget_s=20)
+        assert found == dict(enumerate(["right", verdict, "right", verdict, "wrong", "wrong", "right"]))
+        assert len(set(children()) - before) <= 1
+    finally:
+        workers.close()
+    assert set(children()) == before
+
+
+def test_a_hanging_job_does_not_delay_the_others():
+    workers = faulty(num_workers=2, timeout_s=30)
+    try:
+        for i in range(20):
+            workers.submit(i, ["5"], "hang" if i == 0 else "5", "strict")
+        done, end = {}, time.monotonic() + 20
+        while len(done) < 19 and time.monotonic() < end:
+            done |= dict(workers.poll(0.5))
+        assert set(done.values()) == {"right"} and len(done) == 19
+    finally:
+        workers.close()
+
+
+def test_an_answer_that_came_in_time_counts_although_nobody_looked():
+    workers = faulty(timeout_s=1.0)
+    try:
+        assert verdicts(workers, [(["5"], "5", "strict")]) == {0: "right"}
+        workers.submit(1, ["5"], "5", "strict")
+        found = workers.poll()
+        time.sleep(1.5)                 # the caller was busy beyond the deadline
+        assert found + workers.poll() == [(1, "right")]
+    finally:
+        workers.close()
+
+
+def test_workers_have_no_preload_and_no_torch(monkeypatch):
+    monkeypatch.setenv("LD_PRELOAD", "")
+    workers = faulty(timeout_s=5)
+    try:
+        assert verdicts(workers, [([], "preload", "strict"), ([], "torch", "strict")]) == {0: "right", 1: "right"}
+    finally:
+        workers.close()
+
+
+def test_workers_are_recycled(monkeypatch):
+    monkeypatch.setattr(grade, "JOBS_PER_WORKER", 3)
+    workers = faulty(timeout_s=5)
+    try:
+        pids = set()
+        for i in range(8):
+            workers.submit(i, ["5"], "5", "strict")
+            while not workers.poll(0.5):
+                pids |= {w.process.pid for w in workers.workers}
+        assert len(pids) == 3
+    finally:
+        workers.close()
+
+
+def test_workers_that_cannot_start_answer_error_instead_of_spinning():
+    workers = grade.Workers(1, command=[sys.executable, "-c", "import sys; sys.exit(1)"])
+    try:
+        assert set(verdicts(workers, [(["5"], "5", "strict")] * 5, budget_s=20).values()) == {"error"}
+    finally:
+        workers.close()
+
+
+def test_a_worker_ends_when_its_parent_is_killed():
+    code = ("import grade, time, os\nw = grade.Workers(1)\nw.submit(0, ['2\\\\sqrt 2'], '\\\\sqrt 8', 'strict')\n"
+            "while not w.poll(1): pass\nprint(w.workers[0].process.pid, flush=True)\ntime.sleep(60)\n")
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE,
+                              cwd=os.path.dirname(os.path.abspath(grade.__file__)))
+    pid = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    end = time.monotonic() + 10
+    while os.path.exists(f"/proc/{pid}") and time.monotonic() < end:
+        with open(f"/proc/{pid}/stat") as f:
+            if f.read().rpartition(")")[2].split()[0] == "Z":       # its new parent may be slow to reap
+                break
+        time.sleep(0.1)
+    else:
+        assert not os.path.exists(f"/proc/{pid}")
+
+
+def test_sympy_itself_is_killed_at_the_deadline(graders):
+    slow = grade.Workers(1, timeout_s=0.3)
+    try:
+        start = time.monotonic()
+        found = verdicts(slow, [([r"x^{900}"], r"(x+1)^{900}(x+2)^{900}", "strict"),
+                                ([r"2\sqrt{2}"], r"\sqrt{8}", "strict")])
+        assert found == {0: "timeout", 1: "right"} and time.monotonic() - start < 10
+    finally:
+        slow.close()
