@@ -9,9 +9,9 @@ PY     := .venv/bin/python
 STAMP  := .venv/.installed-$(DEVICE)
 
 ifeq ($(DEVICE),cpu)
-# one process of two threads or two of one do the same; see README, "On the CPU"
-NPROC  ?= 1
-RUN    := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} .venv/bin/torchrun --standalone --nproc-per-node=$(NPROC)
+# one process of one thread per core, two at most: faster than threads, since the engine is bound by Python
+NPROC  ?= $(shell n=$$(nproc); echo $$((n < 2 ? 1 : 2)))
+RUN    := OMP_NUM_THREADS=1 .venv/bin/torchrun --standalone --nproc-per-node=$(NPROC)
 REQS   := requirements-cpu.txt
 else
 NPROC  ?= 1

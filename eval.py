@@ -81,6 +81,15 @@ def resolve_model(name, need_len):
     return path, config, tokenizer, sorted(stop_ids)
 
 
+def check_rewards(reward, parts=None):
+    """An unknown reward or part is an error at start-up, never inside a run."""
+    try:
+        for name in [reward] if isinstance(reward, str) else reward.values():
+            rewards.check(name, parts or ())
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def evaluate(prompts, seed, samples, temperature, *, version, keep=8, **sample):
     """
     Held-out success -> (row, kept rollouts of the first prompts). The seed of a sample depends on the run's seed,
@@ -124,6 +133,7 @@ def main():
     cfg, _ = load_config(Config)
     rank, world, device = common.init_distributed()
     dtype = cfg.dtype if cfg.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
+    check_rewards(cfg.reward)
     path, hf_config, tokenizer, stop_ids = resolve_model(cfg.model, cfg.max_prompt_len + cfg.max_response_len)
     prompts, _ = data.load_prompts(cfg.data, cfg.template, cfg.reward, tokenizer, split=cfg.split, limit=cfg.limit or None,
                                    seed=cfg.seed, max_prompt_len=cfg.max_prompt_len, paths=cfg.data_path or None,

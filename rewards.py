@@ -651,8 +651,8 @@ class Scorer:
     flag timeout. For one thread.
     """
 
-    def __init__(self, num_workers=2, timeout_s=3.0):
-        self.graders = grade.Workers(num_workers, timeout_s)
+    def __init__(self, num_workers=2, timeout_s=3.0, part_weights=None):
+        self.graders, self.part_weights = grade.Workers(num_workers, timeout_s), part_weights or {}
         self.scores, self.waiting, self.known = {}, {}, {}
 
     def submit(self, key, reward, response, answer, truncated=False, num_tokens=None, max_tokens=None):
@@ -669,15 +669,22 @@ class Scorer:
             self.waiting.setdefault(question, []).append((key, reward, arguments))
             return "timeout"
 
-        self.scores[key] = run(reward, equal, *arguments)
+        self.keep(key, reward, equal, arguments)
         self.poll()
+
+    def keep(self, key, reward, equal, arguments):
+        score = run(reward, equal, *arguments)
+        if self.part_weights:
+            response, _, _, num_tokens, max_tokens = arguments
+            score = add_parts(score, self.part_weights, response, num_tokens, max_tokens)
+        self.scores[key] = score
 
     def poll(self, wait_s=0.0):
         """Take the verdicts that are in and hand out the next questions; cheap, for loops that wait elsewhere."""
         for question, verdict in self.graders.poll(wait_s):
             remember(self.known, question, verdict)
             for key, reward, arguments in self.waiting.pop(question):
-                self.scores[key] = run(reward, lambda *_, verdict=verdict: verdict, *arguments)
+                self.keep(key, reward, lambda *_, verdict=verdict: verdict, arguments)
 
     def collect(self, budget_s=60.0):
         """All scores since the last collect, as {key: Score}."""

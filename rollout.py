@@ -142,6 +142,37 @@ def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, deadl
             cut_off(engine, running)
 
 
+def sample_and_score(prompts, seeds, *, engine, tokenizer, scorer, timer, temperature, max_tokens, stop_ids, stop_strings,
+                     deadline_s, engines, engine_rank, leader, version, vocab_size):
+    """
+    Every engine samples its share of the prompts and scores each response as it finishes; then all ranks exchange.
+
+    -> the rollouts of all ranks on every rank, ordered by prompt, then sample. `scorer` is rewards.Scorer, `leader`
+    tells which rank of a tensor-parallel group speaks for it.
+    """
+    mine = range(engine_rank, len(prompts), engines)
+    rollouts, inline_s = {}, 0.0
+    with timer("rollout"):
+        for r in generate(engine, [(i, prompts[i].ids) for i in mine], [seeds[i] for i in mine], temperature=temperature,
+                          max_tokens=max_tokens, stop_ids=stop_ids, stop_strings=stop_strings, deadline_s=deadline_s,
+                          version=version, vocab_size=vocab_size) if mine else ():
+            start = time.monotonic()
+            stopped = r.finish_reason == "stop" and r.response_ids[-1] in stop_ids
+            r.text = tokenizer.decode(r.response_ids[:-1] if stopped else r.response_ids, skip_special_tokens=False)
+            prompt = prompts[r.prompt]
+            scorer.submit((r.prompt, r.sample), prompt.reward, r.text, prompt.answer, truncated=r.truncated,
+                          num_tokens=len(r.response_ids), max_tokens=max_tokens)
+            rollouts[r.prompt, r.sample] = r
+            inline_s += time.monotonic() - start
+    timer.seconds["rollout"] -= inline_s
+    timer.seconds["reward"] += inline_s
+    with timer("reward"):
+        for key, score in scorer.collect().items():
+            rollouts[key].score = score
+        everyone = gather(rollouts.values() if leader else ())
+    return sorted(everyone, key=lambda r: (r.prompt, r.sample))
+
+
 def request_number(name):
     """vLLM calls a request "18" outside and "18-9f3c2a10" inside; enqueue returns the latter, outputs the former."""
     return name.split("-")[0]

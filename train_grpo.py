@@ -20,7 +20,7 @@ import policy as model
 import rewards
 import rollout as sampler
 from config import ConfigError, load_config
-from eval import evaluate, explain_prompt, resolve_model
+from eval import check_rewards, evaluate, explain_prompt, resolve_model
 from metrics import StepStats, console_line, seconds, summarise
 
 
@@ -48,6 +48,7 @@ class Config:
     data_limit: int = 0                  # use only so many rows, 0 = all
     template: str | dict = "tinyzero_base"  # prompt template, or {source: template}
     reward: str | dict = "tinyzero_countdown"  # reward name, or {source: reward}
+    reward_parts: dict | None = None     # {part: weight} on top of the reward, e.g. {"soft_overlong": 1.0}; see rewards.PARTS
     max_prompt_len: int = 256            # tokens; longer prompts are refused and counted
 
     # rollout
@@ -210,6 +211,7 @@ def main():
     dtype = cfg.dtype if cfg.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
     engines, engine_rank = world // cfg.tensor_parallel, rank // cfg.tensor_parallel
 
+    check_rewards(cfg.reward, cfg.reward_parts)
     path, hf_config, tokenizer, stop_ids = resolve_model(cfg.model, cfg.max_prompt_len + cfg.max_response_len)
     load = dict(max_prompt_len=cfg.max_prompt_len, vocab_size=hf_config.vocab_size, seed=cfg.seed,
                 check_answer=rewards.check_answer)
@@ -242,7 +244,7 @@ def main():
         max_num_seqs=cfg.max_num_seqs, kv_cache_gb=cfg.kv_cache_gb, tensor_parallel=cfg.tensor_parallel, seed=cfg.seed,
         rank=rank, device=device, stop_strings=bool(cfg.stop))
     sampler.sleep(engine, device)
-    scorer = rewards.Scorer()
+    scorer = rewards.Scorer(part_weights=cfg.reward_parts)
     timer = common.Timer(device)
     bound = cfg.mismatch_bound or (1e-3 if dtype == "float32" else 0.1)
     sample = dict(engine=engine, tokenizer=tokenizer, scorer=scorer, timer=timer, max_tokens=cfg.max_response_len,

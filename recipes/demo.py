@@ -10,7 +10,7 @@ data = "tiny_countdown"
 template = "tiny_countdown"
 reward = "tinyzero_countdown"
 
-num_steps = 40
+num_steps = 80
 eval_every = 10
 save_every = 0
 eval_prompts = 200
@@ -26,3 +26,4 @@ loss_agg = "token_mean"
 weight_decay = 0.0
 checkpointing = False
 max_tokens_per_gpu = 8192
+

@@ -13,7 +13,7 @@ import tiny
 from data import build_prompt, tiny_countdown
 from rewards import score
 
-TRY = re.compile(r"(\d+) ([+-]) (\d+) = (\d+) ([+-]) (\d+) = (\d+) (yes|no)")
+TRY = re.compile(r"(\d+) ([+-]) (\d+) = (\d+) ([+-]) (\d+) = (\d+) target \d+ (yes|no)")
 
 
 @pytest.fixture(scope="module")
