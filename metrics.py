@@ -74,27 +74,42 @@ class StepStats:
     def __init__(self, device):
         self.device = device
         self.local, self.total = {}, {}
-        self.max_local = self.mismatch_max = 0.0
+        self.max_local, self.mismatch_max = torch.zeros((), device=device), 0.0
+        self.compared = False  # whether the engine was compared before the first update
         self.grad_norm, self.norms, self.skipped_updates = 0.0, [], 0
+        self.critic_norms = []
+
+    def count(self, **sums):
+        for name, value in sums.items():  # stays on the device: no synchronisation per micro-batch
+            value = torch.as_tensor(value, dtype=torch.float64, device=self.device)
+            self.local[name] = self.local.get(name, 0.0) + value
+
+    def compare(self, batch, old_logprobs):
+        """The engine's log-probs of a micro-batch against the trainer's, before the weights that drew them change."""
+        log_ratio = old_logprobs - batch.rollout_logprobs  # (T,)
+        if log_ratio.numel():
+            self.max_local = torch.maximum(self.max_local, log_ratio.abs().max())
+        self.count(compared=log_ratio.numel(), mismatch=log_ratio.abs().sum(), mismatch_ratio=log_ratio.exp().sum())
 
     @torch.no_grad()
     def add(self, batch, logprobs, entropy, old_logprobs, advantages, loss, cfg):
         """One micro-batch, all (T,) tensors detached; loss is already this micro-batch's share."""
+        if not self.compared:
+            self.compare(batch, old_logprobs)
         ratio = (logprobs - old_logprobs).exp()
-        high, low = ratio > 1 + cfg.clip_high, ratio < 1 - cfg.clip_low
-        gap = (old_logprobs - batch.rollout_logprobs).abs()
-        sums = {
-            "tokens": logprobs.numel(), "loss": loss, "entropy": entropy.sum(),
-            "clipped": ((high & (advantages > 0)) | (low & (advantages < 0))).sum(),
-            "approx_kl": (ratio - 1 - ratio.log()).sum(),
-            "mismatch": gap.sum(), "mismatch_ratio": (old_logprobs - batch.rollout_logprobs).exp().sum(),
-        }
+        stopped = ((ratio > 1 + cfg.clip_high) & (advantages > 0)) | ((ratio < 1 - cfg.clip_low) & (advantages < 0))
+        self.count(tokens=logprobs.numel(), loss=loss, entropy=entropy.sum(), clipped=stopped.sum(),
+                   approx_kl=(ratio - 1 - ratio.log()).sum())
         if batch.ref_logprobs is not None:
             x = batch.ref_logprobs - logprobs
-            sums |= {"kl": (x.exp() - 1 - x).sum(), "kl_k1": -x.sum()}
-        for name, value in sums.items():
-            self.local[name] = self.local.get(name, 0.0) + float(value)
-        self.max_local = max(self.max_local, float(gap.max()) if gap.numel() else 0.0)
+            self.count(kl=(x.exp() - 1 - x).sum(), kl_k1=-x.sum())
+
+    @torch.no_grad()
+    def add_values(self, batch, values, loss, value_clip):
+        """The critic's part of one micro-batch (PPO); values (T,), loss is already this micro-batch's share."""
+        moved, missing = values - batch.old_values, batch.returns - values
+        stopped = (moved.abs() > value_clip) & (moved * missing > 0) if value_clip else torch.zeros_like(moved)
+        self.count(value_loss=loss, value_clipped=stopped.sum())
 
     def reduce(self):
         for name, value in sum_over_ranks(self.local, self.device).items() if self.local else ():
@@ -104,8 +119,8 @@ class StepStats:
 
     def check_mismatch(self, bound):
         """The canary: the engine and the trainer must agree about tokens that were just sampled."""
-        tokens = self.total.get("tokens", 0)
-        mean = self.total["mismatch"] / tokens if tokens else 0.0
+        compared = self.total.get("compared", 0)
+        mean = self.total["mismatch"] / compared if compared else 0.0
         if not mean <= bound:  # NaN too
             raise RuntimeError(
                 f"engine and trainer disagree: mean |rollout - trainer| log-prob {mean:.3g} (max {self.mismatch_max:.3g}) is "
@@ -122,15 +137,23 @@ class StepStats:
     def row(self):
         tokens = max(1, self.total.get("tokens", 0))
         mean = {name: value / tokens for name, value in self.total.items()}
+        compared = max(1, self.total.get("compared", 0))
         finite = [n for n in self.norms if math.isfinite(n)]
         return {
             "loss": self.total.get("loss", 0.0) / max(1, len(self.norms)), "entropy": mean.get("entropy", 0.0),
             "grad_norm": sum(finite) / len(finite) if finite else float("nan"),
             "clip_frac": mean.get("clipped", 0.0), "approx_kl": mean.get("approx_kl", 0.0),
-            "kl": mean.get("kl"), "kl_k1": mean.get("kl_k1"), "mismatch_mean": mean.get("mismatch", 0.0),
-            "mismatch_max": self.mismatch_max, "mismatch_ratio": mean.get("mismatch_ratio", 1.0),
+            "kl": mean.get("kl"), "kl_k1": mean.get("kl_k1"), "mismatch_mean": self.total.get("mismatch", 0.0) / compared,
+            "mismatch_max": self.mismatch_max, "mismatch_ratio": self.total.get("mismatch_ratio", compared) / compared,
             "skipped_updates": self.skipped_updates, "trained_tokens": int(self.total.get("tokens", 0)),
         }
+
+    def value_row(self):
+        """The critic's columns (PPO)."""
+        finite = [n for n in self.critic_norms if math.isfinite(n)]
+        return {"value_loss": self.total.get("value_loss", 0.0) / max(1, len(self.norms)),
+                "value_clip_frac": self.total.get("value_clipped", 0.0) / max(1, self.total.get("tokens", 0)),
+                "critic_grad_norm": sum(finite) / len(finite) if finite else 0.0}
 
 
 def seconds(spent, tokens=0):

@@ -22,7 +22,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AttentionInterface, AutoModelForCausalLM
 
-from common import ConfigError
+from common import ConfigError, gather
 
 try:
     from flash_attn import flash_attn_varlen_func  # CUDA only; without it the same function pads and calls SDPA
@@ -48,6 +48,22 @@ class Policy(torch.nn.Module):
         return TokenLogprobs.apply(hidden[batch.rows], head.weight, head.bias, batch.targets, temperature)
 
 
+class Critic(torch.nn.Module):
+    """The trunk of a causal LM with a value head of its own, zero at the start; the head computes in fp32."""
+
+    def __init__(self, hf):
+        super().__init__()
+        self.trunk = hf.get_decoder()
+        self.head = torch.nn.Linear(hf.config.hidden_size, 1)
+        torch.nn.init.zeros_(self.head.weight)
+        torch.nn.init.zeros_(self.head.bias)
+
+    def forward(self, batch):
+        hidden = self.trunk(input_ids=batch.ids[None], position_ids=batch.positions[None], use_cache=False,
+                            packed=batch).last_hidden_state[0]  # (N, H)
+        return self.head(hidden[batch.rows].float())[:, 0]
+
+
 def load_policy(path, device, dtype, *, checkpointing=False, trainable=True, shard_size=0):
     """
     A Hugging Face directory or hub id -> Policy, each transformer block sharded over the GPUs.
@@ -56,16 +72,31 @@ def load_policy(path, device, dtype, *, checkpointing=False, trainable=True, sha
     trainable=False (a reference): weights in `dtype`, no gradients. shard_size: shard inside groups of so many ranks
     and replicate across them (0: over all ranks), for several nodes. Raises ConfigError for what it cannot train.
     """
+    hf = load_hf(path)
+    return shard(Policy(hf), hf.get_decoder(), device, dtype, checkpointing, trainable, shard_size)
+
+
+def load_critic(path, device, dtype, *, checkpointing=False, shard_size=0):
+    """The same for a Critic: nothing but the trunk's weights is taken from `path`."""
+    critic = Critic(load_hf(path))
+    return shard(critic, critic.trunk, device, dtype, checkpointing, True, shard_size)
+
+
+def load_hf(path):
     hf = AutoModelForCausalLM.from_pretrained(path, dtype="auto", attn_implementation="packed")
     refuse_unusual_heads(hf.config)
     hf.config.attention_dropout = 0.0  # RL compares log-probs of two passes: dropout would make them differ
     for module in hf.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+    return hf
+
+
+def shard(policy, trunk, device, dtype, checkpointing, trainable, shard_size):
+    """FSDP2 on a Policy or Critic whose transformer blocks are trunk.layers -> the same module."""
     compute = getattr(torch, dtype)
-    policy = Policy(hf)
     if trainable and checkpointing:
-        hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        trunk.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     policy.train(checkpointing and trainable)
     policy.requires_grad_(trainable)
 
@@ -73,9 +104,11 @@ def load_policy(path, device, dtype, *, checkpointing=False, trainable=True, sha
     shape = (world // shard_size, shard_size) if 0 < shard_size < world else (world,)
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape):])
     mixed = MixedPrecisionPolicy(param_dtype=compute if compute != torch.float32 else None, reduce_dtype=torch.float32)
-    for block in hf.get_decoder().layers:  # one at a time: only one block is ever whole and in fp32 on the GPU
+    for block in trunk.layers:  # one at a time: only one block is ever whole and in fp32 on the GPU
         block.to(torch.float32 if trainable else compute)
         fully_shard(block, mesh=mesh, mp_policy=mixed)
+    if isinstance(policy, Critic):  # a group of its own: its product with the hidden states is in fp32
+        fully_shard(policy.head.to(torch.float32), mesh=mesh)
     policy.to(torch.float32 if trainable else compute)
     # Embeddings, last norm and head in one group, which keeps tied weights together. Resharded after forward, unlike
     # FSDP's default for the root: else a forward without backward would leave its bf16 copies where parameters() looks.
@@ -113,6 +146,9 @@ class MicroBatch:
     rollout_logprobs: torch.Tensor  # (T,) as the engine reported them
     old_logprobs: torch.Tensor = None  # (T,) of the policy before this step's first update
     ref_logprobs: torch.Tensor = None  # (T,) of the reference model
+    old_values: torch.Tensor = None  # (T,) of the critic before this step's first update
+    advantages: torch.Tensor = None  # (T,) where they differ from token to token (PPO)
+    returns: torch.Tensor = None  # (T,) what the critic learns
 
 
 def pack(rollouts, chosen, max_tokens, rank, world, device):
@@ -169,6 +205,22 @@ def to_micro_batch(rollouts, chosen, device):
     return MicroBatch(join(ids, torch.long), join(positions, torch.long), lens, cu_lens, length_groups(lens, device),
                       join(rows, torch.long), join(targets, torch.long), join(index, torch.long),
                       join(logprobs, torch.float32))
+
+
+def to_responses(batches, name):
+    """The field `name` (T,) of the micro-batches of all ranks -> {response: (len,) float64}, the same on every rank."""
+    found = []
+    for batch in batches:
+        index, lens = batch.response_index.unique_consecutive(return_counts=True)
+        parts = getattr(batch, name).float().cpu().split(lens.tolist())
+        found += [(i, part.numpy()) for i, part in zip(index.tolist(), parts)]
+    return {i: part.astype(np.float64) for i, part in gather(found)}
+
+
+def from_responses(batch, arrays):
+    """The inverse for one micro-batch: {response: (len,)} -> (T,) in fp32, token by token where to_responses found it."""
+    parts = [arrays[i] for i in batch.response_index.unique_consecutive().tolist()]
+    return torch.from_numpy(np.concatenate(parts or [np.zeros(0)])).to(batch.rollout_logprobs)
 
 
 def length_groups(lens, device):
@@ -315,6 +367,11 @@ def token_logprobs(policy, batch, temperature):
     return policy(batch, temperature)
 
 
+def token_values(critic, batch):
+    """-> values (T,), fp32: V of the state before response token t, which has seen the prompt and the tokens before t."""
+    return critic(batch)
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # optimizer step, saving, loading
 # ---------------------------------------------------------------------------------------------------------------
@@ -335,18 +392,18 @@ def clip_and_step(policy, optimizer, grad_clip, lr):
     return norm
 
 
-def save_state(folder, step, policy, optimizer, state):
+def save_state(folder, step, policy, optimizer, state, **more):
     """
     folder/step_000120/: sharded weights and optimizer (torch.distributed.checkpoint) and state.json, complete or not
     there at all: written beside, then renamed. Every rank together. The two newest are kept.
+    more: further models with their optimizers, as critic=(critic, critic_optimizer).
     """
     final, tmp = os.path.join(folder, f"step_{step:06d}"), os.path.join(folder, f"tmp_step_{step:06d}")
     if dist.get_rank() == 0:
         shutil.rmtree(tmp, ignore_errors=True)
         os.makedirs(tmp)
     dist.barrier()
-    model_state, optimizer_state = get_state_dict(policy, optimizer)
-    dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=os.path.join(tmp, "dcp"))
+    dcp.save(sharded_state(policy, optimizer, more), checkpoint_id=os.path.join(tmp, "dcp"))
     if dist.get_rank() == 0:
         with open(os.path.join(tmp, "state.json"), "w") as f:
             json.dump({"step": step, **state}, f)
@@ -355,6 +412,13 @@ def save_state(folder, step, policy, optimizer, state):
         for old in saved_steps(folder)[:-2]:
             shutil.rmtree(os.path.join(folder, f"step_{old:06d}"))
     dist.barrier()
+
+
+def sharded_state(policy, optimizer, more):
+    state = {}
+    for name, pair in {"model": (policy, optimizer), **more}.items():
+        state[name], state["optimizer" if name == "model" else f"{name}_optimizer"] = get_state_dict(*pair)
+    return state
 
 
 def saved_steps(folder):
@@ -373,12 +437,19 @@ def read_state(folder):
         return json.load(f)
 
 
-def load_state(folder, step, policy, optimizer):
+def has_model(folder, step, name):
+    """Whether a checkpoint holds the weights of the model `name`; cheap, before any weights are loaded."""
+    metadata = dcp.FileSystemReader(os.path.join(folder, f"step_{step:06d}", "dcp")).read_metadata()
+    return any(key.startswith(f"{name}.") for key in metadata.state_dict_metadata)
+
+
+def load_state(folder, step, policy, optimizer, **more):
     """Weights and optimizer of a checkpoint into freshly built ones; the number of ranks may differ from the saver's."""
-    model_state, optimizer_state = get_state_dict(policy, optimizer)
-    state = {"model": model_state, "optimizer": optimizer_state}
+    state = sharded_state(policy, optimizer, more)
     dcp.load(state, checkpoint_id=os.path.join(folder, f"step_{step:06d}", "dcp"))
-    set_state_dict(policy, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    for name, pair in {"model": (policy, optimizer), **more}.items():
+        optim_state = state["optimizer" if name == "model" else f"{name}_optimizer"]
+        set_state_dict(*pair, model_state_dict=state[name], optim_state_dict=optim_state)
 
 
 def export_hf(policy, tokenizer, folder, dtype):

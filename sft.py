@@ -112,7 +112,7 @@ def main():
         return common.print0(f"{len(examples)} examples; first: {tokenizer.decode(examples[0][0] + examples[0][1])!r}")
     run = common.Run(cfg, origin, script="sft.py")
     saved = model.read_state(run.path) or {"step": 0, "examples_seen": 0}
-    if saved["step"] >= cfg.num_steps:
+    if saved["step"] >= cfg.num_steps and os.path.exists(f"{run.path}/model/config.json"):
         return run.say(f"{run.path} is complete: step {saved['step']} of {cfg.num_steps}. Its model is {run.path}/model")
 
     policy = model.load_policy(path, device, dtype, checkpointing=cfg.checkpointing, shard_size=cfg.shard_size)

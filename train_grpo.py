@@ -8,6 +8,7 @@ Start reading at main(). Shape comments: P prompts of a step, G samples a prompt
 tokens of a packed micro-batch. Every rank sees all rollouts of the step: the batch is global, only compute is shared.
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from typing import Literal
@@ -223,7 +224,7 @@ def main():
         return common.print0(explain_prompt(prompts))
     run = common.Run(cfg, origin, script="train_grpo.py")
     saved = model.read_state(run.path) or {"step": 0, "prompts_seen": 0}
-    if saved["step"] >= cfg.num_steps:
+    if saved["step"] >= cfg.num_steps and os.path.exists(f"{run.path}/model/config.json"):
         return run.say(f"{run.path} is complete: step {saved['step']} of {cfg.num_steps}. Its model is {run.path}/model")
 
     # ------------------------------------------------------------------------------------------------------------
@@ -261,7 +262,8 @@ def main():
         with timer("sync"):
             sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), 0, device)
         row = held_out(0)
-        run.metrics({"step": 0, **row, "grad_norm": None, "kl": None, "clip_frac": None, "lr": 0.0, **seconds(timer.take())})
+        nothing_yet = dict.fromkeys([*StepStats(device).row(), "zero_variance_groups", "advantage_std"])  # null
+        run.metrics({"step": 0, **nothing_yet, **row, "lr": 0.0, "prompts_seen": 0, **seconds(timer.take())})
         run.say(f"step {0:4d}/{cfg.num_steps} | held-out {row['eval_correct']:.1%} sampled, "
                 f"{row['eval_correct_greedy']:.1%} greedy | before any update")
         sampler.sleep(engine, device)
@@ -273,7 +275,7 @@ def main():
         # 1) sample and score: this rank's share of the prompts, scored as they finish, then shared with all ranks
         with timer("sync"):
             sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), step, device)
-        groups, rollouts = [], []
+        groups, rollouts, agreeing = [], [], 0
         for _ in range(1 + cfg.dynamic_sampling):
             asked = data.draw(prompts, mixture, cfg.seed, prompts_seen, cfg.prompts_per_step)
             prompts_seen += cfg.prompts_per_step
@@ -282,9 +284,9 @@ def main():
             fresh = sampler.sample_and_score(asked, seeds, temperature=cfg.temperature, version=step, **sample)
             rollouts += fresh
             fresh = [fresh[i:i + cfg.group_size] for i in range(0, len(fresh), cfg.group_size)]
-            if cfg.dynamic_sampling:
-                fresh = [g for g in fresh if len({r.score.total for r in g}) > 1]
-            groups += fresh
+            varied = [g for g in fresh if len({r.score.total for r in g}) > 1]
+            agreeing += len(fresh) - len(varied)
+            groups += varied if cfg.dynamic_sampling else fresh
             if len(groups) >= cfg.prompts_per_step:
                 break
         groups = groups[:cfg.prompts_per_step]
@@ -316,8 +318,14 @@ def main():
                 for batch in micro_batches:
                     if len(updates) > 1:
                         batch.old_logprobs = model.token_logprobs(policy, batch, cfg.temperature)[0]
+                        stats.compare(batch, batch.old_logprobs)
                     if reference is not None:
                         batch.ref_logprobs = model.token_logprobs(reference, batch, cfg.temperature)[0]
+
+        if len(updates) > 1:
+            stats.compared = True
+            stats.reduce()
+            stats.check_mismatch(bound)
 
         # 4) update
         lr = learning_rate(step, cfg.lr, cfg.lr_schedule, cfg.warmup_steps, cfg.num_steps, cfg.lr_min_ratio)
@@ -353,7 +361,7 @@ def main():
 
         # 5) log, evaluate, save
         row = {"step": step, **summarise(rollouts, tokenizer), **stats.row(), "lr": lr,
-               "zero_variance_groups": float((advantages_PG == 0).all(dim=1).float().mean()) if flat else 1.0,
+               "zero_variance_groups": agreeing * cfg.group_size / len(rollouts),
                "advantage_std": float(advantages_R.std()) if len(flat) > 1 else 0.0, "prompts_seen": prompts_seen}
         last = step == cfg.num_steps
         if cfg.eval_prompts and (last or (cfg.eval_every and step % cfg.eval_every == 0)):
@@ -361,13 +369,12 @@ def main():
                 sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), step, device)
             row |= {k: v for k, v in held_out(step).items() if k.startswith("eval_")}
             sampler.sleep(engine, device)
-        if last or (cfg.save_every and step % cfg.save_every == 0):
-            with timer("save"):
-                model.save_state(run.path, step, policy, optimizer, {"prompts_seen": prompts_seen})
-        spent = timer.take()
-        row |= seconds(spent, tokens=sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
+        row |= seconds(timer.take(), tokens=sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
         run.metrics(row)
         run.say(console_line(row, cfg.num_steps))
+        if last or (cfg.save_every and step % cfg.save_every == 0):
+            with timer("save"):  # counted in the next step
+                model.save_state(run.path, step, policy, optimizer, {"prompts_seen": prompts_seen})
     export = torch.float32 if device.type == "cpu" else torch.bfloat16
     model.export_hf(policy, tokenizer, f"{run.path}/model", export)
     scorer.close()

@@ -1,0 +1,29 @@
+"""
+A real pretrained model through the same script: SmolLM2-135M-Instruct (real BPE, chat template, grouped-query attention,
+tied embeddings, pad == eos) on TinyZero's Countdown. A few steps on a CPU: it need not learn, it must run, and the
+canary (mismatch_mean) must stay quiet.
+"""
+_script = "train_grpo.py"
+
+name = "demo-smollm"
+model = "out/smollm2"
+data = "countdown"
+template = "tinyzero_instruct"      # the same <|im_start|> markers that SmolLM2's own chat template writes
+reward = "tinyzero_countdown"
+reward_parts = {"cosine": 1.0}      # by length: this model never solves the task, and without variance nothing is updated
+
+num_steps = 4
+eval_every = 2
+save_every = 0
+eval_prompts = 8
+eval_samples = 1
+data_limit = 2000
+
+prompts_per_step = 4
+group_size = 4
+max_prompt_len = 256
+max_response_len = 96
+max_num_seqs = 16
+lr = 1e-6
+checkpointing = False
+max_tokens_per_gpu = 2048

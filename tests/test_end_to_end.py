@@ -1,0 +1,209 @@
+"""python -m pytest tests/test_end_to_end.py: the scripts as a user starts them, with a tiny random model and real vLLM."""
+
+import json
+import os
+import re
+import shutil
+import time
+
+import numpy as np
+import pytest
+from conftest import run_script, save_tiny_model
+
+COLUMNS = """step reward correct format_error wrong_answer truncated response_len think_len answer_len entropy grad_norm kl
+clip_frac mismatch_mean mismatch_max zero_variance_groups lr seconds_rollout seconds_reward seconds_train seconds_sync
+tokens_per_second""".split()
+TINY = ["--data", "tiny_countdown", "--template", "tiny_countdown", "--reward", "tinyzero_countdown", "--max_prompt_len", "16",
+        "--max_response_len", "24", "--prompts_per_step", "4", "--group_size", "4", "--num_steps", "3", "--eval_every", "2",
+        "--save_every", "2", "--eval_prompts", "6", "--eval_samples", "2", "--checkpointing", "False", "--entropy_coef", "0.01",
+        "--max_num_seqs", "16", "--lr", "3e-3", "--max_tokens_per_gpu", "200"]
+
+
+def train(folder, model, *args, nproc=1):
+    os.makedirs(folder, exist_ok=True)
+    from conftest import ROOT
+
+    return run_script(os.path.join(ROOT, "train_grpo.py"), *TINY, "--model", model, *args, nproc=nproc, cwd=folder)
+
+
+def rows_of(folder, name="run"):
+    with open(os.path.join(folder, "out", name, "metrics.jsonl")) as f:
+        return [json.loads(line) for line in f]
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory, tied_model):
+    """Three steps on one rank, with three updates' worth of variety: entropy bonus, evaluation, checkpoints."""
+    folder = tmp_path_factory.mktemp("one")
+    done = train(folder, tied_model)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done
+
+
+def test_a_run_leaves_everything_it_promises(one_rank):
+    folder, done = one_rank
+    run = os.path.join(folder, "out", "run")
+    rows = rows_of(folder)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    for row in rows:
+        assert set(COLUMNS) <= set(row), set(COLUMNS) - set(row)
+    assert [row["step"] for row in rows if "eval_correct" in row] == [0, 2, 3]
+    assert all("eval_correct_greedy" in row for row in rows if "eval_correct" in row)
+    for row in rows[1:]:
+        assert row["mismatch_mean"] < 1e-4 and row["grad_norm"] > 0 and row["tokens_per_second"] > 0
+        assert row["think_len"] + row["answer_len"] == pytest.approx(row["response_len"])
+        assert row["correct"] + row["wrong_answer"] + row["format_error"] == pytest.approx(1)
+    assert [row["lr"] for row in rows[1:]] == [3e-3] * 3
+    with open(os.path.join(run, "config.json")) as f:
+        assert json.load(f)["settings"]["group_size"] == 4
+    for name in ("log.txt", "code/train_grpo.py", "code/git.txt", "samples/step_000000.jsonl", "samples/step_000003.jsonl",
+                 "model/config.json", "model/model.safetensors", "model/tokenizer.json", "step_000003/state.json"):
+        assert os.path.exists(os.path.join(run, name)), name
+    assert "step    3/3" in done.stdout and "step    3/3" in open(os.path.join(run, "log.txt")).read()
+
+
+def test_the_same_command_again_says_that_the_run_is_complete(one_rank, tied_model):
+    start = time.monotonic()
+    again = train(one_rank[0], tied_model)
+    assert again.returncode == 0 and "is complete: step 3 of 3" in again.stdout
+    assert time.monotonic() - start < 60 and len(rows_of(one_rank[0])) == 4
+
+
+def test_other_settings_in_the_same_directory_are_refused(one_rank, tied_model):
+    other = train(one_rank[0], tied_model, "--lr", "1e-5", nproc=None)
+    assert other.returncode != 0 and "lr: 0.003 there, 1e-05 now" in other.stderr and "Traceback" not in other.stderr
+
+
+def test_two_ranks_train_as_one_up_to_rounding(one_rank, tied_model, tmp_path):
+    done = train(tmp_path, tied_model, nproc=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for a, b in zip(rows_of(one_rank[0]), rows_of(tmp_path)):
+        for name in ("reward", "correct", "response_len", "entropy", "grad_norm", "loss", "truncated"):
+            if a.get(name) is not None:
+                assert a[name] == pytest.approx(b[name], rel=2e-3, abs=1e-5), (a["step"], name)
+    weights = [load_weights(os.path.join(folder, "out/run/model")) for folder in (one_rank[0], tmp_path)]
+    for name in weights[0]:
+        assert np.abs(weights[0][name] - weights[1][name]).max() < 2e-3, name
+
+
+def load_weights(folder):
+    from safetensors.numpy import load_file
+
+    return load_file(os.path.join(folder, "model.safetensors"))
+
+
+def test_a_run_continued_from_its_checkpoint_is_the_run_that_was_not_stopped(one_rank, tied_model, tmp_path):
+    first = train(tmp_path, tied_model, "--num_steps", "2")
+    assert first.returncode == 0, first.stderr[-3000:]
+    second = train(tmp_path, tied_model)
+    assert second.returncode == 0 and "resumed out/run at step 2" in second.stdout, second.stderr[-3000:]
+    straight, resumed = rows_of(one_rank[0]), rows_of(tmp_path)
+    assert [row["step"] for row in resumed] == [0, 1, 2, 3]
+    for name in ("reward", "response_len", "entropy", "grad_norm", "prompts_seen"):
+        assert straight[3][name] == resumed[3][name], name
+    a, b = (load_weights(os.path.join(folder, "out/run/model")) for folder in (one_rank[0], tmp_path))
+    assert all((a[name] == b[name]).all() for name in a)
+
+
+def test_the_evaluation_of_the_exported_model_is_the_runs_last_evaluation(one_rank):
+    from conftest import ROOT
+
+    folder = one_rank[0]
+    done = run_script(os.path.join(ROOT, "eval.py"), "--model", "out/run/model", "--limit", "6", "--samples", "2",
+                      "--max_prompt_len", "16", "--max_response_len", "24", "--output", "e.jsonl", cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with open(os.path.join(folder, "e.jsonl")) as f:
+        found = [json.loads(line) for line in f]
+    with open(os.path.join(folder, "out/run/samples/step_000003.jsonl")) as f:
+        last = [json.loads(line) for line in f]
+    assert len(found) == len(last) == 18
+    assert [row["response"] for row in found] == [row["response"] for row in last]
+
+
+def test_several_updates_with_a_reference_masking_and_dynamic_sampling(tied_model, tmp_path):
+    """The options that the plain run does not touch, together: old and reference log-probs, k1, masks, resampling."""
+    done = train(tmp_path, tied_model, "--updates_per_step", "2", "--kl_in", "reward_k1", "--kl_coef", "0.1",
+                 "--on_truncated", "mask", "--dynamic_sampling", "3", "--loss_agg", "constant", "--temperature", "0.8",
+                 "--num_steps", "2", "--eval_prompts", "0", "--adv_std", "False", "--stop", "('</answer>',)",
+                 "--reward_parts", "{'cosine': 1.0}", "--max_response_len", "40", nproc=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = rows_of(tmp_path)
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[0]["kl"] > 0 and rows[1]["kl"] > 0  # the second update of a step already differs from the reference
+    assert rows[0]["mismatch_mean"] < 1e-4 and rows[0]["part/cosine"] < 0
+    assert rows[0]["seconds_logprobs"] > 0 and rows[0]["prompts_seen"] in (4, 8, 12, 16)
+
+
+BAD = [
+    (["--grop_size", "4"], "did you mean 'group_size'"),
+    (["--lr", "fast"], "lr wants float"),
+    (["--top_p", "0.9"], "top_p"),
+    (["--prompts_per_step", "3"], "prompts_per_step = 3 is not divisible by the 2 engines"),
+    (["--model", "out/nothing"], "model directory 'out/nothing' is not there"),
+    (["--model", "no-such-org/no-such-model"], "could not be fetched"),
+    (["--max_prompt_len", "3"], "prompt of more than 3 tokens"),
+    (["--reward", "tinyzero_countdwn"], "did you mean 'tinyzero_countdown'"),
+    (["--template", "tiny_countdwn"], "tiny_countdown"),
+    (["--data", "tiny_countdwn"], "tiny_countdown"),
+    (["--max_response_len", "5000"], "more than the 512 positions"),
+]
+
+
+@pytest.mark.parametrize("args, message", BAD, ids=[" ".join(args) for args, _ in BAD])
+def test_bad_input_stops_within_seconds_with_one_line(tied_model, tmp_path, args, message):
+    start = time.monotonic()
+    done = train(tmp_path, tied_model, *args, nproc=2 if "divisible" in message else None)
+    assert done.returncode != 0 and message in done.stderr, done.stderr[-2000:]
+    assert len(re.findall(r"^error: .*", done.stderr, re.M)) >= 1
+    if "divisible" not in message:  # torchrun adds its own report
+        assert "Traceback" not in done.stderr and time.monotonic() - start < 40
+    assert not os.path.exists(tmp_path / "out" / "run")
+
+
+def test_a_tokenizer_without_eos_is_refused(tmp_path):
+    path = save_tiny_model(tmp_path / "model")
+    file = os.path.join(path, "tokenizer_config.json")
+    with open(file) as f:
+        settings = json.load(f)
+    settings.pop("eos_token")
+    with open(file, "w") as f:
+        json.dump(settings, f)
+    for name in ("special_tokens_map.json",):
+        if os.path.exists(os.path.join(path, name)):
+            os.remove(os.path.join(path, name))
+    done = train(tmp_path, path)
+    assert done.returncode != 0 and "has no EOS token" in done.stderr
+
+
+def test_the_canary_stops_a_run_whose_engine_has_other_weights(tied_model, untied_model, tmp_path):
+    """Start the engine from another model and leave the sync out: no weight may change, and the message names causes."""
+    driver = tmp_path / "driver.py"
+    driver.write_text(
+        "import sys, rollout\nrollout.sync_weights = lambda model, engine, dtype, version: engine.update_weight_version(str(version))\n"
+        "make = rollout.make_engine\n"
+        f"rollout.make_engine = lambda path, **kw: make({save_tiny_model(tmp_path / 'other', seed=1)!r}, **kw)\n"
+        "import train_grpo\nsys.exit(train_grpo.main())\n")
+    done = run_script(driver, *TINY, "--model", tied_model, "--eval_prompts", "0", cwd=tmp_path)
+    assert done.returncode != 0 and "engine and trainer disagree" in done.stderr and "prefix cache" in done.stderr
+    assert not os.path.exists(tmp_path / "out/run/model")
+
+
+def test_sft_lowers_the_loss_and_counts_bad_lines(tied_model, tmp_path):
+    from conftest import ROOT
+
+    rows = [{"prompt": "numbers 1 2 3 target 6 <think>", "response": "1 + 2 = 3 </think> <answer> 1 + 2 + 3 </answer>"}] * 200
+    with open(tmp_path / "d.jsonl", "w") as f:
+        f.writelines(json.dumps(row) + "\n" for row in rows)
+        f.write('{"prompt": "numbers 1"}\n')
+    args = ["--model", tied_model, "--data", "d.jsonl", "--num_steps", "12", "--tokens_per_step", "400", "--lr", "3e-3",
+            "--warmup_steps", "1", "--checkpointing", "False"]
+    done = run_script(os.path.join(ROOT, "sft.py"), *args, nproc=2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "1 of 201 lines not used" in done.stdout
+    losses = [row["loss"] for row in rows_of(tmp_path, "sft")]
+    assert losses[-1] < 0.3 * losses[0]
+    with open(tmp_path / "d.jsonl", "a") as f:
+        f.write("not json\n" * 5)
+    shutil.rmtree(tmp_path / "out")
+    refused = run_script(os.path.join(ROOT, "sft.py"), *args, cwd=tmp_path)
+    assert refused.returncode != 0 and "6 of 206 lines cannot be used" in refused.stderr
