@@ -107,8 +107,8 @@ class StepStats:
     @torch.no_grad()
     def add_values(self, batch, values, loss, value_clip):
         """The critic's part of one micro-batch (PPO); values (T,), loss is already this micro-batch's share."""
-        moved, missing = values - batch.old_values, batch.returns - values
-        stopped = (moved.abs() > value_clip) & (moved * missing > 0) if value_clip else torch.zeros_like(moved)
+        clipped = batch.old_values + (values - batch.old_values).clamp(-value_clip, value_clip)
+        stopped = (clipped - batch.returns).abs() > (values - batch.returns).abs() if value_clip else torch.zeros(0)
         self.count(value_loss=loss, value_clipped=stopped.sum())
 
     def reduce(self):
@@ -129,7 +129,7 @@ class StepStats:
 
     def finite(self):
         self.norms.append(self.grad_norm)
-        if math.isfinite(self.grad_norm):
+        if math.isfinite(self.grad_norm) and all(map(math.isfinite, self.critic_norms[-1:])):
             return True
         self.skipped_updates += 1
         return False
@@ -167,11 +167,12 @@ def seconds(spent, tokens=0):
 def console_line(row, num_steps):
     held_out = f" | held-out {row['eval_correct']:.1%} greedy {row['eval_correct_greedy']:.1%}" if "eval_correct" in row else ""
     kl = f" kl {row['kl']:.4f}" if row["kl"] is not None else ""
+    critic = f"  explained {row['explained_variance']:.2f}" if "explained_variance" in row else ""
     skipped = f" SKIPPED {row['skipped_updates']} updates" if row["skipped_updates"] else ""
     return (f"step {row['step']:4d}/{num_steps} | reward {row['reward']:.3f}  right {row['correct']:4.0%}  "
             f"format-err {row['format_error']:3.0%} | len {row['response_len']:.0f}  cut {row['truncated']:.0%}  "
             f"no-variance {row['zero_variance_groups']:.0%} | |g| {row['grad_norm']:.2f}  ent {row['entropy']:.2f}  "
-            f"clip {row['clip_frac']:.1%}{kl}  gap {row['mismatch_mean']:.0e} | "
+            f"clip {row['clip_frac']:.1%}{kl}  gap {row['mismatch_mean']:.0e}{critic} | "
             f"rollout {row['seconds_rollout']:.1f} + reward {row['seconds_reward']:.1f} + train "
-            f"{row['seconds_logprobs'] + row['seconds_train']:.1f} + sync {row['seconds_sync']:.2f} s  "
+            f"{row['seconds_logprobs'] + row.get('seconds_values', 0.0) + row['seconds_train']:.1f} + sync {row['seconds_sync']:.2f} s  "
             f"{row['tokens_per_second'] / 1000:.1f}k tok/s{skipped}{held_out}")

@@ -132,6 +132,14 @@ def token_weights(response_lens, num_responses, num_tokens, loss_agg, max_respon
     raise ValueError(f"loss_agg {loss_agg!r}")
 
 
+def trained_responses(rollouts, on_truncated):
+    """
+    Which responses the loss sees, -> bool (R,). "keep" trains on truncated ones with the reward's failure value; "mask"
+    (DAPO, arXiv 2503.14476, section 3.4) leaves them out of the loss and of its denominators. Empty ones have no token.
+    """
+    return torch.tensor([len(r.response_ids) > 0 and not (on_truncated == "mask" and r.truncated) for r in rollouts])
+
+
 def policy_loss(logprobs, old_logprobs, advantages, clip_low, clip_high):
     """Clipped surrogate of each token, arXiv 1707.06347, eq. 7; all (T,). No gradient once the ratio has gained enough."""
     ratio = (logprobs - old_logprobs).exp()
@@ -301,7 +309,7 @@ def main():
 
         # 3) pack: updates_per_step parts of whole groups, each balanced over ranks; old and reference log-probs are
         #    computed before any weight changes, and only where the training forward itself is not the old one
-        trained = torch.tensor([len(r.response_ids) > 0 and not (cfg.on_truncated == "mask" and r.truncated) for r in flat])
+        trained = trained_responses(flat, cfg.on_truncated)  # (R,)
         response_lens = torch.tensor([len(r.response_ids) for r in flat])  # (R,)
         updates = []
         for part in torch.arange(len(flat)).chunk(cfg.updates_per_step) if flat else []:

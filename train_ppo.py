@@ -26,8 +26,9 @@ import policy as model
 import rewards
 import rollout as sampler
 from config import ConfigError, load_config
-from eval import check_rewards, evaluate, explain_prompt, resolve_model
+from eval import check_rewards, evaluate, resolve_model
 from metrics import StepStats, console_line, seconds, summarise
+from rewards import dense_repetition
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def token_rewards(reward, num_tokens, kl, repetition, gammas):
     """
     task = np.zeros(num_tokens)
     task[-1] = reward
-    if not gammas:
+    if "repetition" not in gammas:
         return {"task": task + repetition - kl}
     return {"task": task - kl / 2, "repetition": repetition - kl / 2}
 
@@ -161,8 +162,32 @@ def gae_of_types(rewards, values, gammas, lam, last_value):
     The sum of one GAE per reward type, each with its discount; V belongs to "task". GAE is linear in rewards and values,
     so that equal discounts give the GAE of the summed rewards; at lam = 1 it is (sum of discounted returns) - V.
     """
-    return sum(gae(r, *((values, gammas[name], lam, last_value) if name == "task" else (np.zeros_like(r), gammas[name], lam)))
-               for name, r in rewards.items())
+    advantages = gae(rewards["task"], values, gammas["task"], lam, last_value)
+    for name in rewards.keys() - {"task"}:
+        advantages = advantages + gae(rewards[name], np.zeros_like(values), gammas[name], lam)
+    return advantages
+
+
+def advantages_and_returns(rollouts, scores, values, penalties, gammas, cfg):
+    """
+    Token rewards and GAE of each response i in values -> advantages, returns: {i: (T,)}, nothing whitened yet.
+
+    scores (R,); values and penalties {i: (T,)}. The critic's target, returns = its own GAE + values, takes critic_lam and
+    the values from before the step. Length-adaptive lambda: VAPO, arXiv 2504.05118, section 4.2.
+    """
+    advantages, returns = {}, {}
+    for i in sorted(values):
+        ids, repetition, lam, last_value = rollouts[i].response_ids, 0.0, cfg.lam, 0.0
+        if cfg.repetition_coef:
+            repetition = np.array(dense_repetition(ids, cfg.repetition_ngram, -cfg.repetition_coef))
+        if cfg.length_adaptive_lam:
+            lam = max(0.0, 1 - 1 / (cfg.length_adaptive_lam * len(ids)))
+        if rollouts[i].truncated and cfg.truncation_bootstrap == "value":
+            last_value = values[i][-1]  # of one token before: no log-prob needs the state after the last token
+        per_type = token_rewards(scores[i], len(ids), penalties[i], repetition, gammas)
+        advantages[i] = gae_of_types(per_type, values[i], gammas, lam, last_value)
+        returns[i] = gae_of_types(per_type, values[i], gammas, cfg.critic_lam, last_value) + values[i]
+    return advantages, returns
 
 
 def whiten(advantages):
@@ -408,8 +433,8 @@ def main():
         with timer("sync"):
             sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), 0, device)
         row = held_out(0)
-        nothing_yet = dict.fromkeys([*StepStats(device).row(), *StepStats(device).value_row(), "zero_variance_groups",
-                                     "advantage_std", "explained_variance", "value_mean", "return_mean", "critic_lr"])  # null
+        nothing_yet = dict.fromkeys([*StepStats(device).row(), *StepStats(device).value_row(), *explain_values({}, {}, {}),
+                                     "zero_variance_groups", "critic_lr", "kl_coef"])  # null
         run.metrics({"step": 0, **nothing_yet, **row, "lr": 0.0, "prompts_seen": 0, **seconds(timer.take())})
         run.say(f"step {0:4d}/{cfg.num_steps} | held-out {row['eval_correct']:.1%} sampled, "
                 f"{row['eval_correct_greedy']:.1%} greedy | before any update")
@@ -462,36 +487,27 @@ def main():
         #    whitening are those of the whole step, on the host in float64, whatever the ranks and micro-batches
         with timer("values"), torch.no_grad():
             for batch in batches:
-                batch.old_values = torch.zeros_like(batch.rollout_logprobs) if critic is None else model.token_values(critic, batch)
-            values = model.to_responses(batches, "old_values")  # {response: (len,)}, and so are the next five
-            penalties = {i: 0.0 for i in values}
+                no_values = torch.zeros_like(batch.rollout_logprobs)
+                batch.old_values = no_values if critic is None else model.token_values(critic, batch)  # (T,)
+            values = model.to_responses(batches, "old_values")  # {response: (len,)}, as all that follows
+            penalties = dict.fromkeys(values, 0.0)
             if cfg.kl_in == "reward_k1":
                 old, ref = model.to_responses(batches, "old_logprobs"), model.to_responses(batches, "ref_logprobs")
                 penalties = {i: kl_coef * (old[i] - ref[i]) for i in values}
-            scores = torch.tensor([r.score.total for r in rollouts], dtype=torch.float64).reshape(-1, cfg.group_size)  # (P, G)
+            scores = torch.tensor([r.score.total for r in rollouts], dtype=torch.float64)
+            scores = scores.reshape(-1, cfg.group_size)  # (P, G)
+            agreeing = int((scores == scores[:, :1]).all(dim=1).sum()) if cfg.group_size > 1 else 0
             scores_R = (leave_one_out(scores) if cfg.estimator == "rloo" else scores).flatten().tolist()
-            advantages, returns = {}, {}
-            for i in sorted(values):
-                num_tokens, repetition = len(values[i]), 0.0
-                if cfg.repetition_coef:
-                    repetition = np.array(rewards.dense_repetition(rollouts[i].response_ids, cfg.repetition_ngram, -cfg.repetition_coef))
-                per_token = token_rewards(scores_R[i], num_tokens, penalties[i], repetition, gammas)
-                bootstrap = rollouts[i].truncated and cfg.truncation_bootstrap == "value"
-                last_value = values[i][-1] if bootstrap else 0.0  # V of one token before: the last state has no log-prob
-                lam = max(0.0, 1 - 1 / (cfg.length_adaptive_lam * num_tokens)) if cfg.length_adaptive_lam else cfg.lam
-                advantages[i] = gae_of_types(per_token, values[i], gammas, lam, last_value)
-                returns[i] = gae_of_types(per_token, values[i], gammas, cfg.critic_lam, last_value) + values[i]
+            advantages, returns = advantages_and_returns(rollouts, scores_R, values, penalties, gammas, cfg)
             told = explain_values(values, returns, advantages)
-            if cfg.whiten:
-                advantages = whiten(advantages)
+            advantages_R = whiten(advantages) if cfg.whiten else advantages
             for batch in batches:
-                batch.advantages, batch.returns = (model.from_responses(batch, x) for x in (advantages, returns))
-            signals = torch.tensor([bool(advantages[i].any()) if i in advantages else False for i in range(len(rollouts))])  # (R,)
+                batch.advantages, batch.returns = (model.from_responses(batch, x) for x in (advantages_R, returns))
 
         # 4) update; in the first critic_warmup_steps of the run the policy is only measured
-        train_policy = step > cfg.critic_warmup_steps
-        lr = 0.0 if not train_policy else learning_rate(
-            step - cfg.critic_warmup_steps, cfg.lr, cfg.lr_schedule, cfg.warmup_steps, cfg.num_steps - cfg.critic_warmup_steps, cfg.lr_min_ratio)
+        late = cfg.critic_warmup_steps
+        train_policy = step > late
+        lr = learning_rate(step - late, cfg.lr, cfg.lr_schedule, cfg.warmup_steps, cfg.num_steps - late, cfg.lr_min_ratio)
         critic_lr = learning_rate(step, cfg.critic_lr, cfg.critic_lr_schedule, cfg.warmup_steps, cfg.num_steps, cfg.lr_min_ratio)
         with timer("train"):
             for micro_batches, weights_R, chosen in updates * cfg.epochs_per_step:
@@ -518,12 +534,12 @@ def main():
                         stats.add_values(batch, values.detach(), loss.detach(), cfg.value_clip)
                 stats.reduce()
                 stats.check_mismatch(bound)  # before the step: a broken engine must not touch the weights
-                signal = reference is not None or cfg.entropy_coef > 0 or bool(signals[chosen].any())
+                signal = reference is not None or cfg.entropy_coef > 0 or any(advantages_R[i].any() for i in chosen.tolist())
                 if signal and train_policy:
                     stats.grad_norm = model.clip_and_step(policy, optimizer, cfg.grad_clip, lr)
                 else:  # momentum and weight decay would still move the weights
                     optimizer.zero_grad(set_to_none=True)
-                    stats.skipped_updates += train_policy
+                    stats.skipped_updates += int(train_policy)
                 if critic is not None and len(chosen):
                     stats.critic_norms.append(model.clip_and_step(critic, critic_optimizer, cfg.grad_clip, critic_lr))
                 bad_steps = 0 if stats.finite() else bad_steps + 1
@@ -532,10 +548,9 @@ def main():
                                              "none was applied. Lower lr, or look at the last metrics")
 
         # 5) log, evaluate, save
-        row = {"step": step, **summarise(rollouts, tokenizer), **stats.row(), "lr": lr,
+        row = {"step": step, **summarise(rollouts, tokenizer), **stats.row(), "lr": lr if train_policy else 0.0,
                **told, **stats.value_row(), "critic_lr": critic_lr if critic is not None else 0.0, "kl_coef": kl_coef,
-               "zero_variance_groups": float((scores == scores[:, :1]).all(dim=1).double().mean()) if cfg.group_size > 1 else 0.0,
-               "prompts_seen": prompts_seen}
+               "zero_variance_groups": agreeing / len(scores), "prompts_seen": prompts_seen}
         if train_policy and row["kl_k1"] is not None:
             kl_coef = adapt_kl_coef(kl_coef, row["kl_k1"], cfg.kl_target, len(rollouts), cfg.kl_horizon)
         last = step == cfg.num_steps
@@ -550,7 +565,8 @@ def main():
         run.say(console_line(row, cfg.num_steps))
         if last or (cfg.save_every and step % cfg.save_every == 0):
             with timer("save"):  # counted in the next step
-                model.save_state(run.path, step, policy, optimizer, {"prompts_seen": prompts_seen, "kl_coef": kl_coef}, **pairs)
+                state = {"prompts_seen": prompts_seen, "kl_coef": kl_coef}
+                model.save_state(run.path, step, policy, optimizer, state, **pairs)
     export = torch.float32 if device.type == "cpu" else torch.bfloat16
     model.export_hf(policy, tokenizer, f"{run.path}/model", export)
     scorer.close()

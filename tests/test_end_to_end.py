@@ -54,6 +54,9 @@ def test_a_run_leaves_everything_it_promises(one_rank):
         assert row["think_len"] + row["answer_len"] == pytest.approx(row["response_len"])
         assert row["correct"] + row["wrong_answer"] + row["format_error"] == pytest.approx(1)
     assert [row["lr"] for row in rows[1:]] == [3e-3] * 3
+    with open(os.path.join(run, "samples", "step_000000.jsonl")) as f:
+        samples = [json.loads(line) for line in f]
+    assert len({row["response"] for row in samples if row["sample"] != "greedy"}) > 6  # 6 problems x 2 different samples
     with open(os.path.join(run, "config.json")) as f:
         assert json.load(f)["settings"]["group_size"] == 4
     for name in ("log.txt", "code/train_grpo.py", "code/git.txt", "samples/step_000000.jsonl", "samples/step_000003.jsonl",
@@ -131,6 +134,9 @@ def test_several_updates_with_a_reference_masking_and_dynamic_sampling(tied_mode
     assert [row["step"] for row in rows] == [1, 2]
     assert rows[0]["kl"] > 0 and rows[1]["kl"] > 0  # the second update of a step already differs from the reference
     assert rows[0]["mismatch_mean"] < 1e-4 and rows[0]["part/cosine"] < 0
+    for row in rows:  # masked: none of the truncated responses' 40 tokens each was trained on
+        tokens = row["response_len"] * row["num_rollouts"]
+        assert 0 < row["trained_tokens"] <= tokens - row["truncated"] * row["num_rollouts"] * 40 + 0.5
     assert rows[0]["seconds_logprobs"] > 0 and rows[0]["prompts_seen"] in (4, 8, 12, 16)
 
 

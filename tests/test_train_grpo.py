@@ -1,6 +1,7 @@
 """python -m pytest tests/test_train_grpo.py: the math of train_grpo.py, in numbers one can check by hand."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 import train_grpo
 from config import ConfigError
 from train_grpo import (Config, check_config, group_advantages, kl_penalty, learning_rate, mismatch_weights, policy_loss,
-                        token_weights)
+                        token_weights, trained_responses)
 
 
 def test_advantages_are_reward_minus_mean_over_the_unbiased_std():
@@ -54,6 +55,13 @@ def test_the_three_aggregations_by_hand():
     for agg, want in (("seq_mean", 2.0), ("token_mean", (2 * 1 + 6 * 3) / 8), ("constant", (2 * 1 + 6 * 3) / 20)):
         weights = token_weights(lens, 2, 8, agg, 10)
         assert float(weights[0] * 2 * 1 + weights[1] * 6 * 3) == pytest.approx(want)
+
+
+def test_truncated_responses_are_trained_on_or_left_out_as_the_setting_says():
+    responses = [SimpleNamespace(response_ids=[5, 1], truncated=False), SimpleNamespace(response_ids=[5, 6], truncated=True),
+                 SimpleNamespace(response_ids=[], truncated=True)]
+    assert trained_responses(responses, "keep").tolist() == [True, True, False]
+    assert trained_responses(responses, "mask").tolist() == [True, False, False]
 
 
 def test_clip_stops_the_gradient_only_on_the_side_that_gains():

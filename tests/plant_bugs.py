@@ -1,0 +1,90 @@
+"""
+Plant each bug once, in a copy of the project, and see its test fail: python tests/plant_bugs.py [word in the name]
+
+A test that cannot fail proves nothing. Prints CAUGHT or MISSED for each; exit code 1 if any is missed. Not run by pytest.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+BUGS = [  # name, file, text, what it becomes, the tests that must fail
+    ("no division by the temperature", "policy.py", "return logits if temperature == 1.0 else logits.div_(temperature)",
+     "return logits", "tests/test_policy.py -k packed_logprobs"),
+    ("logits scored one token too late", "policy.py", "np.arange(start + len(r.prompt_ids) - 1, start + n)",
+     "np.minimum(np.arange(start + len(r.prompt_ids), start + n + 1), start + n - 1)", "tests/test_policy.py -k packed_logprobs"),
+    ("attention sees what follows", "policy.py", "is_causal=True", "is_causal=False", "tests/test_policy.py -k packed_logprobs"),
+    ("packed sequences leak", "policy.py", "or lens[i] < 0.75 * lens[first]", "or False",
+     "tests/test_policy.py -k 'neighbours or single_sequences'"),
+    ("mask from ids != eos", "policy.py", "rows.append(np.arange(start + len(r.prompt_ids) - 1, start + n))",
+     "rows.append(np.arange(start + len(r.prompt_ids) - 1, start + n)[np.asarray(r.response_ids) != 1])",
+     "tests/test_policy.py -k eos_is_trained"),
+    ("entropy gradient forgotten", "policy.py", "- grad_entropy[i, None] * (logp + entropy[i, None])", "",
+     "tests/test_policy.py -k fused_logprobs_equal"),
+    ("chunks forgotten after the first", "policy.py", "for i in range(0, num_tokens, size)]", "for i in range(0, min(num_tokens, size), size)]",
+     "tests/test_policy.py -k fused_logprobs_equal"),
+    ("an empty rank skips its pass", "policy.py", "return [to_micro_batch(rollouts, bins[m * world + rank], device) for m in range(count)]",
+     "return [to_micro_batch(rollouts, b, device) for m in range(count) if (b := bins[m * world + rank])]",
+     "tests/test_policy.py -k 'without_work'"),
+    ("step on a gradient that is not finite", "policy.py", "if math.isfinite(norm):", "if True:", "tests/test_policy.py -k not_finite"),
+    ("noise as advantage", "train_grpo.py", "return advantages.masked_fill(agrees[:, None], 0.0).float()", "return advantages.float()",
+     "tests/test_train_grpo.py -k agrees"),
+    ("population std", "train_grpo.py", "rewards.std(dim=1, keepdim=True)", "rewards.std(dim=1, keepdim=True, unbiased=False)",
+     "tests/test_train_grpo.py -k 'unbiased or winner'"),
+    ("mean of sequence sums", "train_grpo.py", "return (1 / (num_responses * lens)).float()", "return torch.full_like(lens, 1 / num_responses).float()",
+     "tests/test_train_grpo.py -k aggregations"),
+    ("clip takes the larger", "train_grpo.py", "return -torch.minimum(", "return -torch.maximum(", "tests/test_train_grpo.py -k clip"),
+    ("KL maximised", "train_grpo.py", "return x.square() / 2", "return -x.square() / 2", "tests/test_train_grpo.py -k 'kl or k2'"),
+    ("k3 with the ratio upside down", "train_grpo.py", "x = ref_logprobs - logprobs", "x = logprobs - ref_logprobs", "tests/test_train_grpo.py -k k3"),
+    ("importance weight not capped", "train_grpo.py", ".detach().exp().clamp(max=cap)", ".detach().exp()", "tests/test_train_grpo.py -k mismatch"),
+    ("importance weight with gradient", "train_grpo.py", "(old_logprobs - rollout_logprobs).detach()", "(old_logprobs - rollout_logprobs)",
+     "tests/test_train_grpo.py -k mismatch"),
+    ("truncated responses never masked", "train_grpo.py", 'on_truncated == "mask" and r.truncated', "False", "tests/test_train_grpo.py -k truncated"),
+    ("warm-up wastes a step", "train_grpo.py", "return lr * step / (warmup_steps + 1)", "return lr * (step - 1) / (warmup_steps + 1)",
+     "tests/test_train_grpo.py -k learning_rate"),
+    ("FSDP's mean over ranks not undone", "train_grpo.py", "(loss * world).backward()", "loss.backward()", "tests/test_end_to_end.py -k two_ranks"),
+    ("all samples of a group share a seed", "eval.py", 'common.stable_seed(seed, "eval", p.uid, k)', 'common.stable_seed(seed, "eval", p.uid)',
+     "tests/test_end_to_end.py -k promises"),
+    ("resume replays a batch", "train_grpo.py", 'prompts_seen, bad_steps = saved["prompts_seen"], 0',
+     'prompts_seen, bad_steps = max(0, saved["prompts_seen"] - cfg.prompts_per_step), 0', "tests/test_end_to_end.py -k not_stopped"),
+    ("optimizer state not restored", "policy.py", 'model_state_dict=state["model"], optim_state_dict=state["optimizer"])',
+     'model_state_dict=state["model"], optim_state_dict=get_state_dict(policy, optimizer)[1])', "tests/test_policy.py -k checkpoint_brings"),
+    ("named_parameters in the weight sync", "rollout.py", "in model.state_dict().items():", "in model.named_parameters():",
+     "tests/test_rollout.py -k 'agree and tied'"),
+    ("prefix cache kept over a sync", "rollout.py", "if not engine.reset_prefix_cache():", "if False:", "tests/test_rollout.py -k 'agree and tied'"),
+    ("raw log-probs from the engine", "rollout.py", 'logprobs_mode="processed_logprobs"', 'logprobs_mode="raw_logprobs"',
+     "tests/test_rollout.py -k 'agree and tied'"),
+    ("canary off", "metrics.py", "if not mean <= bound:", "if False:", "tests/test_end_to_end.py -k canary"),
+    ("recipe typo accepted", "config.py", "if name not in hints:", "if False:", "tests/test_config.py"),
+]
+
+
+def main(word=""):
+    missed = 0
+    for name, file, text, instead, tests in BUGS:
+        if word not in name:
+            continue
+        with tempfile.TemporaryDirectory() as copy:
+            shutil.copytree(ROOT, os.path.join(copy, "p"), ignore=shutil.ignore_patterns(".git", ".venv", "out", "__pycache__"))
+            path = os.path.join(copy, "p", file)
+            with open(path) as f:
+                source = f.read()
+            if source.count(text) < 1:
+                print(f"STALE   {name}: {file} no longer holds {text!r}", flush=True)
+                missed += 1
+                continue
+            with open(path, "w") as f:
+                f.write(source.replace(text, instead))
+            done = subprocess.run(f"{sys.executable} -m pytest -q -x -p no:cacheprovider {tests}", shell=True, cwd=os.path.join(copy, "p"),
+                                  env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+            caught = done.returncode == 1
+            missed += not caught
+            print(f"{'CAUGHT' if caught else 'MISSED'}  {name}  ({tests}; exit {done.returncode})", flush=True)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
