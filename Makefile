@@ -24,7 +24,7 @@ else
 DEMO   := demo-seed$(SEED)
 endif
 
-.PHONY: env demo demo-smollm base test test-all lint bench clean
+.PHONY: env demo demo-smollm test test-all lint bench clean
 
 env: $(STAMP)
 

@@ -15,14 +15,21 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections import defaultdict
 from contextlib import contextmanager
 
-import torch
-import torch.distributed as dist
-from tqdm import tqdm
+# What libraries print about themselves, not about the run; set before they are imported. (setdefault: yours wins)
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+warnings.filterwarnings("ignore", message=".*reduce_op.*", category=FutureWarning)
 
-from config import ConfigError, table
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from config import ConfigError, table  # noqa: E402
 
 # A run may be continued with another value of these; every other difference is another run.
 MAY_CHANGE = ("num_steps", "eval_every", "save_every", "wandb", "check")

@@ -25,7 +25,11 @@ class ConfigError(SystemExit):
     """Bad recipe, flag or input: one line on stderr that says what, where and the fix; exit code 1."""
 
     def __init__(self, message):
-        super().__init__(f"error: {message}" if message else None)
+        super().__init__(f"error: {message}" if os.environ.get("LOCAL_RANK", "0") == "0" else 1)  # once, not per rank
+        self.message = message
+
+    def __str__(self):
+        return f"error: {self.message}"
 
 
 def load_config(cls, argv=None):

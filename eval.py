@@ -40,11 +40,20 @@ class Config:
     output: str = ""                     # write every completion and its score to this JSONL file
 
 
-def resolve_model(name, need_len):
+class NoModel(ConfigError):
+    """There is no such model, or none can be fetched; `reason` is the message without "error: "."""
+
+    def __init__(self, reason):
+        super().__init__(reason)
+        self.reason = reason
+
+
+def resolve_model(name, need_len, weights=True):
     """
     Directory or hub id -> (local path, HF config, tokenizer, stop ids), before any weights are loaded.
 
-    Raises ConfigError: not there, no tokenizer, no EOS, a tokenizer larger than the vocabulary, or too short a context.
+    weights False: of a hub model fetch the small files only. Raises ConfigError: not there (NoModel), no tokenizer, no
+    EOS, a tokenizer larger than the vocabulary, or too short a context.
     """
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
@@ -52,15 +61,16 @@ def resolve_model(name, need_len):
     path = os.path.expanduser(name)
     if looks_local and not os.path.isfile(os.path.join(path, "config.json")):
         what = "has no config.json" if os.path.isdir(path) else "is not there"
-        raise ConfigError(f"model directory {name!r} {what}: give a Hugging Face directory or a hub id like Qwen/Qwen2.5-3B")
+        raise NoModel(f"model directory {name!r} {what}: give a Hugging Face directory or a hub id like Qwen/Qwen2.5-3B")
     if not looks_local:
         from huggingface_hub import snapshot_download
 
         try:  # every rank asks; all but the first find it in the cache, which has its own lock
-            path = snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
+            patterns = ["*.json", "*.model", "*.txt", "*.jinja"] + ["*.safetensors"] * weights
+            path = snapshot_download(name, allow_patterns=patterns, local_files_only=not data.hub_reachable())
         except Exception as error:  # hub errors have many types; each means the same to the user
             reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-            raise ConfigError(f"model {name!r} is not a directory here and could not be fetched from the hub ({reason})") from error
+            raise NoModel(f"model {name!r} is not a directory here and could not be fetched from the hub ({reason})") from error
     config = AutoConfig.from_pretrained(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -114,13 +124,6 @@ def evaluate(prompts, seed, samples, temperature, *, version, keep=8, **sample):
     kept = [as_json(r, prompts, version) for r in sampled if r.prompt < keep]
     kept += [{**as_json(r, prompts, version), "sample": "greedy"} for r in greedy if r.prompt < keep]
     return row, kept
-
-
-def explain_prompt(prompts):
-    """What --check prints: one rendered prompt, its length, its reward and gold answer."""
-    p = prompts[0]
-    return (f"{len(prompts)} prompts; the first, {p.uid}, {len(p.ids)} tokens:\n{'-' * 80}\n{p.text}\n{'-' * 80}\n"
-            f"reward {p.reward}, answer {p.answer!r}")
 
 
 def as_json(r, prompts, step):

@@ -21,6 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from common import ConfigError, gather
 
@@ -61,7 +62,7 @@ class Critic(torch.nn.Module):
     def forward(self, batch):
         hidden = self.trunk(input_ids=batch.ids[None], position_ids=batch.positions[None], use_cache=False,
                             packed=batch).last_hidden_state[0]  # (N, H)
-        return self.head(hidden[batch.rows].float())[:, 0]
+        return self.head(hidden[batch.rows].float())[:, 0].clone()  # FSDP hooks the output: no view
 
 
 def load_policy(path, device, dtype, *, checkpointing=False, trainable=True, shard_size=0):
@@ -105,15 +106,21 @@ def shard(policy, trunk, device, dtype, checkpointing, trainable, shard_size):
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape):])
     mixed = MixedPrecisionPolicy(param_dtype=compute if compute != torch.float32 else None, reduce_dtype=torch.float32)
     for block in trunk.layers:  # one at a time: only one block is ever whole and in fp32 on the GPU
-        block.to(torch.float32 if trainable else compute)
+        cast_parameters(block, torch.float32 if trainable else compute)
         fully_shard(block, mesh=mesh, mp_policy=mixed)
     if isinstance(policy, Critic):  # a group of its own: its product with the hidden states is in fp32
         fully_shard(policy.head.to(torch.float32), mesh=mesh)
-    policy.to(torch.float32 if trainable else compute)
+    cast_parameters(policy, torch.float32 if trainable else compute)
     # Embeddings, last norm and head in one group, which keeps tied weights together. Resharded after forward, unlike
     # FSDP's default for the root: else a forward without backward would leave its bf16 copies where parameters() looks.
     fully_shard(policy, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
     return policy
+
+
+def cast_parameters(module, dtype):
+    """Parameters only: `.to(dtype)` would also round the rotary frequencies, and every position with them."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def refuse_unusual_heads(config):
@@ -295,6 +302,7 @@ def packed_attention(module, query, key, value, attention_mask, scaling, packed=
 
 
 AttentionInterface.register("packed", packed_attention)
+disable_progress_bar()  # "Loading weights" of one second
 
 # ---------------------------------------------------------------------------------------------------------------
 # log-probabilities without logits

@@ -513,6 +513,7 @@ PARTS = {
     "reasoning_steps": lambda text, score, num, most: reasoning_steps(text),
     "cosine": lambda text, score, num, most: cosine(num, most, *((1.0, 0.5) if score.correct else (-1.0, -0.5))),
     "repetition": lambda text, score, num, most: repetition(text),
+    "sparse_repetition": lambda text, score, num, most: 0.0 if score.correct else repetition(text, n=20),  # demystify
     "soft_overlong": lambda text, score, num, most: soft_overlong(num, most, cache=most // 4),
 }
 

@@ -76,6 +76,7 @@ def make_engine(path, *, config, dtype, prompt_len, response_len, max_num_seqs, 
         generation_config="vllm",  # do not take top_p and the like from the model's generation_config.json
         enable_sleep_mode=not on_cpu,  # raises on CPU
         disable_log_stats=True,
+        use_tqdm_on_load=False,
     )
     random.setstate(rng[0])
     np.random.set_state(rng[1])

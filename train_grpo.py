@@ -21,7 +21,7 @@ import policy as model
 import rewards
 import rollout as sampler
 from config import ConfigError, load_config
-from eval import check_rewards, evaluate, explain_prompt, resolve_model
+from eval import check_rewards, evaluate, resolve_model
 from metrics import StepStats, console_line, seconds, summarise
 
 
@@ -215,6 +215,10 @@ def main():
     # setup: everything that can be wrong is found here, before weights are loaded
     # ------------------------------------------------------------------------------------------------------------
     cfg, origin = load_config(Config)
+    if cfg.check:
+        from check import check_recipe
+
+        return check_recipe(cfg)
     rank, world, device = common.init_distributed()
     check_config(cfg, world)
     dtype = cfg.dtype if cfg.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
@@ -228,8 +232,6 @@ def main():
                                          paths=cfg.data_path or None, limit=cfg.data_limit or None, **load)
     eval_set, _ = data.load_prompts(cfg.eval_data or cfg.data, cfg.template, cfg.reward, tokenizer, split="test",
                                     paths=cfg.eval_path or cfg.data_path or None, limit=cfg.eval_prompts or None, **load)
-    if cfg.check:
-        return common.print0(explain_prompt(prompts))
     run = common.Run(cfg, origin, script="train_grpo.py")
     saved = model.read_state(run.path) or {"step": 0, "prompts_seen": 0}
     if saved["step"] >= cfg.num_steps and os.path.exists(f"{run.path}/model/config.json"):

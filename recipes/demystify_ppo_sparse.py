@@ -14,5 +14,6 @@ _script = "train_ppo.py"
 
 name = "demystify_ppo_sparse"
 repetition_coef = 0.0                 # no dense penalty
-gammas = None                         # --gamma 1
+gamma = 1.0                           # one reward type, one discount
+gammas = None
 reward_parts = {"sparse_repetition": 1.0}  # (1 - unique / all word 20-grams) x -1, wrong answers only

@@ -3,7 +3,7 @@ Dr. GRPO with the R1 template: MATH level 3 to 5 from Qwen2.5-Math-7B.
 
 Source    sail-sg/understand-r1-zero @dfca49d examples/qwen2.5-math-7b.sh, first run; paper arXiv 2503.20783
 Launch    torchrun --standalone --nproc-per-node=8 train_grpo.py recipes/dr_grpo_r1.py
-Published the template matters little after training, much before: a base model must first learn "</think> <answer>".
+Published no row of its own in the README (the Qwen-Math template: dr_grpo_qwen_math.py); 8 A100-40G.
 Changed   as in dr_grpo_qwen_math.py.
 """
 from recipes.dr_grpo_qwen_math import *  # noqa: F403

@@ -3,8 +3,7 @@ Logic-RL with REINFORCE++: Knights and Knaves from Qwen2.5-7B-Instruct, no criti
 
 Source    Unakar/Logic-RL @9d2c457 train_reinforce_plus (script): 16 prompts x 8, lr 1e-6, one epoch
 Launch    torchrun --standalone --nproc-per-node=4 train_ppo.py recipes/logic_rl_reinforce_pp.py
-Published the paper (arXiv 2502.14768) prefers REINFORCE++ to GRPO and PPO in speed and stability; results in
-          logic_rl_one_stage.py. 4 GPUs.
+Published the route of the paper (arXiv 2502.14768), whose results are in logic_rl_one_stage.py; 4 A100-80G.
 Changed   truncated: -3; puzzles generated here; 3 people, as in the first stage of curriculum.sh.
 """
 _script = "train_ppo.py"
@@ -25,6 +24,7 @@ top_p = 1.0                           # rollout.top_p, default
 
 estimator = "reinforce_pp"            # algorithm.adv_estimator=reinforce_plus_plus
 gamma = 1.0                           # algorithm.gamma
+lam = 1.0                             # return-to-go
 whiten = True                         # returns whitened over all tokens of the batch
 updates_per_step = 1                  # actor.ppo_mini_batch_size=256: the whole step
 epochs_per_step = 1                   # actor.ppo_epochs, default

@@ -38,7 +38,7 @@ kl_coef = 0.001                       # --beta
 entropy_coef = 0.0
 
 lr = 1e-6                             # --learning_rate
-lr_schedule = "constant"              # oat default here; --lr_warmup_ratio 0.0000001
+lr_schedule = "constant"              # ours: run_grpo.sh names none; --lr_warmup_ratio 0.0000001
 warmup_steps = 0
 adam_beta1 = 0.9                      # oat default
 adam_beta2 = 0.95                     # oat default

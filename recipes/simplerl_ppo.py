@@ -43,6 +43,8 @@ loss_agg = "seq_mean"                 # OpenRLHF's PolicyLoss: a mean of per-seq
 kl_in = "reward_k1"                   # per token
 kl_coef = 0.01                        # --init_kl_coef
 kl_target = 0.0                       # fixed
+truncation_bootstrap = "zero"         # nothing follows the last token
+dual_clip = 0.0                       # none
 entropy_coef = 0.0                    # none in this OpenRLHF
 
 lr = 5e-7                             # --actor_learning_rate
@@ -50,6 +52,7 @@ critic_lr = 9e-6                      # --critic_learning_rate
 critic_warmup_steps = 0               # --freezing_actor_steps, default
 lr_schedule = "cosine"                # cosine_with_min_lr
 lr_min_ratio = 0.1                    # to 10 %
+critic_lr_schedule = "cosine"         # the same scheduler for both
 warmup_steps = 5                      # 3 % of 10,640 optimizer steps = 319, 64 to a step
 adam_beta1 = 0.9                      # OpenRLHF default
 adam_beta2 = 0.95                     # OpenRLHF default

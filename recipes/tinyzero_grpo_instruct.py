@@ -4,7 +4,7 @@ TinyZero's Countdown with GRPO from Qwen2.5-3B-Instruct, with the chat form of t
 Source    Jiayi-Pan/TinyZero @95df88f examples/data_preprocess/countdown.py --template_type=qwen-instruct; else as in
           tinyzero_grpo.py
 Launch    torchrun --standalone --nproc-per-node=8 train_grpo.py recipes/tinyzero_grpo_instruct.py
-Published the authors: an instruct model learns faster and ends about where the base model does. Cost not published.
+Published no table and no cost.
 Changed   as in tinyzero_grpo.py; the reward reads the response alone, so an "Assistant:" in it moves nothing.
 """
 from recipes.tinyzero_grpo import *  # noqa: F403

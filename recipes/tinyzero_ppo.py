@@ -41,12 +41,15 @@ loss_agg = "token_mean"               # verl's masked mean
 kl_in = "reward_k1"                   # algorithm.kl_penalty=kl, default: subtracted from the token rewards
 kl_coef = 0.001                       # algorithm.kl_ctrl.kl_coef
 kl_target = 0.0                       # algorithm.kl_ctrl.type=fixed, default
+truncation_bootstrap = "zero"         # nothing follows the last token
+dual_clip = 0.0                       # none
 entropy_coef = 0.001                  # actor.entropy_coeff, default
 
 lr = 1e-6                             # actor.optim.lr
 critic_lr = 1e-5                      # critic.optim.lr
 critic_warmup_steps = 0               # trainer.critic_warmup, default
 lr_schedule = "constant"              # actor.optim.lr_warmup_steps_ratio=0, default
+critic_lr_schedule = "constant"       # critic.optim.lr_warmup_steps_ratio=0, default
 warmup_steps = 0
 adam_beta1 = 0.9                      # verl default
 adam_beta2 = 0.999                    # verl default

@@ -3,11 +3,11 @@ Unsloth's GRPO notebook: GSM8K with five reward functions, here by full fine-tun
 
 Source    unslothai/notebooks @bdda2ef nb/Llama3.1_(8B)-GRPO.ipynb and the Qwen2.5-3B notebook; @add7e30 (2025-02-06)
 Launch    torchrun --standalone --nproc-per-node=1 train_grpo.py recipes/unsloth_gsm8k.py
-Published no benchmark; the notebook's rewards rise after 100 to 150 of 250 steps, on one T4 or L4.
+Published no benchmark; 250 steps on one T4 or L4.
 Changed   full fine-tuning of a 1.5B model instead of LoRA (rank 64) on a 4-bit 3B model: both are out of scope here; the
           soft and strict format match across lines, so that a perfect response earns 4 (as published 3.5); 1,000 is
           1000; truncated: all parts 0.
-Not reproduced  8-bit AdamW; the system prompt is the notebook's, the model's own default system turn is replaced.
+Not reproduced  8-bit AdamW.
 """
 _script = "train_grpo.py"
 

@@ -222,6 +222,12 @@ def test_optimizer_state_is_fp32_and_a_small_lr_still_moves_the_weights_of_a_bf1
             assert (p.full_tensor() != before[name]).float().mean() > 0.5, name
 
 
+def test_a_bf16_reference_keeps_its_rotary_frequencies_in_fp32(tied_model, one_process):
+    reference = model.load_policy(tied_model, one_process[2], "bfloat16", trainable=False)
+    assert all(p.dtype == torch.bfloat16 and not p.requires_grad for p in reference.parameters())
+    assert all(b.dtype == torch.float32 for b in reference.buffers()) and list(reference.buffers())
+
+
 def test_a_gradient_that_is_not_finite_changes_neither_weights_nor_adam(tied_model, one_process):
     policy = model.load_policy(tied_model, one_process[2], "float32")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
