@@ -147,7 +147,8 @@ class Run:
         if not self.main:
             return
         os.makedirs(os.path.join(self.path, "samples"), exist_ok=True)
-        record = {"script": script, "settings": settings, "origin": origin, "command": [sys.executable, *sys.argv],
+        command = [os.path.basename(word) for word in (sys.executable, sys.argv[0])] + sys.argv[1:]
+        record = {"script": script, "settings": settings, "origin": origin, "command": command,
                   "world_size": dist.get_world_size(), "versions": versions(), "machine": machine(), "commit": commit()}
         with open(file, "w") as f:
             json.dump(record, f, indent=1)

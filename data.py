@@ -303,7 +303,7 @@ def read_hub(kind, source, split):
     except Exception as error:  # the hub fails in dozens of classes: all mean that there is no data
         raise DataError(
             f"data {kind!r}: could not load {source.hub} from the Hugging Face hub "
-            f"({type(error).__name__}: {excerpt(str(error))}); without a network, give a local copy as path"
+            f"({type(error).__name__}: {excerpt(str(error))}); without a network, give a local copy as path (--data_path, --eval_path)"
         ) from error
 
 

@@ -67,9 +67,11 @@ def resolve_model(name, need_len, weights=True):
 
         try:  # every rank asks; all but the first find it in the cache, which has its own lock
             patterns = ["*.json", "*.model", "*.txt", "*.jinja"] + ["*.safetensors"] * weights
-            path = snapshot_download(name, allow_patterns=patterns, local_files_only=not data.hub_reachable())
+            reachable = data.hub_reachable()
+            path = snapshot_download(name, allow_patterns=patterns, local_files_only=not reachable)
         except Exception as error:  # hub errors have many types; each means the same to the user
             reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+            reason = reason if reachable else "no connection, and it is not in the cache"
             raise NoModel(f"model {name!r} is not a directory here and could not be fetched from the hub ({reason})") from error
     config = AutoConfig.from_pretrained(path)
     try:

@@ -166,7 +166,8 @@ def kl_penalty(logprobs, ref_logprobs, kl_in):
 def mismatch_weights(old_logprobs, rollout_logprobs, cap):
     """
     Truncated importance weight of each token, min(trainer / engine, cap), for samples that the engine drew with
-    slightly other probabilities than the trainer computes; (T,), no gradient. arXiv 2505.24034, eq. 5; cap 0: all 1.
+    slightly other probabilities than the trainer computes; (T,), no gradient; cap 0: all 1. Yao et al. 2025, "Your
+    Efficient RL Framework Secretly Brings You Off-Policy RL Training" (fengyao.notion.site/off-policy-rl).
     """
     if cap == 0:
         return torch.ones_like(old_logprobs)
