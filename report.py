@@ -109,13 +109,23 @@ def print_summary(folder, rows):
         first, last = scored[0], scored[-1]
         print(f"held-out success, sampled: {first['eval_correct']:.1%} at step {first['step']} -> {last['eval_correct']:.1%} at "
               f"step {last['step']} (greedy {first['eval_correct_greedy']:.1%} -> {last['eval_correct_greedy']:.1%})")
-        for row in (first, last):
-            path = os.path.join(folder, "samples", f"step_{row['step']:06d}.jsonl")
-            if os.path.isfile(path):
-                with open(path, encoding="utf-8") as f:
-                    sample = json.loads(f.readline())
-                print(f"\nstep {row['step']}: {ascii(sample['prompt'])[1:-1]}\n   {ascii(sample['response'][:600])[1:-1]}\n"
-                      f"   reward {sample['reward']:.1f}")
+        before, after = (read_samples(folder, row["step"]) for row in (first, last))
+        for key in before:  # the first problem that went from wrong to right
+            if key in after and not before[key]["correct"] and after[key]["correct"]:
+                for when, sample in ((first["step"], before[key]), (last["step"], after[key])):
+                    print(f"\nstep {when}: {ascii(sample['prompt'])[1:-1]}\n   {ascii(sample['response'][:600])[1:-1]}\n"
+                          f"   reward {sample['reward']:.1f}")
+                break
+
+
+def read_samples(folder, step):
+    """-> {(uid, sample): row} of the rollouts kept at an evaluation."""
+    path = os.path.join(folder, "samples", f"step_{step:06d}.jsonl")
+    if not os.path.isfile(path):
+        return {}
+    with open(path, encoding="utf-8") as f:
+        rows = [json.loads(line) for line in f]
+    return {(row["uid"], row["sample"]): row for row in rows}
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def recipes_of(script):
     return [path for path in found if f'_script = "{script}"' in path.read_text()]
 
 
-def save_byte_model(folder, context=8192):
+def save_byte_model(folder, context=65536):
     """A random two-layer Qwen2 with a token per byte, ChatML's special tokens and a chat template."""
     import torch
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers

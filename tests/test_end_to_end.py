@@ -77,8 +77,10 @@ def test_other_settings_in_the_same_directory_are_refused(one_rank, tied_model):
     assert other.returncode != 0 and "lr: 0.003 there, 1e-05 now" in other.stderr and "Traceback" not in other.stderr
 
 
-def test_two_ranks_train_as_one_up_to_rounding(one_rank, tied_model, tmp_path):
-    done = train(tmp_path, tied_model, nproc=2)
+@pytest.mark.parametrize("tensor_parallel", [1, 2])
+def test_two_ranks_train_as_one_up_to_rounding(one_rank, tied_model, tmp_path, tensor_parallel):
+    """Two engines that share the prompts, and one engine cut over both ranks, sample and learn what one rank does."""
+    done = train(tmp_path, tied_model, "--tensor_parallel", tensor_parallel, nproc=2)
     assert done.returncode == 0, done.stderr[-3000:]
     for a, b in zip(rows_of(one_rank[0]), rows_of(tmp_path)):
         for name in ("reward", "correct", "response_len", "entropy", "grad_norm", "loss", "truncated"):
@@ -128,7 +130,7 @@ def test_several_updates_with_a_reference_masking_and_dynamic_sampling(tied_mode
     done = train(tmp_path, tied_model, "--updates_per_step", "2", "--kl_in", "reward_k1", "--kl_coef", "0.1",
                  "--on_truncated", "mask", "--dynamic_sampling", "3", "--loss_agg", "constant", "--temperature", "0.8",
                  "--num_steps", "2", "--eval_prompts", "0", "--adv_std", "False", "--stop", "('</answer>',)",
-                 "--reward_parts", "{'cosine': 1.0}", "--max_response_len", "40", nproc=2)
+                 "--reward_parts", "{'cosine': 1.0}", "--max_response_len", "40", "--wandb", "offline", nproc=2)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = rows_of(tmp_path)
     assert [row["step"] for row in rows] == [1, 2]
@@ -137,6 +139,7 @@ def test_several_updates_with_a_reference_masking_and_dynamic_sampling(tied_mode
     for row in rows:  # masked: none of the truncated responses' 40 tokens each was trained on
         tokens = row["response_len"] * row["num_rollouts"]
         assert 0 < row["trained_tokens"] <= tokens - row["truncated"] * row["num_rollouts"] * 40 + 0.5
+    assert os.path.isdir(os.path.join(tmp_path, "out/run/wandb")) and "wandb:" not in done.stdout
     assert rows[0]["seconds_logprobs"] > 0 and rows[0]["prompts_seen"] in (4, 8, 12, 16)
 
 

@@ -144,24 +144,22 @@ def test_a_recipe_says_where_it_comes_from_and_fits_the_gpus_of_its_launch_line(
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "mixture_example"])
 def test_every_setting_of_a_published_recipe_names_its_origin(name):
-    lines = RECIPES[name][0].read_text().split('"""')[2].splitlines()
-    for line in lines:
-        if re.match(r"\w+ = ", line) and not re.match("_|name = |(clip_high|eval_prompts|entropy_coef|warmup_steps|save_every|"
-                                                      "eval_data|adv_std|estimator|lr|lr_schedule|lr_min_ratio|gammas) = ", line):
-            assert "# " in line, line
+    for line in RECIPES[name][0].read_text().split('"""')[2].splitlines():
+        if re.match(r"[a-z]\w* = .*[^,]$", line) and not re.match("name = |clip_high = ", line):  # clip_high: as clip_low
+            assert "  # " in line, line
 
 
 def test_a_stage_inherits_the_one_before():
     for later, earlier, differs in (
             ("logic_rl_stage2", "logic_rl_stage1", {"name", "model", "data", "eval_data", "num_steps", "group_size",
-                                                    "temperature", "lr", "max_prompt_len"}),
+                                                    "temperature", "lr"}),
             ("logic_rl_stage3", "logic_rl_stage2", {"name", "model", "num_steps", "group_size", "temperature", "lr_schedule",
                                                     "lr_min_ratio"}),
             ("deepscaler_16k", "deepscaler_8k", {"name", "model", "num_steps", "group_size", "max_response_len"}),
             ("deepscaler_24k", "deepscaler_16k", {"name", "model", "num_steps", "max_response_len"}),
             ("simplerl_ppo_32gpu", "simplerl_ppo", {"name"})):
         new, old = (read_recipe(str(RECIPES[name][0]), RECIPES[name][1]) for name in (later, earlier))
-        assert set(new) == set(old) and {k for k in new if new[k] != old[k]} == differs, later
+        assert set(new) >= set(old) and {k for k in new if new[k] != old.get(k)} == differs, later
     assert load("logic_rl_stage2")[0].model == f"out/{load('logic_rl_stage1')[0].name}/model"
 
 

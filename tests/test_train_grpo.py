@@ -22,8 +22,9 @@ def test_advantages_are_reward_minus_mean_over_the_unbiased_std():
 @pytest.mark.parametrize("value", [0.1, 1 / 3, 1.1, 2.3])
 @pytest.mark.parametrize("group", [2, 8, 24, 32])
 @pytest.mark.parametrize("divide", [True, False])
-def test_a_group_that_agrees_has_exactly_zero_advantage(value, group, divide):
-    rewards = torch.tensor([[value] * group], dtype=torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_group_that_agrees_has_exactly_zero_advantage(value, group, divide, dtype):
+    rewards = torch.tensor([[value] * group], dtype=dtype)
     assert (group_advantages(rewards, divide, eps=1e-8) == 0).all()
 
 
