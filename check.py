@@ -18,8 +18,9 @@ from config import ConfigError
 from eval import NoModel, check_rewards, resolve_model
 
 ROWS = 1000  # of each data set that are looked at; training looks at all of them
-FULL_MARK = {"tinyzero_countdown": 1.0, "logic_rl_kk": 3.0, "simplerl_math": 1.0, "open_r1_math": 2.0, "dr_grpo_math": 1.0,
-             "dr_grpo_r1": 1.0, "demystify_cosine": 2.0, "deepscaler_math": 1.0, "unsloth_gsm8k": 4.0, "math": 1.0}
+FULL_MARK = {"tinyzero_countdown": 1.0, "logic_rl_kk": 3.0, "simplerl_math": 1.0, "open_r1_math": 2.0,
+             "dr_grpo_math": 1.0, "dr_grpo_r1": 1.0, "demystify_cosine": 2.0, "deepscaler_math": 1.0,
+             "unsloth_gsm8k": 4.0, "math": 1.0}
 
 
 def check_recipe(cfg):
@@ -87,9 +88,9 @@ def score_gold(prompt):
     if prompt.reward == "unsloth_gsm8k" and rewards.gold_answers(prompt.answer)[0].startswith("-"):
         full = 3.5  # its integer part knows no sign
     if abs(score.total - full) > 1e-9 or not score.correct or not score.format_ok:
-        raise ConfigError(f"{prompt.uid}: a perfect response scores {score.total:g} with reward {prompt.reward!r}, not {full:g}"
-                          f" ({sums(score)}): the reward does not fit the template or the data; the response was "
-                          f"{ascii(response)[:200]}, the prompt ends in {ascii(prompt.text[-40:])}")
+        raise ConfigError(f"{prompt.uid}: a perfect response scores {score.total:g} with reward {prompt.reward!r}, not "
+                          f"{full:g} ({sums(score)}): the reward does not fit the template or the data; the response "
+                          f"was {ascii(response)[:200]}, the prompt ends in {ascii(prompt.text[-40:])}")
     return response, score
 
 
@@ -116,7 +117,7 @@ def gold_response(prompt):
 
 
 def solve_countdown(numbers, target):
-    """An expression over all the numbers that equals target, as data.solvable would find it; ConfigError if none does."""
+    """An expression over all the numbers that equals target, as data.solvable finds it; ConfigError if none does."""
     found = search([(number, str(number)) for number in numbers], target)
     if found is None:
         raise ConfigError(f"Countdown: no expression over {list(numbers)} equals {target}")

@@ -215,13 +215,13 @@ def to_micro_batch(rollouts, chosen, device):
 
 
 def to_responses(batches, name):
-    """The field `name` (T,) of the micro-batches of all ranks -> {response: (len,) float64}, the same on every rank."""
+    """The field `name` (T,) of the micro-batches of all ranks -> {response: (len,) float64} in order, the same on every rank."""
     found = []
     for batch in batches:
         index, lens = batch.response_index.unique_consecutive(return_counts=True)
         parts = getattr(batch, name).float().cpu().split(lens.tolist())
         found += [(i, part.numpy()) for i, part in zip(index.tolist(), parts)]
-    return {i: part.astype(np.float64) for i, part in gather(found)}
+    return {i: part.astype(np.float64) for i, part in sorted(gather(found), key=lambda pair: pair[0])}
 
 
 def from_responses(batch, arrays):

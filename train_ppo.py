@@ -219,6 +219,14 @@ def token_weights(response_lens, num_responses, num_tokens, loss_agg, max_respon
     raise ValueError(f"loss_agg {loss_agg!r}")
 
 
+def trained_responses(rollouts, on_truncated):
+    """
+    Which responses the loss sees, -> bool (R,). "keep" trains on truncated ones with the reward's failure value; "mask"
+    (DAPO, arXiv 2503.14476, section 3.4) leaves them out of the loss and of its denominators. Empty ones have no token.
+    """
+    return torch.tensor([len(r.response_ids) > 0 and not (on_truncated == "mask" and r.truncated) for r in rollouts])
+
+
 def policy_loss(logprobs, old_logprobs, advantages, clip_low, clip_high):
     """Clipped surrogate of each token, arXiv 1707.06347, eq. 7; all (T,). No gradient once the ratio has gained enough."""
     ratio = (logprobs - old_logprobs).exp()
@@ -299,7 +307,7 @@ def explain_values(values, returns, advantages):
     {response: (T,)} each -> columns: means of values and returns, spread of the advantages before whitening, and
     explained variance 1 - var(return - value) / var(return): 1 knows the future, 0 is no better than a constant.
     """
-    v, r, a = (np.concatenate(list(x.values()) or [np.zeros(1)]) for x in (values, returns, advantages))
+    v, r, a = (np.concatenate([x[i] for i in values] or [np.zeros(1)]) for x in (values, returns, advantages))
     explained = 1 - (r - v).var() / r.var() if r.var() > 0 else math.nan
     return {"explained_variance": float(explained), "value_mean": float(v.mean()), "return_mean": float(r.mean()),
             "advantage_std": float(a.std())}
@@ -457,7 +465,7 @@ def main():
 
         # 2) pack: updates_per_step parts of whole groups, each balanced over ranks; values, old and reference log-probs
         #    are computed before any weight changes; old log-probs only where the training forward itself is not the old one
-        trained = torch.tensor([len(r.response_ids) > 0 and not (cfg.on_truncated == "mask" and r.truncated) for r in rollouts])
+        trained = trained_responses(rollouts, cfg.on_truncated)  # (R,)
         response_lens = torch.tensor([len(r.response_ids) for r in rollouts])  # (R,)
         updates = []
         for part in torch.arange(len(rollouts)).chunk(cfg.updates_per_step):
@@ -561,7 +569,8 @@ def main():
             row |= {k: v for k, v in held_out(step).items() if k.startswith("eval_")}
             sampler.sleep(engine, device)
         spent = timer.take()
-        row |= {"seconds_values": spent.get("values", 0.0)} | seconds(spent, tokens=sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
+        row |= seconds(spent, tokens=sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
+        row |= {"seconds_values": spent.get("values", 0.0)}
         run.metrics(row)
         run.say(console_line(row, cfg.num_steps))
         if last or (cfg.save_every and step % cfg.save_every == 0):

@@ -3,8 +3,8 @@ DeepScaleR, stage 1 of 3: context 8K, from DeepSeek-R1-Distill-Qwen-1.5B. A curr
 
 Source    agentica-project/deepscaler @95ef74f scripts/train/run_deepscaler_1.5b_8k.sh
 Launch    torchrun --standalone --nproc-per-node=8 train_grpo.py recipes/deepscaler_8k.py
-Published after all three stages, 16 samples at 0.6: AIME24 43.1, MATH500 87.8, AMC 73.6, Minerva 30.2, OlympiadBench 50.0,
-          average 57.0 (start model 28.8 / 82.8 / 62.9 / 26.5 / 43.3, 48.9). Stage 1: 1,040 steps on 8 A100-80G.
+Published after all three stages, 16 samples at 0.6: AIME24 43.1, MATH500 87.8, AMC 73.6, Minerva 30.2, OlympiadBench
+          50.0, average 57.0 (start model 28.8 / 82.8 / 62.9 / 26.5 / 43.3, 48.9). Stage 1: 1,040 steps on 8 A100-80G.
 Changed   a box is a closed \\boxed{...}.
 """
 _script = "train_grpo.py"
@@ -45,5 +45,5 @@ max_tokens_per_gpu = 32768            # actor.ppo_max_token_len_per_gpu
 eval_every = 10                       # trainer.test_freq
 save_every = 10                       # trainer.save_freq
 eval_data = "aime24"                  # data.val_files=data/aime.parquet
-eval_prompts = 30
+eval_prompts = 30                     # all of AIME24
 eval_samples = 16                     # rollout.n_val, at val_temperature 0.6

@@ -5,12 +5,12 @@ Source    eddycmu/demystify-long-cot @e90cf9b openrlhf/scripts/section_4__impact
           section_4.2__active_scaling_of_cot_length__cosine_repetition_penalty.sh; paper arXiv 2502.03373
 Launch    torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=$HEAD:29500 train_ppo.py
           recipes/demystify_ppo.py
-Published the cosine reward steadies the length that 1 / 0 lets run off, and longer responses to it repeat
-          themselves unless punished; 2 nodes actor, 2 nodes critic, 32 engines; no result table in the repository.
+Published the cosine reward steadies the length that 1 / 0 lets run off, but is hacked by repetition unless that is
+          punished; 2 nodes actor, 2 nodes critic, 32 engines; no result table in the repository.
 Changed   grading by the last closed \\boxed{} (there the best of five extractions from prompt and response); nothing is
           right at the length limit.
-Not reproduced  the start model (redacted in the script): Llama-3.1-8B after long-CoT SFT on samples of QwQ; make one with
-          sft.py from your own traces. EOS written onto truncated responses.
+Not reproduced  the start model (redacted in the script): Llama-3.1-8B after long-CoT SFT on samples of QwQ; make one
+          with sft.py from your own traces. EOS written onto truncated responses.
 """
 _script = "train_ppo.py"
 
@@ -31,7 +31,7 @@ max_response_len = 14336              # --generate_max_len
 temperature = 1.0                     # OpenRLHF default
 top_p = 1.0                           # OpenRLHF default
 
-estimator = "gae"
+estimator = "gae"                     # OpenRLHF default
 gamma = 1.0                           # with gammas: unused
 gammas = {"task": 1.0, "repetition": 0.99}  # --gamma 1,0.99
 lam = 1.0                             # --lambd
@@ -48,7 +48,7 @@ kl_coef = 0.01                        # --init_kl_coef
 kl_target = 0.0                       # fixed
 truncation_bootstrap = "zero"         # nothing follows the last token
 dual_clip = 0.0                       # none
-entropy_coef = 0.0
+entropy_coef = 0.0                    # none in this OpenRLHF
 
 lr = 5e-7                             # --actor_learning_rate
 critic_lr = 9e-6                      # --critic_learning_rate
@@ -65,6 +65,6 @@ max_tokens_per_gpu = 16384            # --micro_train_batch_size 1 of 2,048 + 14
 
 eval_every = 8                        # --save_steps; evaluation was offline
 save_every = 8                        # --save_steps
-eval_data = {"math500": 1, "aime24": 1}  # paper: MATH-500, AIME24, TheoremQA, MMLU-Pro-1k; the last two are not here
-eval_prompts = 500
-eval_samples = 1
+eval_data = {"math500": 1, "aime24": 1}  # paper: also TheoremQA and MMLU-Pro-1k, which are not here
+eval_prompts = 500                    # at most, of each set: all
+eval_samples = 1                      # ours

@@ -15,5 +15,5 @@ _script = "train_ppo.py"
 name = "demystify_ppo_sparse"
 repetition_coef = 0.0                 # no dense penalty
 gamma = 1.0                           # one reward type, one discount
-gammas = None
+gammas = None                         # --gamma 1
 reward_parts = {"sparse_repetition": 1.0}  # (1 - unique / all word 20-grams) x -1, wrong answers only

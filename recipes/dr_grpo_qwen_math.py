@@ -32,12 +32,12 @@ clip_low = 0.2                        # --cliprange, default
 clip_high = 0.2
 kl_in = "none"                        # --beta 0
 kl_coef = 0.0                         # --beta 0
-entropy_coef = 0.0
+entropy_coef = 0.0                    # none
 mismatch_cap = 2.0                    # none in the paper; oat from f9adda7
 
 lr = 1e-6                             # --learning_rate
 lr_schedule = "constant"              # --lr_scheduler constant
-warmup_steps = 0
+warmup_steps = 0                      # --lr_scheduler constant
 adam_beta1 = 0.9                      # oat default
 adam_beta2 = 0.95                     # oat default
 weight_decay = 0.0                    # oat default
@@ -45,6 +45,6 @@ grad_clip = 1.0                       # oat default
 
 eval_every = 16                       # --eval_steps
 save_every = 0                        # --save_steps -1
-eval_data = {"aime24": 1, "amc23_83": 1, "math500": 1, "minerva_math": 1, "olympiadbench": 1}  # ./datasets/evaluation_suite
+eval_data = {"aime24": 1, "amc23_83": 1, "math500": 1, "minerva_math": 1, "olympiadbench": 1}  # --eval_data
 eval_prompts = 1000                   # at most, of each set: all
 eval_samples = 0                      # --eval_temperature 0

@@ -20,5 +20,4 @@ num_steps = 350                       # trainer.total_epochs=5: 5 x 4,500 / 64
 prompts_per_step = 64                 # data.train_batch_size
 group_size = 16                       # rollout.n
 updates_per_step = 2                  # actor.ppo_mini_batch_size=32 of 64 prompts (inferred: verl multiplies it by n)
-max_prompt_len = 512                  # curriculum.sh, which goes up to 7 people
 lr = 3e-7                             # actor.optim.lr

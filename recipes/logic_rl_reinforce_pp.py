@@ -47,5 +47,5 @@ grad_clip = 1.0                       # actor.grad_clip, default
 eval_every = 10                       # trainer.test_freq
 save_every = 10                       # trainer.save_freq
 eval_data = "kk:5"                    # validation always on 5 people
-eval_prompts = 100
+eval_prompts = 100                    # all 100
 eval_samples = 0                      # validation is greedy: the share of exactly 3

@@ -46,5 +46,5 @@ grad_clip = 1.0                       # actor.grad_clip, default
 eval_every = 10                       # trainer.test_freq
 save_every = 10                       # trainer.save_freq
 eval_data = "kk:3"                    # data.val_files=data/kk/instruct/3ppl/test.parquet, 100 rows
-eval_prompts = 100
+eval_prompts = 100                    # all 100
 eval_samples = 0                      # validation is greedy: the share of exactly 3

@@ -17,5 +17,5 @@ num_steps = 263                       # two to three epochs; 112 + 225 + 263 = 6
 group_size = 16                       # 64 -> 16
 temperature = 0.9                     # 1.2 -> 0.9
 lr = 4e-7                             # 4e-7 -> 2e-7
-lr_schedule = "cosine"
-lr_min_ratio = 0.5
+lr_schedule = "cosine"                # cosine decay
+lr_min_ratio = 0.5                    # to 2e-7

@@ -35,11 +35,11 @@ clip_low = 0.2                        # --cliprange, default
 clip_high = 0.2
 kl_in = "loss_k3"                     # --beta; --kl_penalty_coef 0: none in the reward
 kl_coef = 0.001                       # --beta
-entropy_coef = 0.0
+entropy_coef = 0.0                    # none
 
 lr = 1e-6                             # --learning_rate
 lr_schedule = "constant"              # ours: run_grpo.sh names none; --lr_warmup_ratio 0.0000001
-warmup_steps = 0
+warmup_steps = 0                      # --lr_warmup_ratio 0.0000001
 adam_beta1 = 0.9                      # oat default
 adam_beta2 = 0.95                     # oat default
 weight_decay = 0.0                    # oat default

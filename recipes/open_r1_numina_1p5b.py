@@ -14,7 +14,7 @@ model = "Qwen/Qwen2.5-1.5B-Instruct"  # model_name_or_path
 data = "numina_tir"                   # dataset_name: AI-MO/NuminaMath-TIR, 72,441 rows; gold: the whole worked solution
 template = "open_r1_think_answer"     # grpo.py SYSTEM_PROMPT, through the chat template
 reward = "open_r1_math"               # reward_funcs: accuracy, format; weight 1 each
-max_prompt_len = 512                  # max_prompt_length
+max_prompt_len = 1024                 # max_prompt_length 512, see above
 
 num_steps = 282                       # num_train_epochs: 1 = 72,441 / 256
 prompts_per_step = 256                # per_device_train_batch_size 16 x gradient_accumulation_steps 16 x 7 GPUs / 7
@@ -24,14 +24,14 @@ temperature = 0.9                     # TRL default of the time
 top_p = 1.0                           # TRL default
 
 updates_per_step = 1                  # TRL 0.14: one update a batch, so that nothing is ever clipped
-adv_std = True
+adv_std = True                        # TRL: divided by the std of the group
 adv_eps = 1e-4                        # TRL
 loss_agg = "seq_mean"                 # TRL 0.14: a mean of per-sequence means
 clip_low = 0.2                        # without effect
 clip_high = 0.2
 kl_in = "loss_k3"                     # TRL
 kl_coef = 0.04                        # beta, default
-entropy_coef = 0.0
+entropy_coef = 0.0                    # none in TRL of the time
 
 lr = 2e-5                             # learning_rate
 lr_schedule = "cosine"                # lr_scheduler_type
@@ -45,5 +45,5 @@ grad_clip = 1.0                       # max_grad_norm, default
 eval_every = 100                      # eval_steps
 save_every = 0                        # save_strategy: "no"
 eval_data = "math500"                 # MATH-500 of the README
-eval_prompts = 500
-eval_samples = 1
+eval_prompts = 500                    # all 500
+eval_samples = 1                      # ours

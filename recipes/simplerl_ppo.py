@@ -3,9 +3,9 @@ SimpleRL-Zero (v0): PPO on 8K problems of MATH level 3 to 5, from Qwen2.5-Math-7
 
 Source    hkust-nlp/simpleRL-reason @2702a87 (branch v0) train/examples/script/train_ppo_qwen_base_math_lv35_new.sh
 Launch    torchrun --standalone --nproc-per-node=8 train_ppo.py recipes/simplerl_ppo.py
-Published AIME24 33.3, MATH500 77.2, AMC23 62.5, Minerva 33.5, OlympiadBench 37.6 (base 16.7 / 52.4 / 52.5 / 12.9 / 16.4)
-          after 120 steps, 1.5 days on 32 H/A100-80G (simplerl_ppo_32gpu.py); 60 steps suffice. An independent re-run
-          found 8 GPUs equal in quality and 3.2 times slower.
+Published AIME24 33.3, MATH500 77.2, AMC23 62.5, Minerva 33.5, OlympiadBench 37.6 (base 16.7 / 52.4 / 52.5 / 12.9 /
+          16.4) after 120 steps, 1.5 days on 32 H/A100-80G (simplerl_ppo_32gpu.py); 60 steps suffice. An independent
+          re-run found 8 GPUs equal in quality and 3.2 times slower.
 Changed   500 and 0.05 are not accepted for 5; a box is a closed \\boxed{...}; truncated: -1; log-probs at the sampling
           temperature 0.6 (the original never divides by it).
 Not reproduced  EOS written onto truncated responses; 16 separate engines; test sets gaokao2023en and college_math.
@@ -29,7 +29,7 @@ max_response_len = 3000               # --generate_max_len
 temperature = 0.6                     # --temperature
 top_p = 1.0                           # --top_p
 
-estimator = "gae"
+estimator = "gae"                     # OpenRLHF default
 gamma = 1.0                           # --gamma
 lam = 0.95                            # --lambd
 critic_lam = 0.95                     # the same lambda for the critic's returns
@@ -59,8 +59,8 @@ adam_beta2 = 0.95                     # OpenRLHF default
 weight_decay = 0.0                    # --l2, default
 grad_clip = 1.0                       # --max_norm, default
 
-eval_every = 4                        # the published curve has a point every 4 steps
-save_every = 20
-eval_data = {"gsm8k": 1, "math500": 1, "minerva_math": 1, "olympiadbench": 1, "aime24": 1, "amc23": 1}  # eval/sh/eval.sh
+eval_every = 4                        # ours
+save_every = 20                       # ours
+eval_data = {"gsm8k": 1, "math500": 1, "minerva_math": 1, "olympiadbench": 1, "aime24": 1, "amc23": 1}  # eval/
 eval_prompts = 2000                   # at most, of each set: all
 eval_samples = 0                      # greedy, one sample, 3,000 tokens

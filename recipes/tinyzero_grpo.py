@@ -48,5 +48,5 @@ max_tokens_per_gpu = 16384            # actor.ppo_max_token_len_per_gpu, default
 eval_every = 100                      # trainer.test_freq
 save_every = 100                      # trainer.save_freq
 eval_data = "countdown"               # data.val_files: rows 327,680-328,703
-eval_prompts = 1024
+eval_prompts = 1024                   # all 1,024 rows
 eval_samples = 0                      # validation is greedy

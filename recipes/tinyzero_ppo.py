@@ -50,7 +50,7 @@ critic_lr = 1e-5                      # critic.optim.lr
 critic_warmup_steps = 0               # trainer.critic_warmup, default
 lr_schedule = "constant"              # actor.optim.lr_warmup_steps_ratio=0, default
 critic_lr_schedule = "constant"       # critic.optim.lr_warmup_steps_ratio=0, default
-warmup_steps = 0
+warmup_steps = 0                      # actor.optim.lr_warmup_steps_ratio=0, default
 adam_beta1 = 0.9                      # verl default
 adam_beta2 = 0.999                    # verl default
 weight_decay = 0.01                   # verl default
@@ -60,5 +60,5 @@ max_tokens_per_gpu = 16384            # actor.ppo_max_token_len_per_gpu, default
 eval_every = 100                      # trainer.test_freq
 save_every = 100                      # trainer.save_freq
 eval_data = "countdown"               # data.val_files: rows 327,680-328,703
-eval_prompts = 1024
+eval_prompts = 1024                   # all 1,024 rows
 eval_samples = 0                      # validation is greedy

@@ -4,8 +4,8 @@ Unsloth's GRPO notebook: GSM8K with five reward functions, here by full fine-tun
 Source    unslothai/notebooks @bdda2ef nb/Llama3.1_(8B)-GRPO.ipynb and the Qwen2.5-3B notebook; @add7e30 (2025-02-06)
 Launch    torchrun --standalone --nproc-per-node=1 train_grpo.py recipes/unsloth_gsm8k.py
 Published no benchmark; 250 steps on one T4 or L4.
-Changed   full fine-tuning of a 1.5B model instead of LoRA (rank 64) on a 4-bit 3B model: both are out of scope here; the
-          soft and strict format match across lines, so that a perfect response earns 4 (as published 3.5); 1,000 is
+Changed   full fine-tuning of a 1.5B model instead of LoRA (rank 64) on a 4-bit 3B model: both are out of scope here;
+          the soft and strict format match across lines, so that a perfect response earns 4 (as published 3.5); 1,000 is
           1000; truncated: all parts 0.
 Not reproduced  8-bit AdamW.
 """
@@ -26,14 +26,14 @@ temperature = 0.9                     # TRL default of the time
 top_p = 1.0                           # TRL default
 
 updates_per_step = 1                  # TRL: one update a batch
-adv_std = True
+adv_std = True                        # TRL: divided by the std of the group
 adv_eps = 1e-4                        # TRL
 loss_agg = "seq_mean"                 # TRL of the day: a mean of per-sequence means
 clip_low = 0.2                        # without effect
 clip_high = 0.2
 kl_in = "loss_k3"                     # TRL
 kl_coef = 0.04                        # beta, default
-entropy_coef = 0.0
+entropy_coef = 0.0                    # none in TRL of the time
 
 lr = 5e-6                             # learning_rate (of LoRA)
 lr_schedule = "cosine"                # lr_scheduler_type

@@ -1,9 +1,10 @@
 """
-python tests/recipe_worker.py train_grpo.py FOLDER: one real step of every recipe of a script, by the script's own main().
+python tests/recipe_worker.py train_grpo.py FOLDER: one real step of every recipe of a script, by its own main().
 
 A tiny random byte-level model stands in for the recipe's, ten made-up problems for each public set, and all recipes of
 the process share one engine. Each response is scored by the recipe's reward, and a number made from its text is added:
-random text would earn the same in the whole group, and no weight would move. FOLDER gets model/, rows/ and out/; one line of JSON a recipe on stdout.
+random text would earn the same in the whole group, and no weight would move.
+FOLDER gets model/, rows/ and out/; one line of JSON a recipe on stdout.
 """
 
 import dataclasses
@@ -52,12 +53,12 @@ def save_byte_model(folder, context=65536):
 
 def sample_rows(source, i):
     """Row i of a source in the schema of its public copy."""
-    problem, solution = f"What is {i} plus {i + 1}?", f"We add: {i} + {i + 1} = {2 * i + 1}, so $\\boxed{{{2 * i + 1}}}$."
-    gold = str(2 * i + 1)
+    problem, gold = f"What is {i} plus {i + 1}?", str(2 * i + 1)
+    solution = f"We add: {i} + {i + 1} = {gold}, so $\\boxed{{{gold}}}$."
     return {
         "gsm8k": {"question": problem, "answer": f"{i} + {i + 1} = <<{i}+{i + 1}={gold}>>{gold}\n#### {gold}"},
         "math": {"problem": problem, "level": "Level 3", "type": "Algebra", "solution": solution},
-        "math_lvl3to5": {"gt_answer": gold, "level": 4, "extra_info": {"question": problem, "answer": gold, "index": i}},
+        "math_lvl3to5": {"gt_answer": gold, "level": 4, "extra_info": {"question": problem, "answer": gold}},
         "math_12k": {"problem": problem, "answer": gold},
         "numina_tir": {"problem": problem, "solution": solution, "messages": [{"role": "user", "content": problem}]},
         "deepscaler": {"problem": problem, "answer": gold, "solution": solution},
@@ -139,7 +140,8 @@ def main():
     for recipe in recipes_of(name):
         start = time.monotonic()
         row = one_step(script, recipe, folder)
-        print("RECIPE", json.dumps({"recipe": recipe.stem, "seconds": round(time.monotonic() - start, 1), **row}), flush=True)
+        row |= {"recipe": recipe.stem, "seconds": round(time.monotonic() - start, 1)}
+        print("RECIPE", json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
