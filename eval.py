@@ -23,7 +23,7 @@ class Config:
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # auto: bfloat16 on GPU, float32 on CPU
     seed: int = 0                        # decides every sampled token
     data: str | dict = "tiny_countdown"  # source name, or {name: weight}
-    data_path: str = ""                  # local JSONL, parquet or directory instead of the hub
+    data_path: str | dict = ""           # local JSONL, parquet or directory instead of the hub, or {source: path}
     split: str = "test"
     limit: int = 0                       # use only so many rows, 0 = all
     template: str | dict = "tiny_countdown"

@@ -18,6 +18,10 @@ REFLECTION = ("rethink", "recheck", "try again", "re-evaluate", "reevaluate", "c
 REFLECTION_PATTERN = re.compile(r"\b(?:" + "|".join(REFLECTION) + r")\b", re.IGNORECASE)
 
 
+# Monitors that rewards.Score.flags may hold: each a way to look right, or a grader that gave up.
+FLAGS = ("several_answers", "answer_in_thinking", "several_boxes", "empty_thinking", "non_ascii_answer", "timeout", "error")
+
+
 def split_thinking(text):
     """-> (thinking, answer part): at the first </think>, else at the first <answer>; the answer part holds the tag."""
     for tag in ("</think>", "<answer>"):
@@ -54,13 +58,27 @@ def summarise(rollouts, tokenizer):
     }
     names = sorted({name for r in rollouts for name in r.score.parts})
     row |= {f"part/{name}": sum(r.score.parts.get(name, 0.0) for r in rollouts) / n for name in names}
-    flags = sorted({name for r in rollouts for name in (r.score.flags or ())})
-    row |= {f"flag/{name}": sum(bool(flag_of(r.score.flags, name)) for r in rollouts) / n for name in flags}
+    row |= {f"flag/{name}": sum(name in r.score.flags for r in rollouts) / n for name in FLAGS}
+    sources = sorted({r.source for r in rollouts})
+    for source in sources if len(sources) > 1 else ():  # of a mixture: each data set by itself
+        of_source = [r for r in rollouts if r.source == source]
+        row[f"source/{source}/share"] = len(of_source) / n
+        row[f"source/{source}/reward"] = sum(r.score.total for r in of_source) / len(of_source)
+        row[f"source/{source}/correct"] = sum(r.score.correct for r in of_source) / len(of_source)
+        row[f"source/{source}/response_len"] = sum(len(r.response_ids) for r in of_source) / len(of_source)
     return row
 
 
-def flag_of(flags, name):
-    return flags.get(name) if isinstance(flags, dict) else name in flags
+def hacked(before, now):
+    """
+    One line, or "": the training reward rose since the evaluation before while held-out success fell, both by more than
+    0.02. `before` and `now` are two rows with an evaluation; the reward's published leniency is then being exploited.
+    """
+    if before and now["reward"] > before["reward"] + 0.02 and now["eval_correct"] < before["eval_correct"] - 0.02:
+        return (f"warning: since step {before['step']} the reward rose from {before['reward']:.3f} to {now['reward']:.3f} while "
+                f"held-out success fell from {before['eval_correct']:.1%} to {now['eval_correct']:.1%}: read samples/, the "
+                "policy may be exploiting the reward (columns flag/*)")
+    return ""
 
 
 def token_counts(tokenizer, texts):

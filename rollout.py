@@ -36,6 +36,7 @@ class Rollout:
     finish_reason: str  # "stop", "length", or "deadline" (cut off by the clock)
     text: str = ""  # the response decoded, without the stop token
     score: object = None  # rewards.Score
+    source: str = ""  # the data set of its prompt
 
     @property
     def truncated(self):
@@ -161,6 +162,7 @@ def sample_and_score(prompts, seeds, *, engine, tokenizer, scorer, timer, temper
             stopped = r.finish_reason == "stop" and r.response_ids[-1] in stop_ids
             r.text = tokenizer.decode(r.response_ids[:-1] if stopped else r.response_ids, skip_special_tokens=False)
             prompt = prompts[r.prompt]
+            r.source = prompt.source
             scorer.submit((r.prompt, r.sample), prompt.reward, r.text, prompt.answer, truncated=r.truncated,
                           num_tokens=len(r.response_ids), max_tokens=max_tokens)
             rollouts[r.prompt, r.sample] = r

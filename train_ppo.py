@@ -27,7 +27,7 @@ import rewards
 import rollout as sampler
 from config import ConfigError, load_config
 from eval import check_rewards, evaluate, resolve_model
-from metrics import StepStats, console_line, seconds, summarise
+from metrics import StepStats, console_line, hacked, seconds, summarise
 from rewards import dense_repetition
 
 
@@ -52,7 +52,7 @@ class Config:
 
     # data
     data: str | dict = "countdown"       # source name, or {name: weight}
-    data_path: str = ""                  # local JSONL, parquet or directory instead of the hub
+    data_path: str | dict = ""           # local JSONL, parquet or directory instead of the hub, or {source: path}
     data_limit: int = 0                  # use only so many rows, 0 = all
     template: str | dict = "tinyzero_base"  # prompt template, or {source: template}
     reward: str | dict = "tinyzero_countdown"  # reward name, or {source: reward}
@@ -113,7 +113,7 @@ class Config:
 
     # held-out evaluation
     eval_data: str | dict = ""           # source name; empty = data, split "test"
-    eval_path: str = ""                  # local file instead of the hub
+    eval_path: str | dict = ""           # the same for held-out rows
     eval_prompts: int = 128
     eval_samples: int = 4                # sampled at `temperature`; one greedy response beside them
 
@@ -436,7 +436,7 @@ def main():
         run.samples(step, kept)
         return row
 
-    prompts_seen, bad_steps = saved["prompts_seen"], 0
+    prompts_seen, bad_steps, evaluated = saved["prompts_seen"], 0, None
     kl_coef, gammas = saved.get("kl_coef", cfg.kl_coef), cfg.gammas or {"task": cfg.gamma}
     if saved["step"] == 0 and cfg.eval_prompts:
         with timer("sync"):
@@ -568,6 +568,9 @@ def main():
                 sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), step, device)
             row |= {k: v for k, v in held_out(step).items() if k.startswith("eval_")}
             sampler.sleep(engine, device)
+            if warning := hacked(evaluated, row):
+                run.say(warning)
+            evaluated = row
         spent = timer.take()
         row |= seconds(spent, tokens=sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
         row |= {"seconds_values": spent.get("values", 0.0)}

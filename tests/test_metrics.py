@@ -1,0 +1,71 @@
+"""python -m pytest tests/test_metrics.py: the columns of metrics.jsonl, by hand."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from metrics import StepStats, hacked, split_thinking, summarise
+from rewards import Score
+from rollout import Rollout
+
+
+def tokenizer(texts, add_special_tokens):
+    return {"input_ids": [text.split() for text in texts]}
+
+
+def rollout(text, total, correct, format_ok, source="a", finish="stop", flags=()):
+    ids = text.split() + (["<eos>"] if finish == "stop" else [])
+    return Rollout(0, 0, [1], ids, np.zeros(len(ids)), finish, text, Score(total, correct, format_ok, {"x": total}, frozenset(flags)), source)
+
+
+def test_summaries_are_means_over_the_rollouts():
+    row = summarise([rollout("2 no 3 no wait yes </think> <answer> 3 </answer>", 1.0, True, True),
+                     rollout("1 note </think> <answer> 1 </answer>", 0.1, False, True, flags=["several_answers"]),
+                     rollout("1 no 1 1", 0.0, False, False, finish="length")], tokenizer)
+    assert (row["reward"], row["correct"], row["wrong_answer"], row["format_error"], row["truncated"]) == pytest.approx(
+        (1.1 / 3, 1 / 3, 1 / 3, 1 / 3, 1 / 3))
+    assert row["response_len"] == pytest.approx((11 + 7 + 4) / 3) and row["response_len_max"] == 11
+    assert row["answer_len"] == pytest.approx((4 + 4 + 0) / 3)
+    assert row["reflection_words"] == pytest.approx((3 + 0 + 1) / 3)  # "note" is not "no"
+    assert row["flag/several_answers"] == pytest.approx(1 / 3) and row["flag/timeout"] == 0
+    assert not any(name.startswith("source/") for name in row)
+
+
+def test_a_mixture_reports_each_source():
+    row = summarise([rollout("1", 1.0, True, True, "kk:3"), rollout("1", 0.0, False, False, "gsm8k"),
+                     rollout("1", 1.0, True, True, "gsm8k")], tokenizer)
+    assert row["source/gsm8k/correct"] == 0.5 and row["source/kk:3/reward"] == 1.0
+    assert row["source/gsm8k/share"] == pytest.approx(2 / 3)
+
+
+def test_thinking_ends_at_its_tag_else_at_the_answer():
+    assert split_thinking("a</think>b") == ("a", "</think>b")
+    assert split_thinking("a<answer>b") == ("a", "<answer>b")
+    assert split_thinking("a") == ("a", "")
+
+
+def test_the_alarm_rings_when_reward_rises_and_held_out_success_falls():
+    before = {"step": 10, "reward": 0.5, "eval_correct": 0.4}
+    assert "exploiting" in hacked(before, {"step": 20, "reward": 0.6, "eval_correct": 0.3})
+    for reward, correct in ((0.6, 0.4), (0.4, 0.3), (0.51, 0.3), (0.6, 0.39)):
+        assert hacked(before, {"step": 20, "reward": reward, "eval_correct": correct}) == ""
+    assert hacked(None, before) == ""
+
+
+def test_token_statistics_by_hand(one_process):
+    stats = StepStats(torch.device("cpu"))
+    cfg = SimpleNamespace(clip_low=0.2, clip_high=0.2)
+    old = torch.tensor([-1.0, -1.0, -2.0, -2.0])
+    new = old + torch.tensor([0.5, 0.0, -0.5, 0.1])
+    batch = SimpleNamespace(rollout_logprobs=old + torch.tensor([0.0, 0.2, 0.0, -0.1]), ref_logprobs=new.clone())
+    stats.add(batch, new, torch.tensor([1.0, 2.0, 3.0, 4.0]), old, torch.tensor([1.0, 1.0, -1.0, 1.0]), torch.tensor(0.3), cfg)
+    stats.reduce()
+    row = stats.row()
+    assert row["entropy"] == pytest.approx(2.5) and row["clip_frac"] == pytest.approx(2 / 4)
+    assert row["mismatch_mean"] == pytest.approx(0.3 / 4) and row["mismatch_max"] == pytest.approx(0.2)
+    assert row["kl"] == pytest.approx(0) and row["trained_tokens"] == 4
+    stats.check_mismatch(0.1)
+    with pytest.raises(RuntimeError, match="engine and trainer disagree"):
+        stats.check_mismatch(0.05)
