@@ -32,7 +32,8 @@ $(STAMP): $(REQS) constraints.txt
 	@echo "set-up: $(REQS) for DEVICE=$(DEVICE) (force with DEVICE=cpu or DEVICE=gpu), $$($(PYTHON) --version) at $(PYTHON)"
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 	  { echo "error: Python 3.11, 3.12 or 3.13 is needed; give one with make PYTHON=/path/to/python3.11"; exit 1; }
-	@test -x $(PY) || $(PYTHON) -m venv .venv || { echo "error: no venv module: install python3-venv"; exit 1; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || { rm -rf .venv; $(PYTHON) -m venv .venv; } || \
+	  { rm -rf .venv; echo "error: $(PYTHON) cannot make a virtual environment: install python3-venv"; exit 1; }
 ifeq ($(DEVICE),cpu)
 	@$(PY) -m pip install -q "torch==2.13.0+cpu" || \
 	  { echo "pip finds no CPU build of torch in its package index: trying PyTorch's public CPU index"; \
@@ -42,7 +43,7 @@ ifeq ($(DEVICE),cpu)
 	@$(PY) -m pip uninstall -q -y torchvision torchaudio torchcodec 2>/dev/null || true
 else
 	$(PY) -m pip install -q -r requirements.txt
-	@$(PY) -m pip install -q flash-attn --no-build-isolation || \
+	@$(PY) -m pip install -q flash-attn==2.8.3 --no-build-isolation || \
 	  echo "flash-attn could not be built: going on with PyTorch's own attention, slower on ragged batches"
 endif
 	@$(PY) -c 'import torch, transformers, vllm; print("set-up done: torch", torch.__version__, "transformers", transformers.__version__)'

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,16 +32,19 @@ from tqdm import tqdm  # noqa: E402
 
 from config import ConfigError, table  # noqa: E402
 
-# A run may be continued with another value of these; every other difference is another run.
-MAY_CHANGE = ("num_steps", "eval_every", "save_every", "wandb", "check")
+# A run may be continued with another value of these, which do not change what is learned; any other difference is
+# another run.
+MAY_CHANGE = ("num_steps", "eval_every", "save_every", "wandb", "check", "max_tokens_per_gpu", "checkpointing",
+              "max_num_seqs", "kv_cache_gb", "rollout_deadline_s")
 
 
-def init_distributed():
+def init_distributed(timeout_s=3600.0):
     """
     Join the processes that torchrun started, or be the only one under plain `python`.
 
     -> (rank, world, device). gloo on CPU, nccl on GPU. Sets RANK and friends where they are missing, because vLLM's
-    external launcher reads them. A rank that waits longer than 60 minutes for another one is an error.
+    external launcher reads them. A rank that waits longer than timeout_s for another one is an error: choose more than
+    a rollout may take, since ranks finish theirs at different times.
     """
     import datetime
     import socket
@@ -52,11 +56,13 @@ def init_distributed():
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     on_gpu = torch.cuda.is_available()
+    if on_gpu and int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+        raise ConfigError(f"--nproc-per-node is more than the {torch.cuda.device_count()} GPUs of this machine")
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=datetime.timedelta(minutes=60))
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=datetime.timedelta(seconds=timeout_s))
     return rank, world, device
 
 
@@ -125,24 +131,41 @@ class Timer:
         return seconds
 
 
+def run_folder(cfg):
+    """
+    -> out/<name>, after making sure that it is new or holds a run of the same settings: the same command continues a
+    run, another one is another run. A directory without any metrics is of a start that failed, and does not count.
+    """
+    if not re.fullmatch(r"[\w.+-]+", cfg.name) or cfg.name.startswith("."):
+        raise ConfigError(f"name = {cfg.name!r} must be a plain directory name: letters, digits, '-', '_', '.'")
+    path = os.path.join("out", cfg.name)
+    file = os.path.join(path, "config.json")
+    if os.path.exists(file) and os.path.exists(os.path.join(path, "metrics.jsonl")):
+        try:
+            with open(file) as f:
+                before = json.load(f)["settings"]
+        except (ValueError, KeyError) as error:
+            raise ConfigError(f"{file} cannot be read ({error}): restore it, or give this run another --name") from error
+        settings = as_json(cfg)
+        changed = [k for k in settings if k not in MAY_CHANGE and before.get(k) != settings[k]]
+        if changed:
+            what = ", ".join(f"{k}: {before.get(k)!r} there, {settings[k]!r} now" for k in changed[:4])
+            raise ConfigError(f"{path} holds a run with other settings ({what}); give this one another --name, or remove {path}")
+    return path
+
+
+def as_json(cfg):
+    return json.loads(json.dumps(dataclasses.asdict(cfg)))
+
+
 class Run:
     """The run directory of one training; on ranks other than 0 every method does nothing."""
 
     def __init__(self, cfg, origin, script):
-        self.path = os.path.join("out", cfg.name)
+        self.path = run_folder(cfg)
         self.main = dist.get_rank() == 0
         self.wandb = None
-        # what the run starts from is part of its identity: the same command continues, another one stops
-        settings = json.loads(json.dumps(dataclasses.asdict(cfg)))
-        file = os.path.join(self.path, "config.json")
-        if os.path.exists(file):
-            with open(file) as f:
-                before = json.load(f)["settings"]
-            changed = [k for k in settings if k not in MAY_CHANGE and before.get(k) != settings[k]]
-            if changed:
-                what = ", ".join(f"{k}: {before.get(k)!r} there, {settings[k]!r} now" for k in changed[:4])
-                raise ConfigError(f"{self.path} holds a run with other settings ({what}); give this one another --name, "
-                                  f"or remove {self.path}")
+        settings, file = as_json(cfg), os.path.join(self.path, "config.json")
         dist.barrier()  # nobody reads config.json after rank 0 has written it
         if not self.main:
             return
@@ -150,9 +173,11 @@ class Run:
         command = [os.path.basename(word) for word in (sys.executable, sys.argv[0])] + sys.argv[1:]
         record = {"script": script, "settings": settings, "origin": origin, "command": command,
                   "world_size": dist.get_world_size(), "versions": versions(), "machine": machine(), "commit": commit()}
-        with open(file, "w") as f:
+        with open(file + ".tmp", "w") as f:
             json.dump(record, f, indent=1)
-        save_code(os.path.join(self.path, "code"))
+        os.replace(file + ".tmp", file)
+        starts = sum(name == "code" or name.startswith("code_") for name in os.listdir(self.path))
+        save_code(os.path.join(self.path, f"code_{starts + 1}" if starts else "code"))  # one for each start of the run
         self.log = open(os.path.join(self.path, "log.txt"), "a", buffering=1)
         self.say(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')}  {script}  ->  {self.path}\n{table(cfg, origin)}")
         self.start_wandb(cfg, settings)
@@ -185,7 +210,11 @@ class Run:
             rows = []
             with open(file) as f:
                 for line in f:
-                    if line.endswith("\n") and json.loads(line)["step"] <= step:  # a killed run may leave half a line
+                    try:
+                        keep = line.endswith("\n") and json.loads(line)["step"] <= step
+                    except (ValueError, KeyError, TypeError):
+                        keep = False  # a killed run may leave half a line
+                    if keep:
                         rows.append(line)
             with open(file + ".tmp", "w") as f:
                 f.writelines(rows)
@@ -205,7 +234,7 @@ class Run:
 
             os.environ.setdefault("WANDB_SILENT", "true")
             self.wandb = wandb.init(project="onebox-r1", name=cfg.name, id=cfg.name, mode=cfg.wandb, config=settings,
-                                    dir=self.path, resume="allow", settings=wandb.Settings(init_timeout=30))
+                                    dir=self.path, resume="allow", settings=wandb.Settings(init_timeout=30, login_timeout=30))
         except Exception as error:  # offline, no key, no package: the run does not depend on it
             self.say(f"wandb: {type(error).__name__}: {error}; going on without it")
 

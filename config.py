@@ -25,11 +25,7 @@ class ConfigError(SystemExit):
     """Bad recipe, flag or input: one line on stderr that says what, where and the fix; exit code 1."""
 
     def __init__(self, message):
-        super().__init__(f"error: {message}" if os.environ.get("LOCAL_RANK", "0") == "0" else 1)  # once, not per rank
-        self.message = message
-
-    def __str__(self):
-        return f"error: {self.message}"
+        super().__init__(f"error: {message}")
 
 
 def load_config(cls, argv=None):
@@ -55,7 +51,9 @@ def load_config(cls, argv=None):
         name = flag[2:].replace("-", "_")
         if not equals:
             text = argv.pop(0) if argv and not argv[0].startswith("--") else "True"
-        values[name], origin[name] = check(cls, name, literal(text), where="command line"), "command line"
+        only_text = typing.get_type_hints(cls).get(name) is str  # --name 1e-4 stays what was typed
+        value = text if only_text else literal(text)
+        values[name], origin[name] = check(cls, name, value, where="command line"), "command line"
 
     return cls(**values), origin
 
@@ -75,13 +73,21 @@ def read_recipe(path, script):
         recipe = runpy.run_path(path)
     except SyntaxError as error:
         raise ConfigError(f"{path}, line {error.lineno}: not Python: {error.msg}") from error
-    except (NameError, ImportError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    wants = recipe.get("_script", script)
+    except Exception as error:  # a recipe is the user's Python: whatever it raises is told in one line
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
+    wants = recipe.get("_script") or inherited_script(path) or script
     if wants != script:
         raise ConfigError(f"{path} is a recipe for {wants}, not {script}: run `torchrun ... {wants} {path}`")
     skip = (types.ModuleType, types.FunctionType, type)
     return {k: v for k, v in recipe.items() if not k.startswith("_") and not isinstance(v, skip)}
+
+
+def inherited_script(path):
+    """`from recipes.stage1 import *` does not bring names with an underscore: ask that module for its _script."""
+    with open(path) as f:
+        imports = [node for node in ast.parse(f.read()).body if isinstance(node, ast.ImportFrom)]
+    found = [getattr(sys.modules.get(node.module), "_script", None) for node in imports if node.names[0].name == "*"]
+    return next((script for script in found if script), None)
 
 
 def check(cls, name, value, where):

@@ -36,7 +36,7 @@ class Config:
     max_num_seqs: int = 256
     kv_cache_gb: float = 0.0
     tensor_parallel: int = 1
-    deadline_s: float = 36000.0          # after it, unfinished responses are cut off and count as truncated
+    deadline_s: float = 7200.0           # after it, unfinished responses are cut off and count as truncated
     output: str = ""                     # write every completion and its score to this JSONL file
 
 
@@ -73,11 +73,15 @@ def resolve_model(name, need_len, weights=True):
             reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
             reason = reason if reachable else "no connection, and it is not in the cache"
             raise NoModel(f"model {name!r} is not a directory here and could not be fetched from the hub ({reason})") from error
-    config = AutoConfig.from_pretrained(path)
+    if weights and not any(file.endswith((".safetensors", ".bin")) for file in os.listdir(path)):
+        raise ConfigError(f"model {name!r} has no weights: no .safetensors file in {path}")
+    what = "config.json"
     try:
+        config = AutoConfig.from_pretrained(path)
+        what = "tokenizer"
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"model {name!r} has no tokenizer that loads: {str(error).splitlines()[0][:120]}") from error
+        raise ConfigError(f"model {name!r}: its {what} does not load: {str(error).splitlines()[0][:120]}") from error
     stop_ids = {tokenizer.eos_token_id}
     if os.path.exists(os.path.join(path, "generation_config.json")):
         eos = GenerationConfig.from_pretrained(path).eos_token_id
@@ -136,7 +140,9 @@ def as_json(r, prompts, step):
 
 def main():
     cfg, _ = load_config(Config)
-    rank, world, device = common.init_distributed()
+    rank, world, device = common.init_distributed(cfg.deadline_s + 3600)
+    if cfg.tensor_parallel < 1 or world % cfg.tensor_parallel:
+        raise ConfigError(f"tensor_parallel = {cfg.tensor_parallel} does not divide the {world} processes")
     dtype = cfg.dtype if cfg.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
     check_rewards(cfg.reward)
     path, hf_config, tokenizer, stop_ids = resolve_model(cfg.model, cfg.max_prompt_len + cfg.max_response_len)

@@ -59,6 +59,7 @@ def summarise(rollouts, tokenizer):
     names = sorted({name for r in rollouts for name in r.score.parts})
     row |= {f"part/{name}": sum(r.score.parts.get(name, 0.0) for r in rollouts) / n for name in names}
     row |= {f"flag/{name}": sum(name in r.score.flags for r in rollouts) / n for name in FLAGS}
+    row["flag/phantom_ids"] = sum(r.phantom for r in rollouts) / n
     sources = sorted({r.source for r in rollouts})
     for source in sources if len(sources) > 1 else ():  # of a mixture: each data set by itself
         of_source = [r for r in rollouts if r.source == source]

@@ -86,6 +86,9 @@ def load_critic(path, device, dtype, *, checkpointing=False, shard_size=0):
 def load_hf(path):
     hf = AutoModelForCausalLM.from_pretrained(path, dtype="auto", attn_implementation="packed")
     refuse_unusual_heads(hf.config)
+    if not hasattr(hf.get_decoder(), "layers"):
+        raise ConfigError(f"model: {hf.config.model_type} keeps its blocks elsewhere than in .layers, which policy.py shards; "
+                          "Llama, Qwen, Mistral and their kin do")
     hf.config.attention_dropout = 0.0  # RL compares log-probs of two passes: dropout would make them differ
     for module in hf.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -273,15 +276,19 @@ class Unpad(torch.autograd.Function):
         return grad.new_zeros(ctx.size, *grad.shape[1:]).index_copy_(0, rows, grad.contiguous()), None
 
 
-def packed_attention(module, query, key, value, attention_mask, scaling, packed=None, **kwargs):
+def packed_attention(module, query, key, value, attention_mask, scaling, packed=None, sliding_window=None, softcap=None,
+                     s_aux=None, **kwargs):
     """
     Causal attention inside each sequence of a packed micro-batch; the interface is transformers' AttentionInterface.
 
     query (1, heads, N, D), key and value (1, kv_heads, N, D) -> (1, N, heads, D). flash-attn's varlen kernel where it
     is installed; else SDPA over runs of similar length, padded on the right: a causal query never sees what follows.
     """
+    if not (sliding_window is None and softcap is None and s_aux is None):
+        raise ConfigError(f"this model's attention wants sliding_window={sliding_window}, softcap={softcap} or sinks, which "
+                          "packed_attention does not compute; choose another model")
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, heads, D)
-    if flash_attn_varlen_func is not None and query.is_cuda:
+    if flash_attn_varlen_func is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         longest = packed.lens[0]
         out = flash_attn_varlen_func(query, key, value, packed.cu_lens, packed.cu_lens, longest, longest,
                                      softmax_scale=scaling, causal=True)
@@ -308,7 +315,8 @@ disable_progress_bar()  # "Loading weights" of one second
 # log-probabilities without logits
 # ---------------------------------------------------------------------------------------------------------------
 
-CHUNK_LOGITS = 2**24  # so many logits exist at a time, 64 MB in fp32, whatever N and V are
+CHUNK_LOGITS = 2**24  # so many logits exist at a time on a CPU, 64 MB in fp32, whatever N and V are
+CHUNK_LOGITS_CUDA = 2**27  # 512 MB: fewer, larger products; each adds to the (V, H) gradient of the head once
 
 
 class TokenLogprobs(torch.autograd.Function):
@@ -323,7 +331,7 @@ class TokenLogprobs(torch.autograd.Function):
     def forward(ctx, hidden, weight, bias, targets, temperature):
         logprobs = torch.empty(targets.shape[0], dtype=torch.float32, device=hidden.device)
         entropy, lse = torch.empty_like(logprobs), torch.empty_like(logprobs)
-        for i in chunks(targets.shape[0], weight.shape[0]):
+        for i in chunks(hidden, weight):
             logits = scaled_logits(hidden[i], weight, bias, temperature)  # (c, V)
             lse[i] = logits.logsumexp(-1)
             logprobs[i] = logits.gather(-1, targets[i, None])[:, 0] - lse[i]
@@ -339,7 +347,7 @@ class TokenLogprobs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
-        for i in chunks(targets.shape[0], weight.shape[0]):
+        for i in chunks(hidden, weight):
             logits = scaled_logits(hidden[i], weight, bias, ctx.temperature)
             logp = logits.sub_(lse[i, None])
             probs = logp.exp()
@@ -348,23 +356,28 @@ class TokenLogprobs(torch.autograd.Function):
             grad.scatter_add_(-1, targets[i, None], grad_logprobs[i, None])
             grad = (grad / ctx.temperature).to(hidden.dtype)  # (c, V)
             grad_hidden[i] = grad @ weight
-            grad_weight += grad.T @ hidden[i]
+            grad_weight += product_fp32(grad.T, hidden[i])
             if bias is not None:
                 grad_bias += grad.sum(0)
         return grad_hidden, grad_weight.to(weight.dtype), grad_bias if bias is None else grad_bias.to(bias.dtype), None, None
 
 
-def chunks(num_tokens, vocab_size):
-    size = max(1, CHUNK_LOGITS // vocab_size)
+def chunks(hidden, weight):
+    num_tokens, size = hidden.shape[0], (CHUNK_LOGITS_CUDA if hidden.is_cuda else CHUNK_LOGITS) // weight.shape[0]
+    size = max(1, size)
     return [slice(i, min(i + size, num_tokens)) for i in range(0, num_tokens, size)]
 
 
+def product_fp32(a, b):
+    """a @ b in fp32; on CUDA the product of bf16 matrices is written out in fp32, not rounded on the way."""
+    if a.is_cuda and a.dtype != torch.float32:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()
+
+
 def scaled_logits(hidden, weight, bias, temperature):
-    """(c, H), (V, H) -> (c, V) in fp32; on CUDA the product of bf16 matrices is written out in fp32, not rounded."""
-    if hidden.is_cuda and hidden.dtype != torch.float32:
-        logits = torch.mm(hidden, weight.T, out_dtype=torch.float32)
-    else:
-        logits = hidden.float() @ weight.float().T
+    """(c, H), (V, H) -> (c, V) in fp32"""
+    logits = product_fp32(hidden, weight.T)
     if bias is not None:
         logits += bias.float()
     return logits if temperature == 1.0 else logits.div_(temperature)
@@ -460,7 +473,7 @@ def load_state(folder, step, policy, optimizer, **more):
         set_state_dict(*pair, model_state_dict=state[name], optim_state_dict=optim_state)
 
 
-def export_hf(policy, tokenizer, folder, dtype):
+def export_hf(policy, tokenizer, folder, dtype, step):
     """A plain Hugging Face directory (config, safetensors, tokenizer) that transformers and vLLM load as it is."""
     whole = {}
     for name, weight in policy.hf.state_dict().items():  # every rank together; only rank 0 keeps the tensors
@@ -475,6 +488,17 @@ def export_hf(policy, tokenizer, folder, dtype):
         policy.hf.config.dtype = dtype
         policy.hf.save_pretrained(tmp, state_dict=whole)
         tokenizer.save_pretrained(tmp)
+        with open(os.path.join(tmp, "trained.json"), "w") as f:
+            json.dump({"step": step}, f)
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(tmp, folder)
     dist.barrier()
+
+
+def exported_step(folder):
+    """The step whose weights lie in an exported directory, -1 where there is none."""
+    try:
+        with open(os.path.join(folder, "trained.json")) as f:
+            return json.load(f)["step"]
+    except FileNotFoundError:
+        return -1

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from common import gather, progress
@@ -37,6 +38,7 @@ class Rollout:
     text: str = ""  # the response decoded, without the stop token
     score: object = None  # rewards.Score
     source: str = ""  # the data set of its prompt
+    phantom: bool = False  # holds ids that the model has logits for and the tokenizer no text: scored as truncated
 
     @property
     def truncated(self):
@@ -71,6 +73,7 @@ def make_engine(path, *, config, dtype, prompt_len, response_len, max_num_seqs, 
         max_model_len=max_len,
         max_num_seqs=max_num_seqs,
         kv_cache_memory_bytes=kv_bytes // tensor_parallel,
+        gpu_memory_utilization=0.92 if on_cpu else 0.01,  # else vLLM wants 92 % of the GPU free, whatever the bytes above
         enforce_eager=on_cpu,  # CUDA graphs survive weight syncs: the weights are copied into the same storage
         enable_prefix_caching=True,
         logprobs_mode="processed_logprobs",  # at the sampling temperature; the default would be at T = 1
@@ -129,7 +132,7 @@ def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, deadl
     names = engine.enqueue(inputs, params, use_tqdm=False)
     running = {request_number(name): request for name, request in zip(names, wanted)}
 
-    deadline = time.monotonic() + deadline_s
+    deadline, steps = time.monotonic() + deadline_s, 0
     try:
         with progress(total=len(running), desc=desc, unit="seq") as bar:
             while running:
@@ -137,7 +140,8 @@ def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, deadl
                     bar.update()
                     index, sample, ids = running.pop(request_number(output.request_id))
                     yield to_rollout(index, sample, ids, output.outputs[0], version)
-                if running and time.monotonic() > deadline:
+                steps += 1
+                if running and too_late(deadline, steps):
                     yield from cut_off(engine, running)
     finally:
         if running:  # an error on the way: leave no request behind, the next call would meet it
@@ -162,8 +166,8 @@ def sample_and_score(prompts, seeds, *, engine, tokenizer, scorer, timer, temper
             stopped = r.finish_reason == "stop" and r.response_ids[-1] in stop_ids
             r.text = tokenizer.decode(r.response_ids[:-1] if stopped else r.response_ids, skip_special_tokens=False)
             prompt = prompts[r.prompt]
-            r.source = prompt.source
-            scorer.submit((r.prompt, r.sample), prompt.reward, r.text, prompt.answer, truncated=r.truncated,
+            r.source, r.phantom = prompt.source, max(r.response_ids, default=0) >= len(tokenizer)
+            scorer.submit((r.prompt, r.sample), prompt.reward, r.text, prompt.answer, truncated=r.truncated or r.phantom,
                           num_tokens=len(r.response_ids), max_tokens=max_tokens)
             rollouts[r.prompt, r.sample] = r
             inline_s += time.monotonic() - start
@@ -176,6 +180,18 @@ def sample_and_score(prompts, seeds, *, engine, tokenizer, scorer, timer, temper
     return sorted(everyone, key=lambda r: (r.prompt, r.sample))
 
 
+def too_late(deadline, steps):
+    """Ranks that share an engine must stop at the same step or hang: the first one's clock decides, every 16 steps."""
+    from vllm.distributed.parallel_state import get_tp_group
+
+    group, late = get_tp_group(), time.monotonic() > deadline
+    if group.world_size == 1 or steps % 16:
+        return late and group.world_size == 1
+    flag = torch.tensor([late])
+    dist.broadcast(flag, src=group.first_rank, group=group.cpu_group)
+    return bool(flag)
+
+
 def request_number(name):
     """vLLM calls a request "18" outside and "18-9f3c2a10" inside; enqueue returns the latter, outputs the former."""
     return name.split("-")[0]
@@ -183,17 +199,21 @@ def request_number(name):
 
 def to_rollout(index, sample, prompt_ids, completion, version):
     """vLLM's CompletionOutput -> Rollout, with the two checks that tell a broken engine from a bad policy."""
-    ids = list(completion.token_ids)
-    logprobs = np.asarray(completion.logprobs.logprobs, dtype=np.float32)
+    ids, logprobs = list(completion.token_ids), finite(completion.logprobs.logprobs)
     if len(logprobs) != len(ids):
         raise RuntimeError(f"the engine returned {len(logprobs)} log-probabilities for {len(ids)} tokens")
-    if not np.isfinite(logprobs).all():
-        raise RuntimeError("the engine returned a log-probability that is not finite: its weights hold NaN or inf. "
-                           "Restart from the last checkpoint with a smaller lr; the cache of this process is spoilt")
     versions = {span.version for span in (completion.weight_versions or [])}
     if versions and versions != {str(version)}:
         raise RuntimeError(f"sampled with weights {versions}, wanted {version}: the weight sync did not happen")
     return Rollout(index, sample, prompt_ids, ids, logprobs, completion.finish_reason)
+
+
+def finite(logprobs):
+    logprobs = np.asarray(logprobs, dtype=np.float32)
+    if not np.isfinite(logprobs).all():
+        raise RuntimeError("the engine returned a log-probability that is not finite: its weights hold NaN or inf. "
+                           "Restart from the last checkpoint with a smaller lr; the cache of this process is spoilt")
+    return logprobs
 
 
 def cut_off(engine, running):
@@ -204,10 +224,12 @@ def cut_off(engine, running):
         index, sample, ids = running.pop(request_number(name))
         tokens, logprobs = state.detokenizer.output_token_ids, state.logprobs_processor.logprobs.logprobs
         n = min(len(tokens), len(logprobs))
-        found.append(Rollout(index, sample, ids, list(tokens[:n]), np.asarray(logprobs[:n], np.float32), "deadline"))
+        found.append(Rollout(index, sample, ids, list(tokens[:n]), logprobs[:n], "deadline"))
     engine.llm_engine.abort_request(list(states), internal=True)
     while engine.llm_engine.has_unfinished_requests():
         engine.llm_engine.step()
+    for rollout in found:
+        rollout.rollout_logprobs = finite(rollout.rollout_logprobs)
     return found
 
 

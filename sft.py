@@ -110,10 +110,11 @@ def main():
     examples = load_examples(cfg.data, tokenizer, min(cfg.max_len, cfg.tokens_per_step))
     if cfg.check:
         return common.print0(f"{len(examples)} examples; first: {tokenizer.decode(examples[0][0] + examples[0][1])!r}")
+    folder = common.run_folder(cfg)
+    if model.exported_step(f"{folder}/model") >= cfg.num_steps:
+        return common.print0(f"{folder} is complete: step {cfg.num_steps} of {cfg.num_steps}. Its model is {folder}/model")
     run = common.Run(cfg, origin, script="sft.py")
     saved = model.read_state(run.path) or {"step": 0, "examples_seen": 0}
-    if saved["step"] >= cfg.num_steps and os.path.exists(f"{run.path}/model/config.json"):
-        return run.say(f"{run.path} is complete: step {saved['step']} of {cfg.num_steps}. Its model is {run.path}/model")
 
     policy = model.load_policy(path, device, dtype, checkpointing=cfg.checkpointing, shard_size=cfg.shard_size)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, betas=(cfg.adam_beta1, cfg.adam_beta2),
@@ -121,7 +122,7 @@ def main():
     if saved["step"]:
         model.load_state(run.path, saved["step"], policy, optimizer)
         run.say(f"resumed {run.path} at step {saved['step']}")
-    run.forget_after(saved["step"])
+    run.forget_after(saved["step"] or -1)
     timer, seen, window = common.Timer(device), saved["examples_seen"], [0.0, 0, 0]
 
     for step in common.progress(range(saved["step"] + 1, cfg.num_steps + 1), desc="sft", unit="step"):
@@ -162,7 +163,8 @@ def main():
             window = [0.0, 0, 0]
         if step == cfg.num_steps or (cfg.save_every and step % cfg.save_every == 0):
             model.save_state(run.path, step, policy, optimizer, {"examples_seen": seen})
-    model.export_hf(policy, tokenizer, f"{run.path}/model", torch.float32 if device.type == "cpu" else torch.bfloat16)
+    model.export_hf(policy, tokenizer, f"{run.path}/model", torch.float32 if device.type == "cpu" else torch.bfloat16,
+                    cfg.num_steps)
     run.say(f"done: {run.path}/model")
 
 

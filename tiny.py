@@ -111,10 +111,11 @@ def main():
 
     rng = random.Random(args.seed)
     path = os.path.join(args.out, "traces.jsonl")
-    with open(path, "w", encoding="utf-8") as f:
+    with open(path + ".tmp", "w", encoding="utf-8") as f:
         for row in tiny_countdown(args.traces, args.seed, "train", MAX_NUMBER):
             line = {"prompt": build_prompt("tiny_countdown", row), "response": trace(row, rng)}
             f.write(json.dumps(line) + "\n")
+    os.replace(path + ".tmp", path)  # complete or not there: `make demo` looks for this file
     print(f"{folder}: {model.num_parameters():,} untrained weights, {VOCAB_SIZE} tokens\n{path}: {args.traces:,} traces")
 
 

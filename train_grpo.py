@@ -8,7 +8,6 @@ Start reading at main(). Shape comments: P prompts of a step, G samples a prompt
 tokens of a packed micro-batch. Every rank sees all rollouts of the step: the batch is global, only compute is shared.
 """
 
-import os
 import sys
 from dataclasses import dataclass
 from typing import Literal
@@ -77,7 +76,7 @@ class Config:
     entropy_coef: float = 0.0            # entropy bonus
     on_truncated: Literal["keep", "mask"] = "keep"  # keep: trained on, with the reward's failure value; mask: no gradient
     mismatch_cap: float = 2.0            # truncated importance weight of engine against trainer, 0 = off
-    mismatch_bound: float = 0.0          # stop above this mean |rollout - trainer| log-prob; 0 = 0.001 fp32, 0.1 bf16
+    mismatch_bound: float = 0.0          # stop above this mean |rollout - trainer| log-prob; 0 = 0.001 fp32, 0.05 bf16
 
     # optimizer
     lr: float = 1e-6                     # peak
@@ -174,6 +173,17 @@ def mismatch_weights(old_logprobs, rollout_logprobs, cap):
     return (old_logprobs - rollout_logprobs).detach().exp().clamp(max=cap)
 
 
+def token_loss(logprobs, entropy, old_logprobs, advantages, batch, cfg):
+    """The loss of each token: surrogate x mismatch weight + KL penalty - entropy bonus; all (T,)."""
+    if cfg.kl_in == "reward_k1":
+        advantages = advantages - cfg.kl_coef * (old_logprobs - batch.ref_logprobs)
+    loss = policy_loss(logprobs, old_logprobs, advantages, cfg.clip_low, cfg.clip_high)
+    loss = loss * mismatch_weights(old_logprobs, batch.rollout_logprobs, cfg.mismatch_cap)
+    if cfg.kl_in != "none":
+        loss = loss + cfg.kl_coef * kl_penalty(logprobs, batch.ref_logprobs, cfg.kl_in)
+    return loss - cfg.entropy_coef * entropy
+
+
 def learning_rate(step, lr, schedule, warmup_steps, num_steps, min_ratio):
     """The lr of step 1, 2, ...: linear warm-up that never wastes a step on 0, then constant, linear or cosine."""
     if step <= warmup_steps:
@@ -187,12 +197,23 @@ def learning_rate(step, lr, schedule, warmup_steps, num_steps, min_ratio):
 
 def check_config(cfg, world):
     """What can be known to be wrong before any file is opened; each line says what, where and the fix."""
+    for name in ("prompts_per_step", "group_size", "updates_per_step", "max_response_len", "max_prompt_len", "num_steps",
+                 "max_tokens_per_gpu", "max_num_seqs", "tensor_parallel", "rollout_deadline_s", "adv_eps"):
+        if getattr(cfg, name) <= 0:
+            raise ConfigError(f"{name} = {getattr(cfg, name)} must be greater than 0")
+    for name in ("lr", "entropy_coef", "mismatch_bound", "shard_size", "eval_every", "save_every", "eval_prompts", "eval_samples", "warmup_steps", "grad_clip", "kv_cache_gb",
+                 "clip_low", "clip_high", "kl_coef", "mismatch_cap", "dynamic_sampling", "data_limit", "weight_decay"):
+        if getattr(cfg, name) < 0:
+            raise ConfigError(f"{name} = {getattr(cfg, name)} must not be negative")
+    for name in ("adam_beta1", "adam_beta2", "lr_min_ratio"):
+        if not 0 <= getattr(cfg, name) < 1 + (name == "lr_min_ratio"):
+            raise ConfigError(f"{name} = {getattr(cfg, name)} must lie in 0 ... 1")
     engines = world // cfg.tensor_parallel
     if cfg.top_p != 1.0:
         raise ConfigError(f"top_p = {cfg.top_p} biases every log-prob by up to {-torch.tensor(cfg.top_p).log():.2f}: leave it 1")
-    if not 0 < cfg.temperature <= 2 or cfg.temperature < 0.01:
+    if not 0.01 <= cfg.temperature <= 2:
         raise ConfigError(f"temperature = {cfg.temperature} must lie in 0.01 ... 2")
-    if cfg.tensor_parallel < 1 or world % cfg.tensor_parallel:
+    if world % cfg.tensor_parallel:
         raise ConfigError(f"tensor_parallel = {cfg.tensor_parallel} does not divide the {world} processes")
     if cfg.prompts_per_step % engines:
         raise ConfigError(f"prompts_per_step = {cfg.prompts_per_step} is not divisible by the {engines} engines "
@@ -201,14 +222,6 @@ def check_config(cfg, world):
         raise ConfigError(f"updates_per_step = {cfg.updates_per_step} does not divide prompts_per_step = {cfg.prompts_per_step}")
     if cfg.shard_size and world % cfg.shard_size:
         raise ConfigError(f"shard_size = {cfg.shard_size} does not divide the {world} processes")
-    for name in ("prompts_per_step", "group_size", "updates_per_step", "max_response_len", "max_prompt_len", "num_steps",
-                 "max_tokens_per_gpu", "max_num_seqs", "lr", "rollout_deadline_s"):
-        if getattr(cfg, name) <= 0:
-            raise ConfigError(f"{name} = {getattr(cfg, name)} must be greater than 0")
-    for name in ("eval_every", "save_every", "eval_prompts", "eval_samples", "warmup_steps", "grad_clip", "kv_cache_gb",
-                 "clip_low", "clip_high", "kl_coef", "mismatch_cap", "dynamic_sampling", "data_limit", "weight_decay"):
-        if getattr(cfg, name) < 0:
-            raise ConfigError(f"{name} = {getattr(cfg, name)} must not be negative")
 
 
 def main():
@@ -220,7 +233,7 @@ def main():
         from check import check_recipe
 
         return check_recipe(cfg)
-    rank, world, device = common.init_distributed()
+    rank, world, device = common.init_distributed(cfg.rollout_deadline_s + 3600)
     check_config(cfg, world)
     dtype = cfg.dtype if cfg.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
     engines, engine_rank = world // cfg.tensor_parallel, rank // cfg.tensor_parallel
@@ -231,12 +244,18 @@ def main():
                 check_answer=rewards.check_answer)
     prompts, mixture = data.load_prompts(cfg.data, cfg.template, cfg.reward, tokenizer, split="train",
                                          paths=cfg.data_path or None, limit=cfg.data_limit or None, **load)
-    eval_set, _ = data.load_prompts(cfg.eval_data or cfg.data, cfg.template, cfg.reward, tokenizer, split="test",
-                                    paths=cfg.eval_path or cfg.data_path or None, limit=cfg.eval_prompts or None, **load)
+    eval_set = []
+    if cfg.eval_prompts:
+        eval_set, _ = data.load_prompts(cfg.eval_data or cfg.data, cfg.template, cfg.reward, tokenizer, split="test",
+                                        paths=cfg.eval_path or cfg.data_path or None, limit=cfg.eval_prompts, **load)
+    if both := {p.text for p in prompts} & {p.text for p in eval_set}:
+        raise ConfigError(f"{len(both)} of the {len(eval_set)} held-out prompts are training prompts: give --eval_path with "
+                          "other rows, or --eval_prompts 0")
+    folder = common.run_folder(cfg)
+    if model.exported_step(f"{folder}/model") >= cfg.num_steps:
+        return common.print0(f"{folder} is complete: step {cfg.num_steps} of {cfg.num_steps}. Its model is {folder}/model")
     run = common.Run(cfg, origin, script="train_grpo.py")
     saved = model.read_state(run.path) or {"step": 0, "prompts_seen": 0}
-    if saved["step"] >= cfg.num_steps and os.path.exists(f"{run.path}/model/config.json"):
-        return run.say(f"{run.path} is complete: step {saved['step']} of {cfg.num_steps}. Its model is {run.path}/model")
 
     # ------------------------------------------------------------------------------------------------------------
     # objects: policy, optimizer, perhaps a reference, the engine, the scorer
@@ -247,7 +266,7 @@ def main():
     if saved["step"]:
         model.load_state(run.path, saved["step"], policy, optimizer)
         run.say(f"resumed {run.path} at step {saved['step']}")
-    run.forget_after(saved["step"])
+    run.forget_after(saved["step"] or -1)  # without a checkpoint the run starts anew
     reference = None
     if cfg.kl_in != "none":
         reference = model.load_policy(path, device, dtype, trainable=False, shard_size=cfg.shard_size)
@@ -258,7 +277,7 @@ def main():
     sampler.sleep(engine, device)
     scorer = rewards.Scorer(part_weights=cfg.reward_parts)
     timer = common.Timer(device)
-    bound = cfg.mismatch_bound or (1e-3 if dtype == "float32" else 0.1)
+    bound = cfg.mismatch_bound or (1e-3 if dtype == "float32" else 0.05)
     sample = dict(engine=engine, tokenizer=tokenizer, scorer=scorer, timer=timer, max_tokens=cfg.max_response_len,
                   stop_ids=stop_ids, stop_strings=cfg.stop, deadline_s=cfg.rollout_deadline_s, engines=engines,
                   engine_rank=engine_rank, leader=rank % cfg.tensor_parallel == 0, vocab_size=hf_config.vocab_size)
@@ -289,9 +308,9 @@ def main():
         groups, rollouts, agreeing = [], [], 0
         for _ in range(1 + cfg.dynamic_sampling):
             asked = data.draw(prompts, mixture, cfg.seed, prompts_seen, cfg.prompts_per_step)
+            seeds = [[common.stable_seed(cfg.seed, p.uid, prompts_seen + i, k) for k in range(cfg.group_size)]
+                     for i, p in enumerate(asked)]  # by the number of the draw: no two groups of a run share one
             prompts_seen += cfg.prompts_per_step
-            seeds = [[common.stable_seed(cfg.seed, step, p.uid, i, k) for k in range(cfg.group_size)]
-                     for i, p in enumerate(asked)]
             fresh = sampler.sample_and_score(asked, seeds, temperature=cfg.temperature, version=step, **sample)
             rollouts += fresh
             fresh = [fresh[i:i + cfg.group_size] for i in range(0, len(fresh), cfg.group_size)]
@@ -315,7 +334,8 @@ def main():
         trained = trained_responses(flat, cfg.on_truncated)  # (R,)
         response_lens = torch.tensor([len(r.response_ids) for r in flat])  # (R,)
         updates = []
-        for part in torch.arange(len(flat)).chunk(cfg.updates_per_step) if flat else []:
+        members = torch.arange(len(flat)).reshape(-1, cfg.group_size)  # (P, G) indices of responses
+        for part in (groups.flatten() for groups in members.chunk(cfg.updates_per_step) if len(groups)):
             chosen = part[trained[part]]
             num_tokens = int(response_lens[chosen].sum())
             weights_R = torch.zeros(len(flat))
@@ -347,23 +367,18 @@ def main():
                     weights = weights_R[batch.response_index]  # (T,)
                     logprobs, entropy = model.token_logprobs(policy, batch, cfg.temperature)  # (T,), (T,)
                     old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
-                    if cfg.kl_in == "reward_k1":
-                        advantages = advantages - cfg.kl_coef * (old_logprobs - batch.ref_logprobs)
-                    loss = policy_loss(logprobs, old_logprobs, advantages, cfg.clip_low, cfg.clip_high)
-                    loss = loss * mismatch_weights(old_logprobs, batch.rollout_logprobs, cfg.mismatch_cap)
-                    if reference is not None:
-                        loss = loss + cfg.kl_coef * kl_penalty(logprobs, batch.ref_logprobs, cfg.kl_in)
-                    loss = loss - cfg.entropy_coef * entropy
+                    loss = token_loss(logprobs, entropy, old_logprobs, advantages, batch, cfg)  # (T,)
                     loss = (weights * loss).sum()  # this micro-batch's share of the update's loss
                     (loss * world).backward()  # undo FSDP's mean over ranks: the weights already count all of them
                     stats.add(batch, logprobs.detach(), entropy.detach(), old_logprobs, advantages, loss.detach(), cfg)
                 stats.reduce()
                 stats.check_mismatch(bound)  # before the step: a broken engine must not touch the weights
-                signal = reference is not None or cfg.entropy_coef > 0 or bool((advantages_R[chosen] != 0).any())
-                if signal:
+                penalised = cfg.entropy_coef != 0 or (reference is not None and cfg.kl_coef != 0)
+                if len(chosen) and (penalised or bool((advantages_R[chosen] != 0).any())):
                     stats.grad_norm = model.clip_and_step(policy, optimizer, cfg.grad_clip, lr)
                 else:  # momentum and weight decay would still move the weights
                     optimizer.zero_grad(set_to_none=True)
+                    stats.grad_norm = 0.0
                     stats.skipped_updates += 1
                 bad_steps = 0 if stats.finite() else bad_steps + 1
                 if bad_steps == 3:
@@ -390,7 +405,7 @@ def main():
             with timer("save"):  # counted in the next step
                 model.save_state(run.path, step, policy, optimizer, {"prompts_seen": prompts_seen})
     export = torch.float32 if device.type == "cpu" else torch.bfloat16
-    model.export_hf(policy, tokenizer, f"{run.path}/model", export)
+    model.export_hf(policy, tokenizer, f"{run.path}/model", export, cfg.num_steps)
     scorer.close()
     run.say(f"done: {run.path}  (metrics.jsonl, log.txt, samples/, code/, and the model as a Hugging Face directory: "
             f"{run.path}/model)")

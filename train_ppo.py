@@ -11,7 +11,6 @@ tokens of a packed micro-batch. Every rank sees all rollouts of the step: the ba
 """
 
 import math
-import os
 import sys
 from dataclasses import dataclass
 from itertools import accumulate
@@ -96,7 +95,7 @@ class Config:
     entropy_coef: float = 0.0            # entropy bonus
     on_truncated: Literal["keep", "mask"] = "keep"  # keep: trained on, with the reward's failure value; mask: no gradient
     mismatch_cap: float = 2.0            # truncated importance weight of engine against trainer, 0 = off
-    mismatch_bound: float = 0.0          # stop above this mean |rollout - trainer| log-prob; 0 = 0.001 fp32, 0.1 bf16
+    mismatch_bound: float = 0.0          # stop above this mean |rollout - trainer| log-prob; 0 = 0.001 fp32, 0.05 bf16
 
     # optimizer
     lr: float = 1e-6                     # peak
@@ -315,12 +314,25 @@ def explain_values(values, returns, advantages):
 
 def check_config(cfg, world):
     """What can be known to be wrong before any file is opened; each line says what, where and the fix."""
+    for name in ("prompts_per_step", "group_size", "updates_per_step", "max_response_len", "max_prompt_len", "num_steps",
+                 "max_tokens_per_gpu", "max_num_seqs", "tensor_parallel", "rollout_deadline_s", "epochs_per_step", "critic_lr",
+                 "repetition_ngram", "kl_horizon"):
+        if getattr(cfg, name) <= 0:
+            raise ConfigError(f"{name} = {getattr(cfg, name)} must be greater than 0")
+    for name in ("lr", "entropy_coef", "mismatch_bound", "shard_size", "eval_every", "save_every", "eval_prompts", "eval_samples", "warmup_steps", "grad_clip", "kv_cache_gb",
+                 "clip_low", "clip_high", "kl_coef", "mismatch_cap", "data_limit", "weight_decay", "critic_warmup_steps",
+                 "length_adaptive_lam", "repetition_coef", "value_clip", "dual_clip", "kl_target"):
+        if getattr(cfg, name) < 0:
+            raise ConfigError(f"{name} = {getattr(cfg, name)} must not be negative")
+    for name in ("adam_beta1", "adam_beta2", "lr_min_ratio"):
+        if not 0 <= getattr(cfg, name) < 1 + (name == "lr_min_ratio"):
+            raise ConfigError(f"{name} = {getattr(cfg, name)} must lie in 0 ... 1")
     engines = world // cfg.tensor_parallel
     if cfg.top_p != 1.0:
         raise ConfigError(f"top_p = {cfg.top_p} biases every log-prob by up to {-torch.tensor(cfg.top_p).log():.2f}: leave it 1")
-    if not 0 < cfg.temperature <= 2 or cfg.temperature < 0.01:
+    if not 0.01 <= cfg.temperature <= 2:
         raise ConfigError(f"temperature = {cfg.temperature} must lie in 0.01 ... 2")
-    if cfg.tensor_parallel < 1 or world % cfg.tensor_parallel:
+    if world % cfg.tensor_parallel:
         raise ConfigError(f"tensor_parallel = {cfg.tensor_parallel} does not divide the {world} processes")
     if cfg.prompts_per_step % engines:
         raise ConfigError(f"prompts_per_step = {cfg.prompts_per_step} is not divisible by the {engines} engines "
@@ -329,16 +341,6 @@ def check_config(cfg, world):
         raise ConfigError(f"updates_per_step = {cfg.updates_per_step} does not divide prompts_per_step = {cfg.prompts_per_step}")
     if cfg.shard_size and world % cfg.shard_size:
         raise ConfigError(f"shard_size = {cfg.shard_size} does not divide the {world} processes")
-    for name in ("prompts_per_step", "group_size", "updates_per_step", "max_response_len", "max_prompt_len", "num_steps",
-                 "max_tokens_per_gpu", "max_num_seqs", "lr", "rollout_deadline_s", "epochs_per_step", "critic_lr",
-                 "repetition_ngram", "kl_horizon"):
-        if getattr(cfg, name) <= 0:
-            raise ConfigError(f"{name} = {getattr(cfg, name)} must be greater than 0")
-    for name in ("eval_every", "save_every", "eval_prompts", "eval_samples", "warmup_steps", "grad_clip", "kv_cache_gb",
-                 "clip_low", "clip_high", "kl_coef", "mismatch_cap", "data_limit", "weight_decay", "critic_warmup_steps",
-                 "length_adaptive_lam", "repetition_coef", "value_clip", "dual_clip", "kl_target"):
-        if getattr(cfg, name) < 0:
-            raise ConfigError(f"{name} = {getattr(cfg, name)} must not be negative")
     for name in ("gamma", "lam", "critic_lam"):
         if not 0 <= getattr(cfg, name) <= 1:
             raise ConfigError(f"{name} = {getattr(cfg, name)} must lie in 0 ... 1")
@@ -378,7 +380,7 @@ def main():
         from check import check_recipe
 
         return check_recipe(cfg)
-    rank, world, device = common.init_distributed()
+    rank, world, device = common.init_distributed(cfg.rollout_deadline_s + 3600)
     check_config(cfg, world)
     dtype = cfg.dtype if cfg.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
     engines, engine_rank = world // cfg.tensor_parallel, rank // cfg.tensor_parallel
@@ -389,13 +391,19 @@ def main():
                 check_answer=rewards.check_answer)
     prompts, mixture = data.load_prompts(cfg.data, cfg.template, cfg.reward, tokenizer, split="train",
                                          paths=cfg.data_path or None, limit=cfg.data_limit or None, **load)
-    eval_set, _ = data.load_prompts(cfg.eval_data or cfg.data, cfg.template, cfg.reward, tokenizer, split="test",
-                                    paths=cfg.eval_path or cfg.data_path or None, limit=cfg.eval_prompts or None, **load)
+    eval_set = []
+    if cfg.eval_prompts:
+        eval_set, _ = data.load_prompts(cfg.eval_data or cfg.data, cfg.template, cfg.reward, tokenizer, split="test",
+                                        paths=cfg.eval_path or cfg.data_path or None, limit=cfg.eval_prompts, **load)
+    if both := {p.text for p in prompts} & {p.text for p in eval_set}:
+        raise ConfigError(f"{len(both)} of the {len(eval_set)} held-out prompts are training prompts: give --eval_path with "
+                          "other rows, or --eval_prompts 0")
     critic_path = check_critic(cfg.critic_model or cfg.model, hf_config, tokenizer)
+    folder = common.run_folder(cfg)
+    if model.exported_step(f"{folder}/model") >= cfg.num_steps:
+        return common.print0(f"{folder} is complete: step {cfg.num_steps} of {cfg.num_steps}. Its model is {folder}/model")
     run = common.Run(cfg, origin, script="train_ppo.py")
     saved = model.read_state(run.path) or {"step": 0, "prompts_seen": 0}
-    if saved["step"] >= cfg.num_steps and os.path.exists(f"{run.path}/model/config.json"):
-        return run.say(f"{run.path} is complete: step {saved['step']} of {cfg.num_steps}. Its model is {run.path}/model")
     if saved["step"] and cfg.estimator == "gae" and not model.has_model(run.path, saved["step"], "critic"):
         raise ConfigError(f"{run.path}/step_{saved['step']:06d} holds no critic, so the run cannot go on from it: remove "
                           f"{run.path}, or give this run another --name")
@@ -415,7 +423,7 @@ def main():
     if saved["step"]:
         model.load_state(run.path, saved["step"], policy, optimizer, **pairs)
         run.say(f"resumed {run.path} at step {saved['step']}")
-    run.forget_after(saved["step"])
+    run.forget_after(saved["step"] or -1)  # without a checkpoint the run starts anew
     reference = None
     if cfg.kl_in != "none":
         reference = model.load_policy(path, device, dtype, trainable=False, shard_size=cfg.shard_size)
@@ -426,7 +434,7 @@ def main():
     sampler.sleep(engine, device)
     scorer = rewards.Scorer(part_weights=cfg.reward_parts)
     timer = common.Timer(device)
-    bound = cfg.mismatch_bound or (1e-3 if dtype == "float32" else 0.1)
+    bound = cfg.mismatch_bound or (1e-3 if dtype == "float32" else 0.05)
     sample = dict(engine=engine, tokenizer=tokenizer, scorer=scorer, timer=timer, max_tokens=cfg.max_response_len,
                   stop_ids=stop_ids, stop_strings=cfg.stop, deadline_s=cfg.rollout_deadline_s, engines=engines,
                   engine_rank=engine_rank, leader=rank % cfg.tensor_parallel == 0, vocab_size=hf_config.vocab_size)
@@ -457,9 +465,9 @@ def main():
         with timer("sync"):
             sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), step, device)
         asked = data.draw(prompts, mixture, cfg.seed, prompts_seen, cfg.prompts_per_step)
+        seeds = [[common.stable_seed(cfg.seed, p.uid, prompts_seen + i, k) for k in range(cfg.group_size)]
+                 for i, p in enumerate(asked)]  # by the number of the draw: no two groups of a run share one
         prompts_seen += cfg.prompts_per_step
-        seeds = [[common.stable_seed(cfg.seed, step, p.uid, i, k) for k in range(cfg.group_size)]
-                 for i, p in enumerate(asked)]
         rollouts = sampler.sample_and_score(asked, seeds, temperature=cfg.temperature, version=step, **sample)
         sampler.sleep(engine, device)
 
@@ -581,7 +589,7 @@ def main():
                 state = {"prompts_seen": prompts_seen, "kl_coef": kl_coef}
                 model.save_state(run.path, step, policy, optimizer, state, **pairs)
     export = torch.float32 if device.type == "cpu" else torch.bfloat16
-    model.export_hf(policy, tokenizer, f"{run.path}/model", export)
+    model.export_hf(policy, tokenizer, f"{run.path}/model", export, cfg.num_steps)
     scorer.close()
     run.say(f"done: {run.path}  (metrics.jsonl, log.txt, samples/, code/, and the model as a Hugging Face directory: "
             f"{run.path}/model)")

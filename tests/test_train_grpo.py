@@ -9,7 +9,7 @@ import torch
 import train_grpo
 from config import ConfigError
 from train_grpo import (Config, check_config, group_advantages, kl_penalty, learning_rate, mismatch_weights, policy_loss,
-                        token_weights, trained_responses)
+                        token_loss, token_weights, trained_responses)
 
 
 def test_advantages_are_reward_minus_mean_over_the_unbiased_std():
@@ -92,10 +92,9 @@ def exact_kl_gradients(kl_in):
     ref = torch.randn(6, dtype=torch.float64).log_softmax(0)
     logp = theta.log_softmax(0)
     p = logp.detach().exp()
-    if kl_in == "reward_k1":  # as main() does: -coef * (old - ref) joins the advantage of an on-policy surrogate
-        term = policy_loss(logp, logp.detach(), -(logp.detach() - ref), 0.2, 0.2)
-    else:
-        term = kl_penalty(logp, ref, kl_in)
+    cfg = Config(kl_in=kl_in, kl_coef=1.0, entropy_coef=0.0, mismatch_cap=2.0)
+    batch = SimpleNamespace(rollout_logprobs=logp.detach(), ref_logprobs=ref)
+    term = token_loss(logp, torch.zeros(6), logp.detach(), torch.zeros(6, dtype=torch.float64), batch, cfg)  # as in main()
     (got,) = torch.autograd.grad((p * term).sum(), theta, retain_graph=True)
     (reverse,) = torch.autograd.grad((logp.exp() * (logp - ref)).sum(), theta, retain_graph=True)
     (forward,) = torch.autograd.grad((ref.exp() * (ref - logp)).sum(), theta)
@@ -145,6 +144,15 @@ def test_mismatch_weights_are_cut_above_the_cap_and_carry_no_gradient():
     weights = mismatch_weights(old, torch.zeros(3), cap=2.0)
     assert weights.tolist() == pytest.approx([0.1, 1.0, 2.0]) and not weights.requires_grad
     assert mismatch_weights(old, torch.zeros(3), cap=0.0).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_the_loss_of_a_token_is_surrogate_times_mismatch_plus_kl_minus_entropy():
+    cfg = Config(kl_in="loss_k2", kl_coef=0.1, entropy_coef=0.01, mismatch_cap=2.0)
+    zero = torch.zeros(1)
+    batch = SimpleNamespace(rollout_logprobs=torch.tensor([-0.5]), ref_logprobs=torch.tensor([0.2]))
+    got = token_loss(torch.log(torch.tensor([1.1])), torch.tensor([3.0]), zero, torch.tensor([2.0]), batch, cfg)
+    x = 0.2 - math.log(1.1)
+    assert got.item() == pytest.approx(-1.1 * 2.0 * math.exp(0.5) + 0.1 * x * x / 2 - 0.01 * 3.0)
 
 
 def test_learning_rate_of_every_step_by_hand():

@@ -401,7 +401,7 @@ TINY = ["--data", "tiny_countdown", "--template", "tiny_countdown", "--reward", 
         "--checkpointing", "False", "--max_num_seqs", "16", "--lr", "3e-3", "--critic_lr", "1e-2", "--max_tokens_per_gpu", "200"]
 FULL = ["--updates_per_step", "2", "--epochs_per_step", "2", "--critic_warmup_steps", "1", "--kl_in", "reward_k1", "--kl_coef", "0.1",
         "--kl_target", "0.05", "--entropy_coef", "0.01", "--lam", "0.9", "--dual_clip", "3", "--truncation_bootstrap", "value",
-        "--repetition_coef", "0.05", "--repetition_ngram", "2"]
+        "--repetition_coef", "0.05", "--repetition_ngram", "1", "--reward_parts", "{'soft_overlong': 1.0}"]
 
 # The script with a record of what it must not change: weights around every step, old log-probs and values in every epoch.
 DRIVER = """
@@ -410,7 +410,7 @@ import torch
 import policy, train_ppo
 
 def digest(module):
-    return [float(p.to_local().double().abs().sum()) if p.to_local().numel() else 0.0 for p in module.parameters()]
+    return [float(p.detach().to_local().double().abs().sum()) if p.to_local().numel() else 0.0 for p in module.parameters()]
 
 real_pack, real_step, real_sync, batches = policy.pack, policy.clip_and_step, train_ppo.sampler.sync_weights, []
 events = []
@@ -545,7 +545,7 @@ def test_a_critic_with_another_vocabulary_is_refused_within_seconds(tied_model, 
     tokenizer.save_pretrained(other)
     for critic in (smaller, other):
         start = time.monotonic()
-        done = train(tmp_path, tied_model, "--critic_model", critic)
+        done = train(tmp_path, tied_model, "--critic_model", critic, nproc=None)
         assert done.returncode != 0 and re.search(r"^error: critic_model .* has another vocabulary", done.stderr, re.M), done.stderr[-2000:]
         assert "Traceback" not in done.stderr and time.monotonic() - start < 40
 
@@ -557,6 +557,6 @@ def test_a_checkpoint_without_a_value_head_is_refused_within_seconds(tied_model,
     run = str(tmp_path / "out/run")
     model.save_state(run, 1, policy, torch.optim.AdamW(policy.parameters()), {"prompts_seen": 8})
     start = time.monotonic()
-    done = train(tmp_path, tied_model, "--num_steps", "2", "--max_response_len", "4")
+    done = train(tmp_path, tied_model, "--num_steps", "2", "--max_response_len", "4", nproc=None)
     assert done.returncode != 0 and "error: out/run/step_000001 holds no critic" in done.stderr, done.stderr[-2000:]
     assert "Traceback" not in done.stderr and time.monotonic() - start < 40
