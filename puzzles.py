@@ -121,8 +121,8 @@ def tiny_countdown(count, seed, split="train", max_number=9):
     while len(rows) < count:
         block = rng.integers(1, max_number + 1, size=(256, 3)).tolist()
         signs = rng.choice([-1, 1], size=(256, 3)).tolist()
-        for nums, sign in zip(block, signs):
-            target = sum(n * s for n, s in zip(nums, sign))
+        for nums, sign in zip(block, signs, strict=False):
+            target = sum(n * s for n, s in zip(nums, sign, strict=False))
             if target >= 0 and held_out(nums, target) == (split == "test"):
                 rows.append({"target": target, "nums": nums})
     return rows[:count]
@@ -182,10 +182,10 @@ def _kk_row(n_people, index, statements, solution):
         "A very special island is inhabited only by knights and knaves. Knights always tell the truth, and knaves "
         f"always lie. You meet {n_people} inhabitants: {people}."
     )
-    for name, saying, statement in zip(names, said, statements):
+    for name, saying, statement in zip(names, said, statements, strict=False):
         quiz += " " + saying.replace("{N}", name).replace("{C}", _kk_text(statement, names))
     identities = [f"({i}) {name} is a {'knight' if knight else 'knave'}"
-                  for i, (name, knight) in enumerate(zip(names, solution), start=1)]
+                  for i, (name, knight) in enumerate(zip(names, solution, strict=False), start=1)]
     return {
         "quiz": quiz + " So who is a knight and who is a knave?",
         "names": names,

@@ -2,6 +2,8 @@
 metrics.jsonl -> curves as PNG files. No torch, no GPU, works on a run that is still going.
 
     python report.py out/demo [out/other ...]         # writes out/demo/plots/*.png; several runs are overlaid
+    python report.py GRPO=out/demo,out/demo-seed1 PPO=out/demo-ppo,out/demo-ppo-seed1 --out compare.png
+                                                      # one picture: the mean over seeds, and a band from lowest to highest
 """
 
 import json
@@ -50,6 +52,32 @@ def read_metrics(folder):
     return [rows[step] for step in sorted(rows)]
 
 
+def draw_band(axis, column, title, groups):
+    """Mean over the runs of each group, and a band from the lowest to the highest; x is the step."""
+    for color, (label, runs) in zip(COLORS, groups.items(), strict=False):
+        by_step = {}
+        for rows in runs:
+            for row in rows:
+                if isinstance(row.get(column), (int, float)):
+                    by_step.setdefault(row["step"], []).append(row[column])
+        steps = sorted(step for step, values in by_step.items() if len(values) == len(runs))
+        values = [by_step[step] for step in steps]
+        axis.plot(steps, [sum(v) / len(v) for v in values], color=color, linewidth=1.8, label=f"{label}, {len(runs)} seeds")
+        axis.fill_between(steps, [min(v) for v in values], [max(v) for v in values], color=color, alpha=0.18, linewidth=0)
+    finish(axis, title, column)
+
+
+def compare(groups, out):
+    """The picture of several groups of runs: what they learned and how steadily."""
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6), layout="constrained")
+    shown = {"eval_correct": "held-out success, sampled", "reward": "training reward", "format_error": "format errors",
+             "response_len": "response length, tokens", "entropy": "entropy, nats", "grad_norm": "gradient norm"}
+    for (column, title), axis in zip(shown.items(), axes.flat, strict=True):
+        draw_band(axis, column, title, groups)
+    figure.savefig(out, dpi=140)
+    print(f"picture: {out}")
+
+
 def draw(axis, name, runs):
     """One figure's curves onto an axis; of several runs, each has its colour and its name in the legend."""
     ylabel, columns = FIGURES[name]
@@ -60,15 +88,19 @@ def draw(axis, name, runs):
             if not points or (len(runs) > 1 and column != next(iter(columns))):
                 continue
             style = dict(marker="o", markersize=4) if column.startswith("eval") else dict(alpha=0.85)
-            axis.plot(*zip(*points), label=label if len(runs) == 1 else os.path.basename(run.rstrip("/")),
+            axis.plot(*zip(*points, strict=False), label=label if len(runs) == 1 else os.path.basename(run.rstrip("/")),
                       color=COLORS[color % len(COLORS)], linewidth=1.6, **style)
             color += 1
-    axis.set_title(name.replace("_", " "), fontsize=10, loc="left", fontweight="bold")
     axis.set_ylabel(ylabel, fontsize=8)
+    finish(axis, name.replace("_", " "), name)
+
+
+def finish(axis, title, name):
+    axis.set_title(title, fontsize=10, loc="left", fontweight="bold")
     axis.set_xlabel("step", fontsize=8)
     axis.grid(alpha=0.25)
     axis.tick_params(labelsize=8)
-    if name in ("success", "errors", "groups"):
+    if name in ("success", "errors", "groups", "eval_correct"):
         axis.set_ylim(0, 1)
     elif name != "mismatch":
         axis.set_ylim(bottom=0)
@@ -84,6 +116,10 @@ def main():
     folders = sys.argv[1:]
     if not folders or folders[0].startswith("-"):
         raise SystemExit(__doc__)
+    if "=" in folders[0]:
+        out = folders[folders.index("--out") + 1] if "--out" in folders[:-1] else "compare.png"
+        named = [argument.partition("=") for argument in folders if "=" in argument]
+        return compare({label: [read_metrics(f) for f in runs.split(",")] for label, _, runs in named}, out)
     runs = {folder: read_metrics(folder) for folder in folders}
     out = os.path.join(folders[0], "plots")
     os.makedirs(out, exist_ok=True)
@@ -93,7 +129,7 @@ def main():
         figure.savefig(os.path.join(out, f"{name}.png"), dpi=140)
         plt.close(figure)
     figure, axes = plt.subplots(2, 3, figsize=(12, 6), layout="constrained")
-    for name, axis in zip(OVERVIEW, axes.flat):
+    for name, axis in zip(OVERVIEW, axes.flat, strict=False):
         draw(axis, name, runs)
     figure.savefig(os.path.join(out, "overview.png"), dpi=140)
     print(f"curves: {out}/overview.png and {len(FIGURES)} more")

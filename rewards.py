@@ -260,7 +260,7 @@ def logic_rl_kk(sample, equal):
             roles |= {name: match[1].lower()} if match else {}
     if len(roles) < len(names) or not names:
         return sample.finish({"format": 1.0, "answer": -2.0}, format_ok=True)
-    correct = all(roles[name] == ("knight" if is_knight else "knave") for name, is_knight in zip(names, solution))
+    correct = all(roles[name] == ("knight" if is_knight else "knave") for name, is_knight in zip(names, solution, strict=False))
     return sample.finish({"format": 1.0, "answer": 2.0 if correct else -1.5}, correct, True)
 
 
@@ -414,7 +414,7 @@ def unsloth_gsm8k(sample, equal):
     correct = bool(said) and (said == gold or INTEGER.fullmatch(said.removeprefix("-")) is not None
                               and said.replace(",", "") == gold.replace(",", ""))
     values = (xml_count(text), 0.5 * soft, 0.5 * strict, 0.5 * integer, 2.0 * correct)
-    return sample.finish(dict(zip(names, values)), correct, soft)
+    return sample.finish(dict(zip(names, values, strict=False)), correct, soft)
 
 
 def xml_count(text):
@@ -454,7 +454,7 @@ STEP = re.compile(r"Step [0-9]+:|\A[0-9]+\.|\n-|\n\*|First,|Second,|Next,|Finall
 
 def reasoning_steps(text):
     """min(1, n / 3) for n step marks; as published a numbered list counts only at the very start of the text."""
-    return min(1.0, sum(1 for _ in zip(range(3), STEP.finditer(text))) / 3)
+    return min(1.0, sum(1 for _ in zip(range(3), STEP.finditer(text), strict=False)) / 3)
 
 
 def cosine(length, max_length, at_zero, at_max):
@@ -474,7 +474,7 @@ def length_rewards(lengths, corrects):
     if shortest == longest:
         return [0.0] * len(lengths)
     values = [0.5 - (length - shortest) / (longest - shortest) for length in lengths]
-    return [value if correct else min(0.0, value) for value, correct in zip(values, corrects)]
+    return [value if correct else min(0.0, value) for value, correct in zip(values, corrects, strict=False)]
 
 
 def repetition(text, n=3, max_penalty=-1.0):
@@ -582,7 +582,7 @@ def check_answer(reward, answer):
         demand(len(names) == len(solution) > 0 and all(isinstance(n, str) and n for n in names),
                "as many names as roles")
         lines = [f"({i + 1}) {name} is a {'knight' if is_knight else 'knave'}"
-                 for i, (name, is_knight) in enumerate(zip(names, solution))]
+                 for i, (name, is_knight) in enumerate(zip(names, solution, strict=False))]
         demand("\n".join(lines) == answer["solution_text_format"], "solution_text_format must say what solution says")
     else:
         golds = answer if isinstance(answer, (list, tuple)) else [answer]

@@ -118,7 +118,7 @@ def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, deadl
     from vllm.sampling_params import RequestOutputKind
 
     wanted, inputs, params = [], [], []
-    for (index, ids), sample_seeds in zip(prompts, seeds):
+    for (index, ids), sample_seeds in zip(prompts, seeds, strict=True):
         # an id outside the vocabulary would not only raise: the call after it would never return
         if not len(ids) or min(ids) < 0 or max(ids) >= vocab_size:
             raise ValueError(f"prompt {index}: token ids must be in 0..{vocab_size - 1}, and at least one")
@@ -130,7 +130,7 @@ def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, deadl
                 stop_token_ids=list(stop_ids), stop=list(stop_strings) or None, include_stop_str_in_output=True,
                 detokenize=bool(stop_strings), output_kind=RequestOutputKind.FINAL_ONLY))
     names = engine.enqueue(inputs, params, use_tqdm=False)
-    running = {request_number(name): request for name, request in zip(names, wanted)}
+    running = {request_number(name): request for name, request in zip(names, wanted, strict=True)}
 
     deadline, steps = time.monotonic() + deadline_s, 0
     try:

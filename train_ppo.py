@@ -240,6 +240,16 @@ def dual_clip(loss, advantages, bound):
     return torch.where(advantages < 0, torch.minimum(loss, -bound * advantages), loss)
 
 
+def dual_clip_loss(logprobs, entropy, old_logprobs, advantages, batch, kl_coef, cfg):
+    """The loss of each token: surrogate, twice clipped, x mismatch weight + KL penalty - entropy bonus; all (T,)."""
+    loss = policy_loss(logprobs, old_logprobs, advantages, cfg.clip_low, cfg.clip_high)
+    loss = dual_clip(loss, advantages, cfg.dual_clip)
+    loss = loss * mismatch_weights(old_logprobs, batch.rollout_logprobs, cfg.mismatch_cap)
+    if cfg.kl_in != "none":
+        loss = loss + kl_coef * kl_penalty(logprobs, batch.ref_logprobs, cfg.kl_in)
+    return loss - cfg.entropy_coef * entropy
+
+
 def value_loss(values, old_values, returns, value_clip):
     """
     Half the squared error of each token, of the value or of the value kept within value_clip of the old one, whichever
@@ -476,7 +486,8 @@ def main():
         trained = trained_responses(rollouts, cfg.on_truncated)  # (R,)
         response_lens = torch.tensor([len(r.response_ids) for r in rollouts])  # (R,)
         updates = []
-        for part in torch.arange(len(rollouts)).chunk(cfg.updates_per_step):
+        members = torch.arange(len(rollouts)).reshape(-1, cfg.group_size)  # (P, G) indices of responses
+        for part in (groups.flatten() for groups in members.chunk(cfg.updates_per_step)):
             chosen = part[trained[part]]
             num_tokens = int(response_lens[chosen].sum())
             weights_R = torch.zeros(len(rollouts))
@@ -534,12 +545,7 @@ def main():
                     with torch.set_grad_enabled(train_policy):
                         logprobs, entropy = model.token_logprobs(policy, batch, cfg.temperature)  # (T,), (T,)
                     old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
-                    loss = policy_loss(logprobs, old_logprobs, advantages, cfg.clip_low, cfg.clip_high)
-                    loss = dual_clip(loss, advantages, cfg.dual_clip)
-                    loss = loss * mismatch_weights(old_logprobs, batch.rollout_logprobs, cfg.mismatch_cap)
-                    if reference is not None:
-                        loss = loss + kl_coef * kl_penalty(logprobs, batch.ref_logprobs, cfg.kl_in)
-                    loss = loss - cfg.entropy_coef * entropy
+                    loss = dual_clip_loss(logprobs, entropy, old_logprobs, advantages, batch, kl_coef, cfg)  # (T,)
                     loss = (weights * loss).sum()  # this micro-batch's share of the update's loss
                     if train_policy:
                         (loss * world).backward()  # undo FSDP's mean over ranks: the weights already count all of them
@@ -551,11 +557,12 @@ def main():
                         stats.add_values(batch, values.detach(), loss.detach(), cfg.value_clip)
                 stats.reduce()
                 stats.check_mismatch(bound)  # before the step: a broken engine must not touch the weights
-                signal = reference is not None or cfg.entropy_coef > 0 or any(advantages_R[i].any() for i in chosen.tolist())
-                if signal and train_policy:
+                penalised = cfg.entropy_coef != 0 or (cfg.kl_in in ("loss_k2", "loss_k3") and kl_coef != 0)
+                if train_policy and len(chosen) and (penalised or any(advantages_R[i].any() for i in chosen.tolist())):
                     stats.grad_norm = model.clip_and_step(policy, optimizer, cfg.grad_clip, lr)
                 else:  # momentum and weight decay would still move the weights
                     optimizer.zero_grad(set_to_none=True)
+                    stats.grad_norm = 0.0
                     stats.skipped_updates += int(train_policy)
                 if critic is not None and len(chosen):
                     stats.critic_norms.append(model.clip_and_step(critic, critic_optimizer, cfg.grad_clip, critic_lr))

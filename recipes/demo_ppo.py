@@ -9,7 +9,7 @@ data = "tiny_countdown"
 template = "tiny_countdown"
 reward = "tinyzero_countdown"
 
-num_steps = 40
+num_steps = 30
 eval_every = 10
 save_every = 0
 eval_prompts = 200

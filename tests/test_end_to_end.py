@@ -82,7 +82,7 @@ def test_two_ranks_train_as_one_up_to_rounding(one_rank, tied_model, tmp_path, t
     """Two engines that share the prompts, and one engine cut over both ranks, sample and learn what one rank does."""
     done = train(tmp_path, tied_model, "--tensor_parallel", tensor_parallel, nproc=2)
     assert done.returncode == 0, done.stderr[-3000:]
-    for a, b in zip(rows_of(one_rank[0]), rows_of(tmp_path)):
+    for a, b in zip(rows_of(one_rank[0]), rows_of(tmp_path), strict=True):
         for name in ("reward", "correct", "response_len", "entropy", "grad_norm", "loss", "truncated"):
             if a.get(name) is not None:
                 assert a[name] == pytest.approx(b[name], rel=2e-3, abs=1e-5), (a["step"], name)

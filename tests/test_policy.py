@@ -18,7 +18,7 @@ from train_grpo import policy_loss, token_weights
 def make_rollouts(seed=0, prompt_lens=(3, 9, 5, 5, 2), response_lens=(4, 1, 11, 30, 7)):
     rng = np.random.default_rng(seed)
     return [SimpleNamespace(prompt_ids=rng.integers(2, 100, p).tolist(), response_ids=rng.integers(2, 100, r).tolist(),
-                            rollout_logprobs=np.zeros(r, np.float32)) for p, r in zip(prompt_lens, response_lens)]
+                            rollout_logprobs=np.zeros(r, np.float32)) for p, r in zip(prompt_lens, response_lens, strict=True)]
 
 
 def plain_logprobs(path, rollout, temperature):
@@ -107,11 +107,11 @@ def test_fused_logprobs_equal_the_plain_ones_in_values_and_gradients(monkeypatch
     plain = logp.gather(-1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
     fused = model.TokenLogprobs.apply(hidden, weight, b, targets, 0.7)
     inputs = [hidden, weight] + ([b] if bias else [])
-    for p, f in zip(plain, fused):
+    for p, f in zip(plain, fused, strict=True):
         assert torch.allclose(p, f, atol=1e-5)
     want = torch.autograd.grad((plain[0] * go + plain[1] * ge).sum(), inputs)
     got = torch.autograd.grad((fused[0] * go + fused[1] * ge).sum(), inputs)
-    for w, g in zip(want, got):
+    for w, g in zip(want, got, strict=True):
         assert torch.allclose(w, g, atol=1e-4)
 
 
@@ -196,7 +196,7 @@ def test_prompt_tokens_have_no_loss(tied_model, one_process):
     for batch in model.pack(rollouts, range(5), 1000, 0, 1, one_process[2]):
         assert len(batch.targets) == sum(len(r.response_ids) for r in rollouts)
         starts = batch.cu_lens[:-1].tolist()
-        for start, i in zip(starts, dict.fromkeys(batch.response_index.tolist())):
+        for start, i in zip(starts, dict.fromkeys(batch.response_index.tolist()), strict=True):
             rows = batch.rows[batch.response_index == i]
             assert rows[0] == start + len(rollouts[i].prompt_ids) - 1
             assert batch.ids[rows[1:]].tolist() == rollouts[i].response_ids[:-1]  # the state before the next token
@@ -300,7 +300,7 @@ def test_a_checkpoint_brings_back_weights_and_optimizer_and_keeps_two(tmp_path, 
     second = fresh()
     model.load_state(str(tmp_path), 3, *second)
     train(*second, 2)
-    for a, b in zip(straight[0].parameters(), second[0].parameters()):
+    for a, b in zip(straight[0].parameters(), second[0].parameters(), strict=True):
         assert torch.equal(a.full_tensor(), b.full_tensor())
 
 

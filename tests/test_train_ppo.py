@@ -26,7 +26,7 @@ from train_ppo import (Config, adapt_kl_coef, advantages_and_returns, check_conf
 def gae_by_the_sum(rewards, values, gamma, lam, last_value):
     """The definition: A_t = sum_l (gamma lam)^l delta_{t+l}, two loops."""
     after = [*values[1:], last_value]
-    deltas = [r + gamma * n - v for r, v, n in zip(rewards, values, after)]
+    deltas = [r + gamma * n - v for r, v, n in zip(rewards, values, after, strict=False)]
     return [sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, len(deltas))) for t in range(len(deltas))]
 
 
@@ -291,13 +291,13 @@ def test_a_checkpoint_holds_both_models_and_one_without_a_critic_is_told(tmp_pat
     model.clip_and_step(critic, critic_optimizer, 1.0, 1e-3)
     before = [p.full_tensor().clone() for p in policy.parameters()]
     model.save_state(str(tmp_path), 1, policy, optimizer, {"kl_coef": 0.5}, critic=(critic, critic_optimizer))
-    assert all(torch.equal(b, p.full_tensor()) for b, p in zip(before, policy.parameters()))
+    assert all(torch.equal(b, p.full_tensor()) for b, p in zip(before, policy.parameters(), strict=False))
     (again, again_optimizer), pair = fresh()
     model.load_state(str(tmp_path), 1, again, again_optimizer, critic=pair)
-    for a, b in zip([*policy.parameters(), *critic.parameters()], [*again.parameters(), *pair[0].parameters()]):
+    for a, b in zip([*policy.parameters(), *critic.parameters()], [*again.parameters(), *pair[0].parameters()], strict=False):
         assert torch.equal(a.full_tensor(), b.full_tensor())
     assert all(torch.equal(a["exp_avg"].full_tensor(), b["exp_avg"].full_tensor())
-               for a, b in zip(critic_optimizer.state.values(), pair[1].state.values()))
+               for a, b in zip(critic_optimizer.state.values(), pair[1].state.values(), strict=False))
     assert model.has_model(str(tmp_path), 1, "critic") and model.read_state(str(tmp_path))["kl_coef"] == 0.5
     model.save_state(str(tmp_path), 2, policy, optimizer, {})
     assert not model.has_model(str(tmp_path), 2, "critic")
@@ -510,7 +510,7 @@ def test_old_logprobs_values_and_advantages_are_constant_over_epochs_and_parts(o
 def test_two_ranks_train_as_one_up_to_rounding(one_rank, tied_model, tmp_path):
     done = train(tmp_path, tied_model, *FULL, nproc=2)
     assert done.returncode == 0, done.stderr[-3000:]
-    for a, b in zip(rows_of(one_rank[0]), rows_of(tmp_path)):
+    for a, b in zip(rows_of(one_rank[0]), rows_of(tmp_path), strict=False):
         for name in ("reward", "response_len", "entropy", "loss", "grad_norm", "value_loss", "value_mean", "return_mean",
                      "advantage_std", "explained_variance", "critic_grad_norm", "kl_coef", "kl"):
             assert a[name] == pytest.approx(b[name], rel=3e-3, abs=2e-5), (a["step"], name)
