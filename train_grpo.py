@@ -152,7 +152,7 @@ def kl_penalty(logprobs, ref_logprobs, kl_in):
 
         loss_k2     x^2 / 2        gradient of KL(policy || ref) on-policy
         loss_k3     e^x - 1 - x    the GRPO paper's; gradient of KL(ref || policy), explodes where policy << ref
-        reward_k1   0 here: -kl_coef * (old_logprobs - ref_logprobs) is added to the advantage instead
+        reward_k1   0 here: -kl_coef * (old_logprobs - ref_logprobs) is each token's reward (PPO) or advantage (GRPO)
     """
     x = ref_logprobs - logprobs
     if kl_in == "loss_k2":

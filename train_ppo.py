@@ -119,7 +119,7 @@ class Config:
 
 def leave_one_out(rewards):
     """
-    rewards (P, G) -> (P, G): each minus the mean of the others in its group. RLOO, arXiv 2402.14740, section 3.2.
+    rewards (P, G) -> (P, G): each minus the mean of the others in its group. RLOO, arXiv 2402.14740.
     Every row sums to 0. A group that agrees is exactly 0.
     """
     rewards = rewards.double()
@@ -172,7 +172,7 @@ def advantages_and_returns(rollouts, scores, values, penalties, gammas, cfg):
     Token rewards and GAE of each response i in values -> advantages, returns: {i: (T,)}, nothing whitened yet.
 
     scores (R,); values and penalties {i: (T,)}. The critic's target, returns = its own GAE + values, takes critic_lam and
-    the values from before the step. Length-adaptive lambda: VAPO, arXiv 2504.05118, section 4.2.
+    the values from before the step. Length-adaptive lambda: VAPO, arXiv 2504.05118.
     """
     advantages, returns = {}, {}
     for i in sorted(values):
@@ -234,7 +234,7 @@ def policy_loss(logprobs, old_logprobs, advantages, clip_low, clip_high):
 
 
 def dual_clip(loss, advantages, bound):
-    """A bad token (advantage < 0) never costs more than bound * |advantage|, arXiv 1912.09729, eq. 5; bound 0: as it is."""
+    """A bad token (advantage < 0) never costs more than bound * |advantage|, arXiv 1912.09729; bound 0: as it is."""
     if bound == 0:
         return loss
     return torch.where(advantages < 0, torch.minimum(loss, -bound * advantages), loss)
@@ -268,7 +268,7 @@ def kl_penalty(logprobs, ref_logprobs, kl_in):
 
         loss_k2     x^2 / 2        gradient of KL(policy || ref) on-policy
         loss_k3     e^x - 1 - x    the GRPO paper's; gradient of KL(ref || policy), explodes where policy << ref
-        reward_k1   0 here: -kl_coef * (old_logprobs - ref_logprobs) is added to the advantage instead
+        reward_k1   0 here: -kl_coef * (old_logprobs - ref_logprobs) is each token's reward (PPO) or advantage (GRPO)
     """
     x = ref_logprobs - logprobs
     if kl_in == "loss_k2":
@@ -303,7 +303,7 @@ def learning_rate(step, lr, schedule, warmup_steps, num_steps, min_ratio):
 def adapt_kl_coef(kl_coef, kl, target, num_responses, horizon):
     """
     The coefficient after a step that measured kl (nats a token): up where it was above target, down where below, by a
-    fifth per horizon at most. arXiv 1909.08593, section 2.2. target 0: unchanged.
+    fifth per horizon at most. arXiv 1909.08593 (there per sequence, here per token). target 0: unchanged.
     """
     if target == 0:
         return kl_coef
