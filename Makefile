@@ -69,10 +69,10 @@ demo-smollm: $(STAMP)
 	$(PY) report.py out/demo-smollm
 
 test: $(STAMP)
-	$(PY) -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
 
 test-all: $(STAMP)
-	$(PY) -m pytest -q -n 2 --dist loadfile -m "not gpu"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile -m "not gpu"
 
 lint: $(STAMP)
 	.venv/bin/ruff check --select E9,F,B .

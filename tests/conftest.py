@@ -50,7 +50,7 @@ def one_process():
     """This process as the only rank of a gloo group, for tests that call policy.py directly."""
     from common import init_distributed
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # two test processes on two cores: threads would only wait for each other
     return init_distributed()
 
 
