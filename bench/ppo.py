@@ -12,7 +12,6 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
 
@@ -20,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from bench.trainer import CASES, PROMPT_LEN, build, make_rollouts  # noqa: E402
+from bench.trainer import CASES, PROMPT_LEN, alternate, build, make_rollouts  # noqa: E402
 
 
 def worker(kind, folder, case):
@@ -95,25 +94,8 @@ def main():
              "| case | tokens | GRPO s | PPO s | ratio | GRPO peak GB | PPO peak GB |", "|---|---|---|---|---|---|---|"]
     raw = []
     for case, lens in CASES.items():
-        children = {kind: subprocess.Popen([sys.executable, __file__, "--worker", kind, folder, case], text=True,
-                                           stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                           env=os.environ | {"OMP_NUM_THREADS": "1"}) for kind in ("grpo", "ppo")}
-
-        def ask(kind, what, children=children):
-            children[kind].stdin.write(what + "\n")
-            children[kind].stdin.flush()
-            return json.loads(children[kind].stdout.readline())
-
-        seconds = {kind: [] for kind in children}
-        for repeat in range(args.repeats + 1):
-            for kind in seconds:
-                spent = ask(kind, "step")
-                if repeat:  # the first one warms up
-                    seconds[kind].append(spent)
-        peak = {kind: ask(kind, "report") for kind in children}
-        for child in children.values():
-            child.stdin.close()
-            child.wait()
+        commands = {kind: [__file__, "--worker", kind, folder, case] for kind in ("grpo", "ppo")}
+        seconds, peak = alternate(commands, args.repeats, env=os.environ | {"OMP_NUM_THREADS": "1"})
         grpo, ppo = (statistics.median(seconds[kind]) for kind in ("grpo", "ppo"))
         lines.append(f"| {case} | {sum(lens) + PROMPT_LEN * len(lens)} | {grpo:.1f} | {ppo:.1f} | {ppo / grpo:.2f} x | "
                      f"{peak['grpo']:.2f} | {peak['ppo']:.2f} |")

@@ -115,6 +115,32 @@ def worker(kind, folder, case, dtype):
         print(json.dumps(seconds), flush=True)
 
 
+def alternate(commands, repeats, env=None):
+    """
+    One child process a kind, asked for a step in turn, `repeats` times after a warm-up.
+    -> ({kind: seconds of each step}, {kind: what the child reports at the end})
+    """
+    children = {kind: subprocess.Popen([sys.executable, *command], text=True, env=env, stdin=subprocess.PIPE,
+                                       stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) for kind, command in commands.items()}
+
+    def ask(kind, what):
+        children[kind].stdin.write(what + "\n")
+        children[kind].stdin.flush()
+        return json.loads(children[kind].stdout.readline())
+
+    seconds = {kind: [] for kind in children}
+    for repeat in range(repeats + 1):
+        for kind in seconds:
+            spent = ask(kind, "step")
+            if repeat:  # the first one warms up
+                seconds[kind].append(spent)
+    reports = {kind: ask(kind, "report") for kind in children}
+    for child in children.values():
+        child.stdin.close()
+        child.wait()
+    return seconds, reports
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=30)
@@ -138,25 +164,8 @@ def main():
     raw = []
     for case, lens in CASES.items():
         tokens = sum(lens) + PROMPT_LEN * len(lens)
-        children = {kind: subprocess.Popen([sys.executable, __file__, "--worker", kind, folder, case, args.dtype], text=True,
-                                           stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-                    for kind in ("ours", "plain")}
-
-        def ask(kind, what, children=children):
-            children[kind].stdin.write(what + "\n")
-            children[kind].stdin.flush()
-            return json.loads(children[kind].stdout.readline())
-
-        seconds = {"ours": [], "plain": []}
-        for repeat in range(args.repeats + 1):
-            for kind in seconds:
-                spent = ask(kind, "step")
-                if repeat:  # the first one warms up
-                    seconds[kind].append(spent)
-        reports = {kind: ask(kind, "report") for kind in seconds}
-        for child in children.values():
-            child.stdin.close()
-            child.wait()
+        commands = {kind: [__file__, "--worker", kind, folder, case, args.dtype] for kind in ("ours", "plain")}
+        seconds, reports = alternate(commands, args.repeats)
         tolerance = 1e-3 if args.dtype == "float32" else 0.1
         for name in ("loss", "grad_norm"):
             a, b = reports["ours"][name], reports["plain"][name]
