@@ -101,6 +101,18 @@ def progress(items=None, desc="", **kwargs):
     return tqdm(items, desc=desc, disable=quiet, leave=False, dynamic_ncols=True, mininterval=0.5, **kwargs)
 
 
+def entry(main):
+    """
+    Run a script's main() -> never returns: exit code 0, that of a ConfigError (its line on stderr), or 1 on a crash, with
+    what is known about it left in the run directory.
+    """
+    try:
+        main()
+    except ConfigError as error:
+        print(error, file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+
+
 def print0(text):
     if os.environ.get("RANK", "0") == "0":
         print(visible(text), flush=True)

@@ -22,10 +22,12 @@ import typing
 
 
 class ConfigError(SystemExit):
-    """Bad recipe, flag or input: one line on stderr that says what, where and the fix; exit code 1."""
+    """Bad recipe, flag or input: one line on stderr that says what, where and the fix. common.entry ends the process with
+    exit_code (README has the table), plain Python with 1."""
 
-    def __init__(self, message):
+    def __init__(self, message, exit_code=1):
         super().__init__(f"error: {message}")
+        self.exit_code = exit_code
 
 
 def load_config(cls, argv=None):

@@ -5,7 +5,6 @@ Held-out success of a checkpoint, with the same engine, prompts and rewards as t
 """
 
 import os
-import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -174,4 +173,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    common.entry(main)

@@ -8,7 +8,6 @@ Only response tokens are trained, and EOS after each. A {"messages": [...]} line
 
 import json
 import os
-import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Literal
@@ -169,4 +168,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    common.entry(main)

@@ -8,7 +8,6 @@ Start reading at main(). Shape comments: P prompts of a step, G samples a prompt
 tokens of a packed micro-batch. Every rank sees all rollouts of the step: the batch is global, only compute is shared.
 """
 
-import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -412,4 +411,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    common.entry(main)

@@ -11,7 +11,6 @@ tokens of a packed micro-batch. Every rank sees all rollouts of the step: the ba
 """
 
 import math
-import sys
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
@@ -603,4 +602,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    common.entry(main)
