@@ -8,16 +8,20 @@ What every script needs around the algorithm: processes, the run directory, one 
 """
 
 import dataclasses
+import faulthandler
 import gzip
 import hashlib
 import json
 import math
 import os
+import queue
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
+import traceback
 import warnings
 from collections import defaultdict
 from contextlib import contextmanager
@@ -103,16 +107,79 @@ def progress(items=None, desc="", **kwargs):
     return tqdm(items, desc=desc, disable=quiet, leave=False, dynamic_ncols=True, mininterval=0.5, **kwargs)
 
 
+class Broken(RuntimeError):
+    """Training on would do harm: engine and trainer disagree, NaN, a weight sync that failed half-way."""
+
+    exit_code = 6
+
+
+LAST = {}  # what a crash report holds: folder of the run, step, rollouts, row of metrics, max_tokens
+
+
 def entry(main):
     """
-    Run a script's main() -> never returns: exit code 0, that of a ConfigError (its line on stderr), or 1 on a crash, with
-    what is known about it left in the run directory.
+    Run a script's main(). Ends the process with the exit code of a ConfigError after its line on stderr; with 4 when out
+    of memory, 6 when Broken, 1 for any other crash, after leaving a report in the run directory.
     """
     try:
         main()
     except ConfigError as error:
         print(error, file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
+    except Exception as error:
+        traceback.print_exc()
+        full = out_of_memory(error)
+        text = f"error: {type(error).__name__} in step {LAST.get('step', 0)}"
+        if "folder" in LAST:
+            text += f"; the batch, all stacks and the last metrics are in {crash_report(error, LAST['folder'])}"
+        if full and "max_tokens" in LAST:
+            text += f"; out of memory: the same command goes on from the last checkpoint with {halve_tokens()}"
+        print(visible(text), file=sys.stderr, flush=True)
+        sys.exit(4 if full else getattr(error, "exit_code", 1))
+
+
+def out_of_memory(error):
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def crash_report(error, folder):
+    """folder/crash/<time>_rank0/: error.txt, last_metrics.json and the rollouts of the step that crashed -> its path."""
+    path = os.path.join(folder, "crash", time.strftime("%Y%m%d-%H%M%S") + f"_rank{os.environ.get('RANK', 0)}")
+    os.makedirs(path, exist_ok=True)
+    with open(os.path.join(path, "error.txt"), "w") as f:
+        f.write("".join(traceback.format_exception(error)) + f"\nstep {LAST.get('step')}; all threads:\n")
+        f.flush()
+        faulthandler.dump_traceback(f)
+    with open(os.path.join(path, "last_metrics.json"), "w") as f:
+        json.dump(LAST.get("row"), f, indent=1)
+    with gzip.open(os.path.join(path, "batch.jsonl.gz"), "wt") as f:
+        for r in LAST.get("rollouts", ()):
+            f.write(json.dumps({"uid": r.uid, "sample": r.sample, "prompt_ids": list(map(int, r.prompt_ids)),
+                                "response_ids": list(map(int, r.response_ids)), "finish_reason": r.finish_reason,
+                                "rollout_logprobs": [float(x) for x in r.rollout_logprobs],
+                                "reward": getattr(r.score, "total", None)}) + "\n")
+    return path
+
+
+def halve_tokens():
+    """After running out of memory: leave half the micro-batch size for the next start -> that setting as text."""
+    asked, used = LAST["max_tokens"]
+    with open(os.path.join(LAST["folder"], "out_of_memory.json"), "w") as f:
+        json.dump({"asked": asked, "max_tokens_per_gpu": max(1, used // 2)}, f)
+    return f"max_tokens_per_gpu = {max(1, used // 2)} instead of {used}; results do not change"
+
+
+def token_budget(folder, asked):
+    """-> max_tokens_per_gpu: what the settings ask for, or the half that an earlier start with them left after a crash."""
+    used = asked
+    try:
+        with open(os.path.join(folder, "out_of_memory.json")) as f:
+            before = json.load(f)
+        used = before["max_tokens_per_gpu"] if before["asked"] == asked else asked
+    except FileNotFoundError:
+        pass
+    LAST["max_tokens"] = (asked, used)
+    return used
 
 
 def print0(text):
@@ -181,6 +248,7 @@ class Run:
         self.wandb, self.reporting = None, None
         settings, file = as_json(cfg), os.path.join(self.path, "config.json")
         dist.barrier()  # nobody reads config.json after rank 0 has written it
+        LAST["folder"] = self.path
         if not self.main:
             return
         os.makedirs(os.path.join(self.path, "samples"), exist_ok=True)
@@ -210,12 +278,9 @@ class Run:
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         with open(os.path.join(self.path, "metrics.jsonl"), "a") as f:
             f.write(json.dumps(clean) + "\n")
+        LAST["row"] = clean
         if self.wandb is not None:
-            try:
-                self.wandb.log({k: v for k, v in clean.items() if v is not None}, step=row["step"])
-            except Exception as error:  # a logging service must never end a run: metrics.jsonl is the truth
-                self.say(f"wandb: {type(error).__name__}: {error}; going on without it")
-                self.wandb = None
+            self.wandb.log({k: v for k, v in clean.items() if v is not None})
 
     def forget_after(self, step):
         """Drop the rows after `step`: a resumed run writes them again."""
@@ -259,16 +324,46 @@ class Run:
             self.say(f"no report.html was made: see {self.path}/report.log")
 
     def start_wandb(self, cfg, settings):
-        if cfg.wandb == "off":
-            return
+        if cfg.wandb != "off":
+            self.wandb = Wandb(self.say, project="onebox-r1", name=cfg.name, id=cfg.name, mode=cfg.wandb, config=settings,
+                               dir=self.path, resume="allow")
+
+    def close(self):
+        if self.wandb is not None:
+            self.wandb.close()
+
+
+class Wandb(threading.Thread):
+    """
+    Weights & Biases in a thread of its own: a service that is down, slow or full must not hold a run up, nor end it.
+    metrics.jsonl is the truth. Rows that a resumed run writes again are dropped by wandb, and are the same.
+    """
+
+    def __init__(self, say, **settings):
+        super().__init__(daemon=True)
+        self.say, self.settings, self.rows = say, settings, queue.SimpleQueue()
+        os.environ.setdefault("WANDB_SILENT", "true")
+        self.start()
+
+    def run(self):
         try:
             import wandb
 
-            os.environ.setdefault("WANDB_SILENT", "true")
-            self.wandb = wandb.init(project="onebox-r1", name=cfg.name, id=cfg.name, mode=cfg.wandb, config=settings,
-                                    dir=self.path, resume="allow", settings=wandb.Settings(init_timeout=30, login_timeout=30))
-        except Exception as error:  # offline, no key, no package: the run does not depend on it
+            run = wandb.init(**self.settings, settings=wandb.Settings(init_timeout=30, login_timeout=30))
+            while (row := self.rows.get()) is not None:
+                run.log(row, step=row["step"])
+            run.finish()
+        except Exception as error:  # no package, no key, no connection, disk full: the run does not depend on it
             self.say(f"wandb: {type(error).__name__}: {error}; going on without it")
+
+    def log(self, row):
+        self.rows.put(row)
+
+    def close(self, wait_s=60):
+        self.rows.put(None)
+        self.join(wait_s)
+        if self.is_alive():
+            self.say(f"wandb: not done after {wait_s} s; not waiting for it")
 
 
 def visible(text):

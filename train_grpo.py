@@ -19,9 +19,10 @@ import policy as model
 import rewards
 import rollout as sampler
 import samples
+from check import check_recipe, self_test
 from config import ConfigError, load_config
 from eval import check_rewards, evaluate, resolve_model
-from metrics import StepStats, console_line, hacked, seconds, summarise
+from metrics import StepStats, console_line, hacked, no_signal, seconds, summarise
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Config:
     kv_cache_gb: float = 0.0             # per engine; 0 = room for max_num_seqs full sequences, at most 35 % of the GPU
     tensor_parallel: int = 1             # GPUs per engine
     rollout_deadline_s: float = 3600.0   # after it, unfinished responses are cut off and count as truncated
+    repetition_stop: int = 0             # a pattern so many times in a row ends a response, as truncated; 0 = off
     dynamic_sampling: int = 0            # extra rollout rounds to replace groups whose rewards all agree (DAPO)
 
     # algorithm
@@ -204,7 +206,7 @@ def check_config(cfg, world):
         if getattr(cfg, name) <= 0:
             raise ConfigError(f"{name} = {getattr(cfg, name)} must be greater than 0")
     for name in ("lr", "entropy_coef", "mismatch_bound", "shard_size", "eval_every", "save_every", "keep_rollouts", "report_every",
-                 "eval_prompts", "eval_samples", "warmup_steps", "grad_clip", "kv_cache_gb",
+                 "repetition_stop", "eval_prompts", "eval_samples", "warmup_steps", "grad_clip", "kv_cache_gb",
                  "clip_low", "clip_high", "kl_coef", "mismatch_cap", "dynamic_sampling", "data_limit", "weight_decay"):
         if getattr(cfg, name) < 0:
             raise ConfigError(f"{name} = {getattr(cfg, name)} must not be negative")
@@ -233,8 +235,6 @@ def main():
     # ------------------------------------------------------------------------------------------------------------
     cfg, origin = load_config(Config)
     if cfg.check:
-        from check import check_recipe
-
         return check_recipe(cfg)
     rank, world, device = common.init_distributed(cfg.rollout_deadline_s + 3600)
     check_config(cfg, world)
@@ -251,6 +251,7 @@ def main():
     if cfg.eval_prompts:
         eval_set, _ = data.load_prompts(cfg.eval_data or cfg.data, cfg.template, cfg.reward, tokenizer, split="test",
                                         paths=cfg.eval_path or cfg.data_path or None, limit=cfg.eval_prompts, **load)
+    self_test(prompts)
     if both := {p.text for p in prompts} & {p.text for p in eval_set}:
         raise ConfigError(f"{len(both)} of the {len(eval_set)} held-out prompts are training prompts: give --eval_path with "
                           "other rows, or --eval_prompts 0")
@@ -258,6 +259,9 @@ def main():
     if model.exported_step(f"{folder}/model") >= cfg.num_steps:
         return common.print0(f"{folder} is complete: step {cfg.num_steps} of {cfg.num_steps}. Its model is {folder}/model")
     run = common.Run(cfg, origin, script="train_grpo.py")
+    micro_batch_tokens = common.token_budget(run.path, cfg.max_tokens_per_gpu)
+    if micro_batch_tokens != cfg.max_tokens_per_gpu:
+        run.say(f"micro-batches of {micro_batch_tokens} tokens: an earlier start ran out of memory with more")
     saved = model.read_state(run.path) or {"step": 0, "prompts_seen": 0}
 
     # ------------------------------------------------------------------------------------------------------------
@@ -282,13 +286,14 @@ def main():
     timer = common.Timer(device)
     bound = cfg.mismatch_bound or (1e-3 if dtype == "float32" else 0.05)
     sample = dict(engine=engine, tokenizer=tokenizer, scorer=scorer, timer=timer, max_tokens=cfg.max_response_len,
-                  stop_ids=stop_ids, stop_strings=cfg.stop, deadline_s=cfg.rollout_deadline_s, engines=engines,
-                  engine_rank=engine_rank, leader=rank % cfg.tensor_parallel == 0, vocab_size=hf_config.vocab_size)
+                  stop_ids=stop_ids, stop_strings=cfg.stop, repetition_stop=cfg.repetition_stop,
+                  deadline_s=cfg.rollout_deadline_s, engines=engines, engine_rank=engine_rank,
+                  leader=rank % cfg.tensor_parallel == 0, vocab_size=hf_config.vocab_size)
 
     def held_out(step):
         return evaluate(eval_set, cfg.seed, cfg.eval_samples, cfg.temperature, version=step, **sample)
 
-    prompts_seen, bad_steps, evaluated = saved["prompts_seen"], 0, None
+    prompts_seen, bad_steps, silent_steps, evaluated = saved["prompts_seen"], 0, 0, None
     if saved["step"] == 0 and cfg.eval_prompts:
         with timer("sync"):
             sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), 0, device)
@@ -324,6 +329,7 @@ def main():
                 break
         groups = groups[:cfg.prompts_per_step]
         sampler.sleep(engine, device)
+        common.LAST.update(step=step, rollouts=rollouts)  # for a crash report
 
         # 2) advantages: (P, G), then onto the rollouts, which carry them through packing
         scores = torch.tensor([[r.score.total for r in group] for group in groups], dtype=torch.float64)  # (P, G)
@@ -344,7 +350,7 @@ def main():
             weights_R = torch.zeros(len(flat))
             if len(chosen):
                 weights_R[chosen] = token_weights(response_lens[chosen], len(chosen), num_tokens, cfg.loss_agg, cfg.max_response_len)
-            micro_batches = model.pack(flat, chosen.tolist(), cfg.max_tokens_per_gpu, rank, world, device)
+            micro_batches = model.pack(flat, chosen.tolist(), micro_batch_tokens, rank, world, device)
             updates.append((micro_batches, weights_R.to(device), chosen))
         batches = [batch for micro_batches, _, _ in updates for batch in micro_batches]
         stats = StepStats(device)
@@ -385,13 +391,14 @@ def main():
                     stats.skipped_updates += 1
                 bad_steps = 0 if stats.finite() else bad_steps + 1
                 if bad_steps == 3:
-                    raise FloatingPointError(f"step {step}: three updates in a row had a gradient that is not finite; "
-                                             "none was applied. Lower lr, or look at the last metrics")
+                    raise common.Broken(f"step {step}: three updates in a row had a gradient that is not finite; "
+                                        "none was applied. Lower lr, or look at the last metrics")
 
         # 5) log, evaluate, save
         row = {"step": step, **summarise(rollouts, tokenizer), **stats.row(), "lr": lr,
                "zero_variance_groups": agreeing * cfg.group_size / len(rollouts),
                "advantage_std": float(advantages_R.std()) if len(flat) > 1 else 0.0, "prompts_seen": prompts_seen}
+        silent_steps = silent_steps + 1 if row["zero_variance_groups"] == 1 else 0
         last = step == cfg.num_steps
         kept = samples.trained_rows(step, flat, cfg.keep_rollouts, by_uid, batches, dict(enumerate(advantages_R.tolist())),
                                     tokenizer)
@@ -409,6 +416,8 @@ def main():
         run.metrics(row)
         run.samples(step, kept)
         run.say(console_line(row, cfg.num_steps))
+        if warning := no_signal(silent_steps, row):
+            run.say(warning)
         if not last and cfg.report_every and step % cfg.report_every == 0:
             run.report()
         if last or (cfg.save_every and step % cfg.save_every == 0):
@@ -419,6 +428,7 @@ def main():
     scorer.close()
     if cfg.report_every:
         run.report(wait=True)
+    run.close()
     run.say(f"done: {run.path}  (metrics.jsonl, log.txt, report.html, samples/, code/, and the model as a Hugging Face directory: "
             f"{run.path}/model)")
 

@@ -24,9 +24,10 @@ import policy as model
 import rewards
 import rollout as sampler
 import samples
+from check import check_recipe, self_test
 from config import ConfigError, load_config
 from eval import check_rewards, evaluate, resolve_model
-from metrics import StepStats, console_line, hacked, seconds, summarise
+from metrics import StepStats, console_line, hacked, no_signal, seconds, summarise
 from rewards import dense_repetition
 
 
@@ -71,6 +72,7 @@ class Config:
     kv_cache_gb: float = 0.0             # per engine; 0 = room for max_num_seqs full sequences, at most 35 % of the GPU
     tensor_parallel: int = 1             # GPUs per engine
     rollout_deadline_s: float = 3600.0   # after it, unfinished responses are cut off and count as truncated
+    repetition_stop: int = 0             # a pattern so many times in a row ends a response, as truncated; 0 = off
 
     # algorithm
     updates_per_step: int = 1            # optimizer steps on one batch of rollouts, disjoint parts of it
@@ -332,7 +334,7 @@ def check_config(cfg, world):
         if getattr(cfg, name) <= 0:
             raise ConfigError(f"{name} = {getattr(cfg, name)} must be greater than 0")
     for name in ("lr", "entropy_coef", "mismatch_bound", "shard_size", "eval_every", "save_every", "keep_rollouts", "report_every",
-                 "eval_prompts", "eval_samples", "warmup_steps", "grad_clip", "kv_cache_gb",
+                 "repetition_stop", "eval_prompts", "eval_samples", "warmup_steps", "grad_clip", "kv_cache_gb",
                  "clip_low", "clip_high", "kl_coef", "mismatch_cap", "data_limit", "weight_decay", "critic_warmup_steps",
                  "length_adaptive_lam", "repetition_coef", "value_clip", "dual_clip", "kl_target"):
         if getattr(cfg, name) < 0:
@@ -390,8 +392,6 @@ def main():
     # ------------------------------------------------------------------------------------------------------------
     cfg, origin = load_config(Config)
     if cfg.check:
-        from check import check_recipe
-
         return check_recipe(cfg)
     rank, world, device = common.init_distributed(cfg.rollout_deadline_s + 3600)
     check_config(cfg, world)
@@ -408,6 +408,7 @@ def main():
     if cfg.eval_prompts:
         eval_set, _ = data.load_prompts(cfg.eval_data or cfg.data, cfg.template, cfg.reward, tokenizer, split="test",
                                         paths=cfg.eval_path or cfg.data_path or None, limit=cfg.eval_prompts, **load)
+    self_test(prompts)
     if both := {p.text for p in prompts} & {p.text for p in eval_set}:
         raise ConfigError(f"{len(both)} of the {len(eval_set)} held-out prompts are training prompts: give --eval_path with "
                           "other rows, or --eval_prompts 0")
@@ -416,6 +417,9 @@ def main():
     if model.exported_step(f"{folder}/model") >= cfg.num_steps:
         return common.print0(f"{folder} is complete: step {cfg.num_steps} of {cfg.num_steps}. Its model is {folder}/model")
     run = common.Run(cfg, origin, script="train_ppo.py")
+    micro_batch_tokens = common.token_budget(run.path, cfg.max_tokens_per_gpu)
+    if micro_batch_tokens != cfg.max_tokens_per_gpu:
+        run.say(f"micro-batches of {micro_batch_tokens} tokens: an earlier start ran out of memory with more")
     saved = model.read_state(run.path) or {"step": 0, "prompts_seen": 0}
     if saved["step"] and cfg.estimator == "gae" and not model.has_model(run.path, saved["step"], "critic"):
         raise ConfigError(f"{run.path}/step_{saved['step']:06d} holds no critic, so the run cannot go on from it: remove "
@@ -449,13 +453,14 @@ def main():
     timer = common.Timer(device)
     bound = cfg.mismatch_bound or (1e-3 if dtype == "float32" else 0.05)
     sample = dict(engine=engine, tokenizer=tokenizer, scorer=scorer, timer=timer, max_tokens=cfg.max_response_len,
-                  stop_ids=stop_ids, stop_strings=cfg.stop, deadline_s=cfg.rollout_deadline_s, engines=engines,
-                  engine_rank=engine_rank, leader=rank % cfg.tensor_parallel == 0, vocab_size=hf_config.vocab_size)
+                  stop_ids=stop_ids, stop_strings=cfg.stop, repetition_stop=cfg.repetition_stop,
+                  deadline_s=cfg.rollout_deadline_s, engines=engines, engine_rank=engine_rank,
+                  leader=rank % cfg.tensor_parallel == 0, vocab_size=hf_config.vocab_size)
 
     def held_out(step):
         return evaluate(eval_set, cfg.seed, cfg.eval_samples, cfg.temperature, version=step, **sample)
 
-    prompts_seen, bad_steps, evaluated = saved["prompts_seen"], 0, None
+    prompts_seen, bad_steps, silent_steps, evaluated = saved["prompts_seen"], 0, 0, None
     kl_coef, gammas = saved.get("kl_coef", cfg.kl_coef), cfg.gammas or {"task": cfg.gamma}
     if saved["step"] == 0 and cfg.eval_prompts:
         with timer("sync"):
@@ -483,6 +488,7 @@ def main():
         by_uid = {p.uid: p for p in asked}
         rollouts = sampler.sample_and_score(asked, seeds, temperature=cfg.temperature, version=step, **sample)
         sampler.sleep(engine, device)
+        common.LAST.update(step=step, rollouts=rollouts)  # for a crash report
 
         # 2) pack: updates_per_step parts of whole groups, each balanced over ranks; values, old and reference log-probs
         #    are computed before any weight changes; old log-probs only where the training forward itself is not the old one
@@ -496,7 +502,7 @@ def main():
             weights_R = torch.zeros(len(rollouts))
             if len(chosen):
                 weights_R[chosen] = token_weights(response_lens[chosen], len(chosen), num_tokens, cfg.loss_agg, cfg.max_response_len)
-            micro_batches = model.pack(rollouts, chosen.tolist(), cfg.max_tokens_per_gpu, rank, world, device)
+            micro_batches = model.pack(rollouts, chosen.tolist(), micro_batch_tokens, rank, world, device)
             updates.append((micro_batches, weights_R.to(device), chosen))
         batches = [batch for micro_batches, _, _ in updates for batch in micro_batches]
         off_policy = len(updates) * cfg.epochs_per_step > 1
@@ -571,13 +577,14 @@ def main():
                     stats.critic_norms.append(model.clip_and_step(critic, critic_optimizer, cfg.grad_clip, critic_lr))
                 bad_steps = 0 if stats.finite() else bad_steps + 1
                 if bad_steps == 3:
-                    raise FloatingPointError(f"step {step}: three updates in a row had a gradient that is not finite; "
-                                             "none was applied. Lower lr, or look at the last metrics")
+                    raise common.Broken(f"step {step}: three updates in a row had a gradient that is not finite; "
+                                        "none was applied. Lower lr, or look at the last metrics")
 
         # 5) log, evaluate, save
         row = {"step": step, **summarise(rollouts, tokenizer), **stats.row(), "lr": lr if train_policy else 0.0,
                **told, **stats.value_row(), "critic_lr": critic_lr if critic is not None else 0.0, "kl_coef": kl_coef,
                "zero_variance_groups": agreeing / len(scores), "prompts_seen": prompts_seen}
+        silent_steps = silent_steps + 1 if len({r.score.total for r in rollouts}) == 1 else 0
         if train_policy and row["kl_k1"] is not None:
             kl_coef = adapt_kl_coef(kl_coef, row["kl_k1"], cfg.kl_target, len(rollouts), cfg.kl_horizon)
         last = step == cfg.num_steps
@@ -598,6 +605,8 @@ def main():
         run.metrics(row)
         run.samples(step, kept)
         run.say(console_line(row, cfg.num_steps))
+        if warning := no_signal(silent_steps, row):
+            run.say(warning)
         if not last and cfg.report_every and step % cfg.report_every == 0:
             run.report()
         if last or (cfg.save_every and step % cfg.save_every == 0):
@@ -609,6 +618,7 @@ def main():
     scorer.close()
     if cfg.report_every:
         run.report(wait=True)
+    run.close()
     run.say(f"done: {run.path}  (metrics.jsonl, log.txt, report.html, samples/, code/, and the model as a Hugging Face directory: "
             f"{run.path}/model)")
 
