@@ -124,7 +124,7 @@ if tensor_parallel == 1:
 core.step = real_step
 
 # greedy decoding of a random model runs in circles
-loops = sample(6, temperature=0.0, repetition_stop=3)
+loops = sample(6, temperature=0.0, repetition_stop=2)
 report["repetition"] = [sum(r.finish_reason == "repetition" for r in loops), all(r.truncated for r in loops
                                                                             if r.finish_reason == "repetition")]
 
