@@ -49,9 +49,9 @@ def attempt(part, *args):
         part(*args)
     except (OSError, SafetensorError) as error:
         return f"{type(error).__name__}: {error}"
-    except dcp.CheckpointException as error:  # torch packs each rank's exception
+    except dcp.CheckpointException as error:  # torch packs each rank's exception; of a full disk it may say "unexpected pos"
         cause = next(iter(error.failures.values()))[0]
-        return f"{type(cause).__name__}: {str(cause).strip().splitlines()[0] if str(cause).strip() else ''}"
+        return " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
     return ""
 
 
@@ -74,8 +74,9 @@ class Saver:
         """must: there is no later step, so try again now. ConfigError with exit code 3 after MAX_FAILURES in a row."""
         while problem := save_state(self.folder, step, policy, optimizer, state, keep=self.keep, **more):
             self.failures += 1
-            self.say(f"WARNING: step {step} could not be saved ({problem}); {self.failures} failed in a row, older checkpoints "
-                     f"are as they were: {saved_steps(self.folder) or 'there is none'}")
+            free = shutil.disk_usage(self.folder).free / 1e9
+            self.say(f"WARNING: step {step} could not be saved ({problem}; {free:.2f} GB free): {self.failures} failed in a row. "
+                     f"Older checkpoints are as they were: {saved_steps(self.folder) or 'there is none'}")
             if self.failures >= MAX_FAILURES:
                 raise ConfigError(f"{self.folder}: {MAX_FAILURES} checkpoints in a row could not be written ({problem}): make "
                                   "room or mend the disk; the same command continues from the newest one", NO_CHECKPOINT)
