@@ -49,7 +49,7 @@ def attempt(part, *args):
         part(*args)
     except (OSError, SafetensorError) as error:
         return f"{type(error).__name__}: {error}"
-    except dcp.CheckpointException as error:  # torch packs each rank's exception; of a full disk it may say "unexpected pos"
+    except dcp.CheckpointException as error:  # one exception per rank; a full disk may be called "unexpected pos"
         cause = next(iter(error.failures.values()))[0]
         return " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
     return ""
@@ -75,11 +75,11 @@ class Saver:
         while problem := save_state(self.folder, step, policy, optimizer, state, keep=self.keep, **more):
             self.failures += 1
             free = shutil.disk_usage(self.folder).free / 1e9
-            self.say(f"WARNING: step {step} could not be saved ({problem}; {free:.2f} GB free): {self.failures} failed in a row. "
-                     f"Older checkpoints are as they were: {saved_steps(self.folder) or 'there is none'}")
+            self.say(f"WARNING: step {step} could not be saved ({problem}; {free:.2f} GB free): {self.failures} failed "
+                     f"in a row. Older checkpoints are as they were: {saved_steps(self.folder) or 'there is none'}")
             if self.failures >= MAX_FAILURES:
-                raise ConfigError(f"{self.folder}: {MAX_FAILURES} checkpoints in a row could not be written ({problem}): make "
-                                  "room or mend the disk; the same command continues from the newest one", NO_CHECKPOINT)
+                raise ConfigError(f"{self.folder}: {MAX_FAILURES} checkpoints in a row could not be written ({problem}): "
+                                  "make room; the same command continues from the newest one", NO_CHECKPOINT)
             if not must:
                 self.retry_at = step + self.failures
                 return
@@ -96,7 +96,7 @@ def save_state(folder, step, policy, optimizer, state, *, keep=2, **more):
     more: further models with their optimizers, as critic=(critic, critic_optimizer). state: plain JSON.
     """
     final, tmp = os.path.join(folder, f"step_{step:06d}"), os.path.join(folder, f"tmp_step_{step:06d}")
-    rank, world = dist.get_rank(), dist.get_world_size()
+    rank = dist.get_rank()
     state = {"step": step, **state, "models": ["model", *more], "format": 2}
     mine = {}
 
@@ -122,8 +122,9 @@ def save_state(folder, step, policy, optimizer, state, *, keep=2, **more):
         files = dict(gather(mine.items()))
         if rank == 0:
             fault("save_manifest", step)
-            write_json(os.path.join(tmp, "MANIFEST.json"), {"step": step, "world_size": world, "commit": commit(),
-                                                            "versions": versions(), "files": files})
+            manifest = {"step": step, "world_size": dist.get_world_size(), "commit": commit(), "versions": versions(),
+                        "files": files}
+            write_json(os.path.join(tmp, "MANIFEST.json"), manifest)
             for path in (os.path.join(tmp, "dcp"), tmp):
                 sync_folder(path)
             if os.path.exists(final):
@@ -151,7 +152,7 @@ def sharded_state(policy, optimizer, more):
 
 
 def check_room(folder, models):
-    """OSError where the disk has less room than ROOM checkpoints: the last one's size, or fp32 weights and Adam's moments."""
+    """OSError where the disk has less room than ROOM checkpoints of the last one's size, or of 12 bytes a parameter."""
     size = sum(12 * p.numel() for model in models for p in model.parameters())
     for step in saved_steps(folder)[-1:]:
         size = sum(file[0] for file in read_json(folder, step, "MANIFEST.json").get("files", {}).values()) or size
@@ -182,7 +183,7 @@ def size_and_sha256(path):
 
 
 def prune(folder, keep):
-    """Remove all but the `keep` newest (at least one) and the best; a kill on the way leaves only a tmp_ directory more."""
+    """Remove all but the `keep` newest (at least one) and the best; a kill on the way leaves but a tmp_ directory."""
     steps = saved_steps(folder)
     scores = {step: read_json(folder, step, "state.json").get("score") for step in steps}
     scored = [(score, step) for step, score in scores.items() if score is not None]
@@ -236,14 +237,14 @@ def find(folder, fingerprints, allow_data_change=False, say=print0):
     before = state.get("fingerprints", fingerprints)
     changed = [name for name in fingerprints if before.get(name) != fingerprints[name]]
     if "model" in changed:
-        raise ConfigError(f"the files of the model are not those that {folder} was started with: put the old ones back, or give "
-                          "this run another --name")
+        raise ConfigError(f"the model's files are not those that {folder} was started with: put the old ones back, or "
+                          "give this run another --name")
     if changed and not allow_data_change:
-        raise ConfigError(f"the {' and '.join(changed)} data are not those that {folder} was started with (another number of rows, "
-                          "text or answers): put the old ones back, give this run another --name, or go on with the new ones "
-                          "with --allow_data_change", exit_code=2)
+        raise ConfigError(f"the {' and '.join(changed)} data are not those that {folder} was started with (other rows, "
+                          "text or answers): put the old ones back, give this run another --name, or accept them with "
+                          "--allow_data_change", exit_code=2)
     if changed:
-        say(f"WARNING: the {' and '.join(changed)} data changed since step {state['step']}; going on, as --allow_data_change says")
+        say(f"WARNING: the {' and '.join(changed)} data changed since step {state['step']}; going on as you allow it")
     return state
 
 
@@ -258,18 +259,18 @@ def newest(folder, say=print0):
             return read_json(folder, steps[-1], "state.json")
         quarantine(folder, steps[-1], problem, say)
     if held := gather([n for n in os.listdir(folder) if n.startswith("corrupt_step_")] if dist.get_rank() == 0 else []):
-        raise ConfigError(f"{folder} holds no checkpoint that can be used, only damaged ones ({', '.join(sorted(held))}). Nothing "
-                          f"is overwritten: repair one and call it step_... again, or start anew with another --name", NO_CHECKPOINT)
+        raise ConfigError(f"{folder} holds no checkpoint that can be used, only {', '.join(sorted(held))}: repair one and "
+                          "call it step_... again, or start anew with another --name", NO_CHECKPOINT)
     return {"step": 0}
 
 
 def damage(folder, step):
-    """What is wrong with a checkpoint, "" if nothing; each rank hashes its share of the files. Raises on the old format."""
+    """What is wrong with a checkpoint, "" if nothing; each rank hashes its share. ConfigError for the old format."""
     path = os.path.join(folder, f"step_{step:06d}")
     manifest, state = read_json(folder, step, "MANIFEST.json"), read_json(folder, step, "state.json")
     if not os.path.exists(os.path.join(path, "MANIFEST.json")) and state and "format" not in state:
-        raise ConfigError(f"{path} was written before checkpoints had a MANIFEST.json, and cannot be verified: go on with the code "
-                          f"in {folder}/code, or give this run another --name", NO_CHECKPOINT)
+        raise ConfigError(f"{path} is from before checkpoints had a MANIFEST.json and cannot be verified: go on with "
+                          f"the code in {folder}/code, or give this run another --name", NO_CHECKPOINT)
     files = manifest.get("files")
     if not files or manifest.get("step") != step:
         return "MANIFEST.json is missing or cannot be read"
@@ -291,7 +292,7 @@ def quarantine(folder, step, problem, say):
         taken = sum(other.startswith(name) for other in os.listdir(folder))
         name += f"_{taken + 1}" if taken else ""
         os.rename(os.path.join(folder, f"step_{step:06d}"), os.path.join(folder, name))
-    say(f"WARNING: {folder}/step_{step:06d} is damaged ({problem}): renamed to {name}, trying the checkpoint before it")
+    say(f"WARNING: {folder}/step_{step:06d} is damaged ({problem}): renamed to {name}, trying the one before it")
     dist.barrier()
 
 
@@ -337,7 +338,7 @@ def not_finite(state):
 
 
 def fingerprint_of_model(path):
-    """sha256 over a model directory: config, tokenizer and index whole; of weights the size and a MB at three places."""
+    """sha256 over a model directory: config, tokenizer and index whole, of weights the size and a MB at 3 places."""
     digest = hashlib.sha256()
     for name in sorted(os.listdir(path)):
         weights, file = name.endswith((".safetensors", ".bin")), os.path.join(path, name)
@@ -386,7 +387,8 @@ def export_hf(policy, tokenizer, folder, dtype, step):
         shutil.rmtree(old, ignore_errors=True)
 
     if problem := agree(attempt(write) if dist.get_rank() == 0 else ""):
-        raise ConfigError(f"{folder} could not be written ({problem}): make room; the same command writes it again", NO_CHECKPOINT)
+        raise ConfigError(f"{folder} could not be written ({problem}): make room; the same command writes it again",
+                          NO_CHECKPOINT)
 
 
 def exported_step(folder):
@@ -427,7 +429,7 @@ class Stop:
                     if self.seen:
                         os._exit(128 + number)
                     self.seen.append(number)
-                    print(f"{signal.Signals(number).name}: stopping after this step; once more to stop at once", flush=True)
+                    print(f"{signal.Signals(number).name}: stopping after this step; once more: at once", flush=True)
 
     def reason(self):
         """"" or why all ranks stop now; a collective, at the end of each step."""

@@ -116,7 +116,7 @@ def seed_generators(*parts):
 
 
 def fault(point, step):
-    """For tests: FAULT_AT=backward:3:1 kills this process (SIGKILL) at that point of step 3 on rank 1; both may be left out."""
+    """For tests: FAULT_AT=backward:3:1 kills this process (SIGKILL) there, in step 3, on rank 1; both may be left out."""
     if wanted := os.environ.get("FAULT_AT"):
         here = [point, str(step), os.environ.get("RANK", "0")]
         first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"  # torchrun's restart goes on
@@ -175,22 +175,22 @@ class Timer:
 def run_folder(cfg):
     """
     -> out/<name>, after making sure that it is new or holds a run of the same settings: the same command continues a
-    run, another one is another run. A directory without metrics or checkpoint is of a start that failed, and does not count.
+    run, another one is another run. Without metrics or checkpoint it is a start that failed, and does not count.
     """
     if not re.fullmatch(r"[\w.+-]+", cfg.name) or cfg.name.startswith("."):
         raise ConfigError(f"name = {cfg.name!r} must be a plain directory name: letters, digits, '-', '_', '.'")
     path = os.path.join("out", cfg.name)
     refused = [line for name, line in changed_settings(path, cfg).items() if name not in MAY_CHANGE]
     if refused:
-        raise ConfigError(f"{path} holds a run with other settings ({', '.join(refused)}); give this one another --name, or remove {path}")
+        raise ConfigError(f"{path} holds a run with other settings ({', '.join(refused)}); give this one another --name, "
+                          f"or remove {path}")
     return path
 
 
 def changed_settings(path, cfg):
-    """{setting: "lr: 0.1 there, 0.2 now"} of a run directory against cfg; {} for a new one. A missing setting had its default."""
-    names = os.listdir(path) if os.path.isdir(path) else []
-    file = os.path.join(path, "config.json")
-    if "config.json" not in names or not ("metrics.jsonl" in names or any(re.match(r"(corrupt_)?step_", n) for n in names)):
+    """{"lr": "lr: 0.1 there, 0.2 now"} of a run directory against cfg; {} for a new one. What is missing had its default."""
+    names, file = os.listdir(path) if os.path.isdir(path) else [], os.path.join(path, "config.json")
+    if "config.json" not in names or not any(re.match(r"metrics\.jsonl|(corrupt_)?step_", name) for name in names):
         return {}
     try:
         with open(file) as f:
@@ -267,7 +267,7 @@ class Run:
             self.append("log.txt", text + "\n")
 
     def append(self, name, text):
-        """Text onto a file of the run, synced, whole or not at all: what a full disk refuses goes with the next text."""
+        """Text onto a file of the run, synced, whole or not at all: what a full disk refuses is tried with the next."""
         path, text = os.path.join(self.path, name), self.unwritten.get(name, "") + text
         try:
             fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -282,7 +282,7 @@ class Run:
             self.unwritten[name] = ""
         except OSError as error:
             self.unwritten[name] = text
-            print(f"WARNING: {path} cannot be written ({error}): kept in memory, and tried again with the next line", flush=True)
+            print(f"WARNING: {path} cannot be written ({error}): kept, and tried again with the next line", flush=True)
 
     def metrics(self, row):
         """Append one step to metrics.jsonl; NaN and infinity become null, so that the file stays JSON."""

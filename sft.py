@@ -173,11 +173,12 @@ def main():
         common.fault("metrics", step)
         last, stopped = step == cfg.num_steps, stop.reason()
         if last or stopped or saver.due(step):
-            saver.save(step, policy, optimizer, {"examples_seen": seen, "fingerprints": fingerprints}, must=last or stopped)
+            state = {"examples_seen": seen, "fingerprints": fingerprints}
+            saver.save(step, policy, optimizer, state, must=last or stopped)
         if stopped and not last:
             return run.say(f"stopped by {stopped} after step {step}; the same command continues")
-    checkpoint.export_hf(policy, tokenizer, f"{run.path}/model", torch.float32 if device.type == "cpu" else torch.bfloat16,
-                    cfg.num_steps)
+    export = torch.float32 if device.type == "cpu" else torch.bfloat16
+    checkpoint.export_hf(policy, tokenizer, f"{run.path}/model", export, cfg.num_steps)
     run.say(f"done: {run.path}/model")
 
 

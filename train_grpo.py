@@ -200,12 +200,14 @@ def learning_rate(step, lr, schedule, warmup_steps, num_steps, min_ratio):
 
 def check_config(cfg, world):
     """What can be known to be wrong before any file is opened; each line says what, where and the fix."""
-    for name in ("prompts_per_step", "group_size", "updates_per_step", "max_response_len", "max_prompt_len", "num_steps",
-                 "max_tokens_per_gpu", "max_num_seqs", "tensor_parallel", "rollout_deadline_s", "keep_checkpoints", "adv_eps"):
+    for name in ("prompts_per_step", "group_size", "updates_per_step", "max_response_len", "max_prompt_len",
+                 "num_steps", "max_tokens_per_gpu", "max_num_seqs", "tensor_parallel", "rollout_deadline_s",
+                 "keep_checkpoints", "adv_eps"):
         if getattr(cfg, name) <= 0:
             raise ConfigError(f"{name} = {getattr(cfg, name)} must be greater than 0")
-    for name in ("lr", "entropy_coef", "mismatch_bound", "shard_size", "max_hours", "eval_every", "save_every", "eval_prompts", "eval_samples", "warmup_steps", "grad_clip", "kv_cache_gb",
-                 "clip_low", "clip_high", "kl_coef", "mismatch_cap", "dynamic_sampling", "data_limit", "weight_decay"):
+    for name in ("lr", "entropy_coef", "mismatch_bound", "shard_size", "max_hours", "eval_every", "save_every",
+                 "eval_prompts", "eval_samples", "warmup_steps", "grad_clip", "kv_cache_gb", "clip_low", "clip_high",
+                 "kl_coef", "mismatch_cap", "dynamic_sampling", "data_limit", "weight_decay"):
         if getattr(cfg, name) < 0:
             raise ConfigError(f"{name} = {getattr(cfg, name)} must not be negative")
     for name in ("adam_beta1", "adam_beta2", "lr_min_ratio"):

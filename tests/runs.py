@@ -1,5 +1,6 @@
 """Helpers of the tests that start, kill, damage and compare runs; see fake_engine.py."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -63,6 +64,11 @@ def sha256(path):
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def text_of(path):
+    with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as f:
+        return f.read()
+
+
 def everything_of(folder, name="run"):
     """What two runs must have in common, to the bit: weights, optimizer, metrics, samples, sampled tokens, loop state."""
     run = os.path.join(folder, "out", name)
@@ -71,7 +77,7 @@ def everything_of(folder, name="run"):
         state = json.load(f)
     found = {"weights": sha256(os.path.join(run, "model", "model.safetensors")), "metrics": metrics_of(run), "state": state,
              "optimizer": sha256(os.path.join(run, last, "dcp", "__0_0.distcp")), "last": last,
-             "samples": {n: open(os.path.join(run, "samples", n)).read() for n in sorted(os.listdir(os.path.join(run, "samples")))}}
+             "samples": {n: text_of(os.path.join(run, "samples", n)) for n in sorted(os.listdir(os.path.join(run, "samples")))}}
     if os.path.exists(os.path.join(folder, "tokens.jsonl")):  # a step done again must sample the same: a set
         with open(os.path.join(folder, "tokens.jsonl")) as f:
             found["tokens"] = {line for line in f if line.endswith("]\n")}

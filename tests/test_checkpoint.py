@@ -198,7 +198,7 @@ def test_other_data_are_refused_unless_allowed_and_another_model_always(saved, o
         checkpoint.find(folder, {"model": "m", "training": "T", "held-out": "H"})
     assert error.value.exit_code == 2
     assert checkpoint.find(folder, {**before, "training": "T"}, True, said.append)["step"] == 1 and "training data changed" in said[0]
-    with pytest.raises(ConfigError, match="files of the model"):
+    with pytest.raises(ConfigError, match="model.s files are not those"):
         checkpoint.find(folder, {**before, "model": "M"}, True)
 
 

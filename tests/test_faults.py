@@ -235,7 +235,7 @@ def test_changed_prompts_and_another_tokenizer_are_refused(server, tmp_path):
         f.writelines(json.dumps(row) + "\n" for row in rows[30:])
     tokenizer = server.run(tmp_path, "train_grpo.py", args)
     assert held_out.returncode == 2 or "resumed" in held_out.stdout  # the first 3 held-out rows may be the same
-    assert tokenizer.returncode == 1 and "files of the model are not those" in tokenizer.stderr
+    assert tokenizer.returncode == 1 and "model's files are not those" in tokenizer.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_script, save_tiny_model
+from runs import assert_same, everything_of
 from test_policy import make_rollouts
 
 import checkpoint
@@ -450,14 +451,14 @@ if policy.dist.get_rank() == 0:
 """
 
 
-def train(folder, path, *args, nproc=1, driver=False):
+def train(folder, path, *args, nproc=1, driver=False, env=None):
     os.makedirs(folder, exist_ok=True)
     script = os.path.join(ROOT, "train_ppo.py")
     if driver:
         script = os.path.join(folder, "train_ppo_watched.py")
         with open(script, "w") as f:
             f.write(DRIVER)
-    return run_script(script, *TINY, "--model", path, *args, nproc=nproc, cwd=folder)
+    return run_script(script, *TINY, "--model", path, *args, nproc=nproc, cwd=folder, env=env)
 
 
 def rows_of(folder):
@@ -518,14 +519,13 @@ def test_two_ranks_train_as_one_up_to_rounding(one_rank, tied_model, tmp_path):
             assert a[name] == pytest.approx(b[name], rel=3e-3, abs=2e-5), (a["step"], name)
 
 
-def test_a_run_continued_from_its_checkpoint_is_the_run_that_was_not_stopped(one_rank, tied_model, tmp_path):
-    first = train(tmp_path, tied_model, *FULL, "--num_steps", "2")
-    assert first.returncode == 0, first.stderr[-3000:]
-    second = train(tmp_path, tied_model, *FULL)
+def test_a_run_killed_after_its_last_step_and_started_again_is_the_run_that_was_not_stopped(one_rank, tied_model, tmp_path):
+    """kill -9 between the metrics of step 3 and its checkpoint, with the real engine; tests/test_faults.py has the rest."""
+    first = train(tmp_path, tied_model, *FULL, "--save_every", "2", env={"FAULT_AT": "metrics:3"})
+    assert first.returncode != 0 and "step    3/3" in first.stdout, first.stderr[-3000:]
+    second = train(tmp_path, tied_model, *FULL, "--save_every", "2")
     assert second.returncode == 0 and "resumed out/run at step 2" in second.stdout, second.stderr[-3000:]
-    straight, resumed = rows_of(one_rank[0])[2], rows_of(tmp_path)[2]
-    for name in ("reward", "loss", "grad_norm", "value_loss", "critic_grad_norm", "kl_coef", "value_mean"):
-        assert straight[name] == resumed[name], name
+    assert_same(everything_of(one_rank[0]), everything_of(tmp_path))
 
 
 @pytest.mark.parametrize("args", [["--estimator", "reinforce_pp"], ["--estimator", "rloo", "--group_size", "4", "--prompts_per_step", "2"]],
