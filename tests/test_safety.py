@@ -42,26 +42,6 @@ def logprobs(model, batch, temperature):
         raise torch.OutOfMemoryError("planted")
     return real_logprobs(model, batch, temperature)
 
-policy.clip_and_step, policy.token_logprobs, rollout.hf_stream
-
-def step(model, *args):
-    steps.append(1)
-    bad = {"nan_once": len(steps) == at, "nan_always": len(steps) >= at}.get(fault)
-    if bad and policy.dist.get_rank() == policy.dist.get_world_size() - 1:  # one rank alone
-        next(p for p in model.parameters() if p.grad is not None and p.grad.to_local().numel()).grad.to_local()[0] = float("nan")
-    return real_step(model, *args)
-
-def logprobs(model, batch, temperature):
-    if fault == "memory" and len(steps) == at - 1 and len(batch.ids) > 100:
-        raise torch.OutOfMemoryError("planted")
-    return real_logprobs(model, batch, temperature)
-
-def stream(model, dtype):
-    for number, item in enumerate(real_stream(model, dtype)):
-        if fault == "sync" and len(steps) == at - 1 and number == 7:
-            raise OSError("planted")
-        yield item
-
 policy.clip_and_step, policy.token_logprobs = step, logprobs
 if fault == "weights":  # a weight becomes NaN after an update
     def step(model, *args):
