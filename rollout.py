@@ -180,7 +180,8 @@ def sample_and_score(prompts, seeds, *, engine, tokenizer, scorer, timer, temper
     -> the rollouts of all ranks on every rank, ordered by prompt, then sample. `scorer` is rewards.Scorer, `leader`
     tells which rank of a tensor-parallel group speaks for it.
     """
-    mine = range(engine_rank, len(prompts), engines)
+    # longest prompt first: they tend to have the longest responses, which should not be the last to start
+    mine = sorted(range(engine_rank, len(prompts), engines), key=lambda i: -len(prompts[i].ids))
     rollouts, inline_s = {}, 0.0
     with timer("rollout"):
         for r in generate(engine, [(i, prompts[i].ids) for i in mine], [seeds[i] for i in mine], temperature=temperature,
