@@ -3,10 +3,12 @@ What every script needs around the algorithm: processes, the run directory, one 
 
     out/<name>/  config.json   the settings of the run       metrics.jsonl  one object a step: the truth
                  log.txt       all that was printed           code/          the code as it was, commit and diff
-                 samples/      some rollouts per evaluation   step_000100/   checkpoint        model/  export
+                 samples/      some rollouts of each step     step_000100/   checkpoint        model/  export
+                 report.html   curves and rollouts to read
 """
 
 import dataclasses
+import gzip
 import hashlib
 import json
 import math
@@ -35,7 +37,7 @@ from config import ConfigError, table  # noqa: E402
 # A run may be continued with another value of these, which do not change what is learned; any other difference is
 # another run.
 MAY_CHANGE = ("num_steps", "eval_every", "save_every", "wandb", "check", "max_tokens_per_gpu", "checkpointing",
-              "max_num_seqs", "kv_cache_gb", "rollout_deadline_s")
+              "max_num_seqs", "kv_cache_gb", "rollout_deadline_s", "keep_rollouts", "report_every")
 
 
 def init_distributed(timeout_s=3600.0):
@@ -176,7 +178,7 @@ class Run:
     def __init__(self, cfg, origin, script):
         self.path = run_folder(cfg)
         self.main = dist.get_rank() == 0
-        self.wandb = None
+        self.wandb, self.reporting = None, None
         settings, file = as_json(cfg), os.path.join(self.path, "config.json")
         dist.barrier()  # nobody reads config.json after rank 0 has written it
         if not self.main:
@@ -233,10 +235,28 @@ class Run:
             os.replace(file + ".tmp", file)
 
     def samples(self, step, rows):
-        """Keep some rollouts of an evaluation: out/<name>/samples/step_000000.jsonl"""
-        if self.main:
-            with open(os.path.join(self.path, "samples", f"step_{step:06d}.jsonl"), "w") as f:
-                f.writelines(json.dumps(row) + "\n" for row in rows)
+        """Keep some rollouts of a step in out/<name>/samples/step_000010.jsonl.gz, one object (samples.row) a line."""
+        if self.main and rows:
+            file = os.path.join(self.path, "samples", f"step_{step:06d}.jsonl.gz")
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            with open(file + ".tmp", "wb") as f:
+                f.write(gzip.compress(text.encode(), compresslevel=6, mtime=0))  # the same rows, the same bytes
+            os.replace(file + ".tmp", file)
+
+    def report(self, wait=False):
+        """Renew out/<name>/report.html in a process of its own; it may fail without harm, and says why in report.log."""
+        if not self.main or (self.reporting is not None and self.reporting.poll() is None and not wait):
+            return  # the one before is still at work
+        here = os.path.dirname(os.path.abspath(__file__))
+        if self.reporting is not None:
+            self.reporting.wait()
+        with open(os.path.join(self.path, "report.log"), "w") as log:
+            environment = {k: v for k, v in os.environ.items() if not k.startswith(("LD_PRELOAD", "WANDB"))}
+            self.reporting = subprocess.Popen([sys.executable, os.path.join(here, "report.py"), self.path], stdout=log,
+                                              stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
+                                              preexec_fn=lambda: os.nice(10))
+        if wait and self.reporting.wait():
+            self.say(f"no report.html was made: see {self.path}/report.log")
 
     def start_wandb(self, cfg, settings):
         if cfg.wandb == "off":

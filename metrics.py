@@ -102,6 +102,7 @@ class StepStats:
             self.compare(batch, old_logprobs)
         ratio = (logprobs - old_logprobs).exp()
         stopped = ((ratio > 1 + cfg.clip_high) & (advantages > 0)) | ((ratio < 1 - cfg.clip_low) & (advantages < 0))
+        batch.logprobs, batch.entropy, batch.ratio, batch.clipped = logprobs, entropy, ratio, stopped
         self.count(tokens=logprobs.numel(), loss=loss, entropy=entropy.sum(), clipped=stopped.sum(),
                    approx_kl=(ratio - 1 - ratio.log()).sum())
         if batch.ref_logprobs is not None:

@@ -38,6 +38,7 @@ class Rollout:
     text: str = ""  # the response decoded, without the stop token
     score: object = None  # rewards.Score
     source: str = ""  # the data set of its prompt
+    uid: str = ""  # data.Prompt.uid of its prompt
     phantom: bool = False  # holds ids that the model has logits for and the tokenizer no text: scored as truncated
 
     @property
@@ -166,7 +167,7 @@ def sample_and_score(prompts, seeds, *, engine, tokenizer, scorer, timer, temper
             stopped = r.finish_reason == "stop" and r.response_ids[-1] in stop_ids
             r.text = tokenizer.decode(r.response_ids[:-1] if stopped else r.response_ids, skip_special_tokens=False)
             prompt = prompts[r.prompt]
-            r.source, r.phantom = prompt.source, max(r.response_ids, default=0) >= len(tokenizer)
+            r.source, r.uid, r.phantom = prompt.source, prompt.uid, max(r.response_ids, default=0) >= len(tokenizer)
             scorer.submit((r.prompt, r.sample), prompt.reward, r.text, prompt.answer, truncated=r.truncated or r.phantom,
                           num_tokens=len(r.response_ids), max_tokens=max_tokens)
             rollouts[r.prompt, r.sample] = r

@@ -18,6 +18,7 @@ import data
 import policy as model
 import rewards
 import rollout as sampler
+import samples
 from config import ConfigError, load_config
 from eval import check_rewards, evaluate, resolve_model
 from metrics import StepStats, console_line, hacked, seconds, summarise
@@ -31,6 +32,8 @@ class Config:
     num_steps: int = 100                 # steps of rollout + update
     eval_every: int = 10                 # held-out evaluation every so many steps, 0 = only before and after
     save_every: int = 50                 # checkpoint every so many steps, 0 = only the last
+    keep_rollouts: int = 16              # responses of each step kept token by token in samples/, 0 = none
+    report_every: int = 20               # renew report.html every so many steps and at the end, 0 = never
     wandb: Literal["off", "offline", "online"] = "off"  # metrics.jsonl is always written
     check: bool = False                  # validate settings, data, prompt and reward on real rows, then stop
 
@@ -200,7 +203,8 @@ def check_config(cfg, world):
                  "max_tokens_per_gpu", "max_num_seqs", "tensor_parallel", "rollout_deadline_s", "adv_eps"):
         if getattr(cfg, name) <= 0:
             raise ConfigError(f"{name} = {getattr(cfg, name)} must be greater than 0")
-    for name in ("lr", "entropy_coef", "mismatch_bound", "shard_size", "eval_every", "save_every", "eval_prompts", "eval_samples", "warmup_steps", "grad_clip", "kv_cache_gb",
+    for name in ("lr", "entropy_coef", "mismatch_bound", "shard_size", "eval_every", "save_every", "keep_rollouts", "report_every",
+                 "eval_prompts", "eval_samples", "warmup_steps", "grad_clip", "kv_cache_gb",
                  "clip_low", "clip_high", "kl_coef", "mismatch_cap", "dynamic_sampling", "data_limit", "weight_decay"):
         if getattr(cfg, name) < 0:
             raise ConfigError(f"{name} = {getattr(cfg, name)} must not be negative")
@@ -282,15 +286,14 @@ def main():
                   engine_rank=engine_rank, leader=rank % cfg.tensor_parallel == 0, vocab_size=hf_config.vocab_size)
 
     def held_out(step):
-        row, kept = evaluate(eval_set, cfg.seed, cfg.eval_samples, cfg.temperature, version=step, **sample)
-        run.samples(step, kept)
-        return row
+        return evaluate(eval_set, cfg.seed, cfg.eval_samples, cfg.temperature, version=step, **sample)
 
     prompts_seen, bad_steps, evaluated = saved["prompts_seen"], 0, None
     if saved["step"] == 0 and cfg.eval_prompts:
         with timer("sync"):
             sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), 0, device)
-        row = held_out(0)
+        row, kept = held_out(0)
+        run.samples(0, kept)
         nothing_yet = dict.fromkeys([*StepStats(device).row(), "zero_variance_groups", "advantage_std"])  # null
         run.metrics({"step": 0, **nothing_yet, **row, "lr": 0.0, "prompts_seen": 0, **seconds(timer.take())})
         run.say(f"step {0:4d}/{cfg.num_steps} | held-out {row['eval_correct']:.1%} sampled, "
@@ -304,12 +307,13 @@ def main():
         # 1) sample and score: this rank's share of the prompts, scored as they finish, then shared with all ranks
         with timer("sync"):
             sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), step, device)
-        groups, rollouts, agreeing = [], [], 0
+        groups, rollouts, agreeing, by_uid = [], [], 0, {}
         for _ in range(1 + cfg.dynamic_sampling):
             asked = data.draw(prompts, mixture, cfg.seed, prompts_seen, cfg.prompts_per_step)
             seeds = [[common.stable_seed(cfg.seed, p.uid, prompts_seen + i, k) for k in range(cfg.group_size)]
                      for i, p in enumerate(asked)]  # by the number of the draw: no two groups of a run share one
             prompts_seen += cfg.prompts_per_step
+            by_uid |= {p.uid: p for p in asked}
             fresh = sampler.sample_and_score(asked, seeds, temperature=cfg.temperature, version=step, **sample)
             rollouts += fresh
             fresh = [fresh[i:i + cfg.group_size] for i in range(0, len(fresh), cfg.group_size)]
@@ -342,15 +346,15 @@ def main():
                 weights_R[chosen] = token_weights(response_lens[chosen], len(chosen), num_tokens, cfg.loss_agg, cfg.max_response_len)
             micro_batches = model.pack(flat, chosen.tolist(), cfg.max_tokens_per_gpu, rank, world, device)
             updates.append((micro_batches, weights_R.to(device), chosen))
+        batches = [batch for micro_batches, _, _ in updates for batch in micro_batches]
         stats = StepStats(device)
         with timer("logprobs"), torch.no_grad():
-            for micro_batches, _, _ in updates:
-                for batch in micro_batches:
-                    if len(updates) > 1:
-                        batch.old_logprobs = model.token_logprobs(policy, batch, cfg.temperature)[0]
-                        stats.compare(batch, batch.old_logprobs)
-                    if reference is not None:
-                        batch.ref_logprobs = model.token_logprobs(reference, batch, cfg.temperature)[0]
+            for batch in batches:
+                if len(updates) > 1:
+                    batch.old_logprobs = model.token_logprobs(policy, batch, cfg.temperature)[0]
+                    stats.compare(batch, batch.old_logprobs)
+                if reference is not None:
+                    batch.ref_logprobs = model.token_logprobs(reference, batch, cfg.temperature)[0]
 
         if len(updates) > 1:
             stats.compared = True
@@ -389,24 +393,33 @@ def main():
                "zero_variance_groups": agreeing * cfg.group_size / len(rollouts),
                "advantage_std": float(advantages_R.std()) if len(flat) > 1 else 0.0, "prompts_seen": prompts_seen}
         last = step == cfg.num_steps
+        kept = samples.trained_rows(step, flat, cfg.keep_rollouts, by_uid, batches, dict(enumerate(advantages_R.tolist())),
+                                    tokenizer)
         if cfg.eval_prompts and (last or (cfg.eval_every and step % cfg.eval_every == 0)):
             with timer("sync"):
                 sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), step, device)
-            row |= {k: v for k, v in held_out(step).items() if k.startswith("eval_")}
+            held_out_row, held_out_kept = held_out(step)
+            row |= {k: v for k, v in held_out_row.items() if k.startswith("eval_")}
+            kept += held_out_kept
             sampler.sleep(engine, device)
             if warning := hacked(evaluated, row):
                 run.say(warning)
             evaluated = row
         row |= seconds(timer.take(), tokens=sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
         run.metrics(row)
+        run.samples(step, kept)
         run.say(console_line(row, cfg.num_steps))
+        if not last and cfg.report_every and step % cfg.report_every == 0:
+            run.report()
         if last or (cfg.save_every and step % cfg.save_every == 0):
             with timer("save"):  # counted in the next step
                 model.save_state(run.path, step, policy, optimizer, {"prompts_seen": prompts_seen})
     export = torch.float32 if device.type == "cpu" else torch.bfloat16
     model.export_hf(policy, tokenizer, f"{run.path}/model", export, cfg.num_steps)
     scorer.close()
-    run.say(f"done: {run.path}  (metrics.jsonl, log.txt, samples/, code/, and the model as a Hugging Face directory: "
+    if cfg.report_every:
+        run.report(wait=True)
+    run.say(f"done: {run.path}  (metrics.jsonl, log.txt, report.html, samples/, code/, and the model as a Hugging Face directory: "
             f"{run.path}/model)")
 
 

@@ -23,6 +23,7 @@ import data
 import policy as model
 import rewards
 import rollout as sampler
+import samples
 from config import ConfigError, load_config
 from eval import check_rewards, evaluate, resolve_model
 from metrics import StepStats, console_line, hacked, seconds, summarise
@@ -37,6 +38,8 @@ class Config:
     num_steps: int = 100                 # steps of rollout + update
     eval_every: int = 10                 # held-out evaluation every so many steps, 0 = only before and after
     save_every: int = 50                 # checkpoint every so many steps, 0 = only the last
+    keep_rollouts: int = 16              # responses of each step kept token by token in samples/, 0 = none
+    report_every: int = 20               # renew report.html every so many steps and at the end, 0 = never
     wandb: Literal["off", "offline", "online"] = "off"  # metrics.jsonl is always written
     check: bool = False                  # validate settings, data, prompt and reward on real rows, then stop
 
@@ -328,7 +331,8 @@ def check_config(cfg, world):
                  "repetition_ngram", "kl_horizon"):
         if getattr(cfg, name) <= 0:
             raise ConfigError(f"{name} = {getattr(cfg, name)} must be greater than 0")
-    for name in ("lr", "entropy_coef", "mismatch_bound", "shard_size", "eval_every", "save_every", "eval_prompts", "eval_samples", "warmup_steps", "grad_clip", "kv_cache_gb",
+    for name in ("lr", "entropy_coef", "mismatch_bound", "shard_size", "eval_every", "save_every", "keep_rollouts", "report_every",
+                 "eval_prompts", "eval_samples", "warmup_steps", "grad_clip", "kv_cache_gb",
                  "clip_low", "clip_high", "kl_coef", "mismatch_cap", "data_limit", "weight_decay", "critic_warmup_steps",
                  "length_adaptive_lam", "repetition_coef", "value_clip", "dual_clip", "kl_target"):
         if getattr(cfg, name) < 0:
@@ -449,16 +453,15 @@ def main():
                   engine_rank=engine_rank, leader=rank % cfg.tensor_parallel == 0, vocab_size=hf_config.vocab_size)
 
     def held_out(step):
-        row, kept = evaluate(eval_set, cfg.seed, cfg.eval_samples, cfg.temperature, version=step, **sample)
-        run.samples(step, kept)
-        return row
+        return evaluate(eval_set, cfg.seed, cfg.eval_samples, cfg.temperature, version=step, **sample)
 
     prompts_seen, bad_steps, evaluated = saved["prompts_seen"], 0, None
     kl_coef, gammas = saved.get("kl_coef", cfg.kl_coef), cfg.gammas or {"task": cfg.gamma}
     if saved["step"] == 0 and cfg.eval_prompts:
         with timer("sync"):
             sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), 0, device)
-        row = held_out(0)
+        row, kept = held_out(0)
+        run.samples(0, kept)
         nothing_yet = dict.fromkeys([*StepStats(device).row(), *StepStats(device).value_row(), *explain_values({}, {}, {}),
                                      "zero_variance_groups", "critic_lr", "kl_coef"])  # null
         run.metrics({"step": 0, **nothing_yet, **row, "lr": 0.0, "prompts_seen": 0, **seconds(timer.take())})
@@ -477,6 +480,7 @@ def main():
         seeds = [[common.stable_seed(cfg.seed, p.uid, prompts_seen + i, k) for k in range(cfg.group_size)]
                  for i, p in enumerate(asked)]  # by the number of the draw: no two groups of a run share one
         prompts_seen += cfg.prompts_per_step
+        by_uid = {p.uid: p for p in asked}
         rollouts = sampler.sample_and_score(asked, seeds, temperature=cfg.temperature, version=step, **sample)
         sampler.sleep(engine, device)
 
@@ -577,10 +581,13 @@ def main():
         if train_policy and row["kl_k1"] is not None:
             kl_coef = adapt_kl_coef(kl_coef, row["kl_k1"], cfg.kl_target, len(rollouts), cfg.kl_horizon)
         last = step == cfg.num_steps
+        kept = samples.trained_rows(step, rollouts, cfg.keep_rollouts, by_uid, batches, advantages_R, tokenizer)
         if cfg.eval_prompts and (last or (cfg.eval_every and step % cfg.eval_every == 0)):
             with timer("sync"):
                 sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), step, device)
-            row |= {k: v for k, v in held_out(step).items() if k.startswith("eval_")}
+            held_out_row, held_out_kept = held_out(step)
+            row |= {k: v for k, v in held_out_row.items() if k.startswith("eval_")}
+            kept += held_out_kept
             sampler.sleep(engine, device)
             if warning := hacked(evaluated, row):
                 run.say(warning)
@@ -589,7 +596,10 @@ def main():
         row |= seconds(spent, tokens=sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
         row |= {"seconds_values": spent.get("values", 0.0)}
         run.metrics(row)
+        run.samples(step, kept)
         run.say(console_line(row, cfg.num_steps))
+        if not last and cfg.report_every and step % cfg.report_every == 0:
+            run.report()
         if last or (cfg.save_every and step % cfg.save_every == 0):
             with timer("save"):  # counted in the next step
                 state = {"prompts_seen": prompts_seen, "kl_coef": kl_coef}
@@ -597,7 +607,9 @@ def main():
     export = torch.float32 if device.type == "cpu" else torch.bfloat16
     model.export_hf(policy, tokenizer, f"{run.path}/model", export, cfg.num_steps)
     scorer.close()
-    run.say(f"done: {run.path}  (metrics.jsonl, log.txt, samples/, code/, and the model as a Hugging Face directory: "
+    if cfg.report_every:
+        run.report(wait=True)
+    run.say(f"done: {run.path}  (metrics.jsonl, log.txt, report.html, samples/, code/, and the model as a Hugging Face directory: "
             f"{run.path}/model)")
 
 
