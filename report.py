@@ -63,6 +63,10 @@ FIGURES = {
                                    "seconds_reward": "reward", "seconds_sync": "sync", "seconds_eval": "evaluation"}),
     "speed": ("tokens a second, all processes", {"tokens_per_second": "prompt and response"}),
 }
+PARTS = {  # of the page, in its order
+    "Learning": ("success", "reward", "parts", "sources", "errors", "groups"),
+    "What is written": ("length", "reasoning", "reflection", "word_share", "suspicious"),
+    "Updates": ("entropy", "kl", "clip", "mismatch", "grad_norm", "critic"), "Time": ("seconds", "speed")}
 SHARES = ("success", "errors", "word_share", "groups", "suspicious")  # drawn from 0 to 1
 LOG = ("mismatch",)
 OVERVIEW = ("success", "reward", "errors", "length", "reflection", "entropy")
@@ -90,11 +94,18 @@ def short(value, digits=5):
 
 
 def read_lines(path, limit=None):
-    """JSONL, plain or gzip -> (rows that are objects, "" or what is wrong); a killed run leaves half a line or half a file."""
-    rows, chars, broken = [], 0, 0
+    """
+    JSONL, plain or gzip -> (rows that are objects, "" or what is wrong); a killed run leaves half a line or half a file.
+    After `limit` characters only held-out rollouts are read: they are few, small and stand last.
+    """
+    rows, chars, broken, passed = [], 0, 0, 0
     try:
         with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8", errors="replace", newline="\n") as f:
             for line in f:
+                chars += len(line)
+                if limit and chars > limit and '"held-out"' not in line[:200]:
+                    passed += 1
+                    continue
                 try:
                     row = json.loads(line)
                 except (ValueError, RecursionError):
@@ -103,12 +114,10 @@ def read_lines(path, limit=None):
                     rows.append(row)
                 else:
                     broken += bool(line.strip())
-                chars += len(line)
-                if limit and chars > limit:
-                    return rows, f"only its first {len(rows)} lines were read"
     except (OSError, EOFError, zlib.error) as error:
         return rows, f"cannot be read to its end ({type(error).__name__}), {len(rows)} lines were"
-    return rows, f"{broken} broken line{'s' * (broken > 1)} left out" if broken else ""
+    problems = [f"{broken} broken line{'s' * (broken > 1)} left out"] * bool(broken) + [f"too large, {passed} lines not read"] * bool(passed)
+    return rows, ", ".join(problems)
 
 
 def read_json(path):
@@ -194,7 +203,7 @@ def clean_rollout(row, step, old=False):
     """
     One stored line -> what the page shows of it, offsets in UTF-16 units as in JavaScript; None without uid, prompt, response.
 
-    A column per token that is missing, of another length or not numbers is left out. `mm` is rollout - trainer log-prob.
+    A column per token that is missing, of another length or not numbers is left out; `mismatch` is rollout - trainer log-prob.
     """
     text, prompt, uid = row.get("response"), row.get("prompt"), row.get("uid")
     if not isinstance(text, str) or not isinstance(prompt, str) or not isinstance(uid, (str, int)):
@@ -204,13 +213,15 @@ def clean_rollout(row, step, old=False):
             ends and not 0 <= ends[0] <= ends[-1] <= len(text)):
         ends = []
     columns = {}
-    for name in ("logprobs", "rollout_logprobs", "ratio", "entropy", "clipped", "advantages", "values"):
+    for name in ("logprobs", "old_logprobs", "rollout_logprobs", "ratio", "entropy", "clipped", "advantages", "values", "old_values"):
         values = row.get(name)
         if ends and isinstance(values, list) and len(values) == len(ends):
             columns[name] = [number(int(v) if isinstance(v, bool) else v) for v in values]
-    if "logprobs" in columns and "rollout_logprobs" in columns:
-        columns["mismatch"] = [None if r is None or p is None else r - p
-                               for r, p in zip(columns.pop("rollout_logprobs"), columns["logprobs"], strict=True)]
+    rolled, before = columns.pop("rollout_logprobs", None), columns.pop("old_logprobs", columns.get("logprobs"))
+    if rolled and before:  # the trainer's before the step's first update, as the engine's
+        columns["mismatch"] = [None if r is None or p is None else r - p for r, p in zip(rolled, before, strict=True)]
+    if "old_values" in columns:
+        columns["values"] = columns.pop("old_values")
     gaps = [abs(v) for v in columns.get("mismatch", ()) if v is not None]
     thinking, answer = split_thinking(text)
     tokens = number(row.get("tokens"))
@@ -343,7 +354,7 @@ def header_of(run):
     recipe = next((w for w in command[2:3] if w.endswith(".py")), "")
     processes = int(number(config.get("world_size")) or 1)
     wall = column_sum(run, "seconds_step")
-    unit = "CPU-process hours" if str(config.get("machine", "")).startswith("CPU") or not config else "GPU-hours"
+    unit = "process-hours" if str(config.get("machine", "")).startswith("CPU") or not config else "GPU-hours"
     last, asked = (rows[-1]["step"] if rows else None), setting(run, "num_steps")
     percent, plain, many = (lambda v: f"{v:.1%}"), (lambda v: f"{v:.3g}"), (lambda v: f"{v:,.0f}")
     greedy = first_last(run, "eval_correct_greedy", percent)
@@ -359,7 +370,9 @@ def header_of(run):
              "reward": setting(run, "reward"), "machine": config.get("machine"), "processes": processes if config else None,
              "commit": config.get("commit"), "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
              "command": shlex.join(command[1:]) if command else None}
-    return {"name": run["name"], "folder": run["folder"], "notes": run["notes"],
+    summary = " ".join(str(w) for w in (config.get("script"), recipe) if w), text_of(config.get("machine") or "", 200)
+    summary += f"{processes} process{'es' * (processes > 1)}" * bool(config), f"commit {str(config.get('commit'))[:10]}" * bool(config)
+    return {"name": run["name"], "notes": run["notes"], "summary": " \u00b7 ".join(filter(None, summary)),
             "going": type(asked) is int and last is not None and last < asked,
             "facts": [{"label": a, "value": b, "note": c} for a, b, c in facts if b],
             "about": [[k, text_of(v, 2000)] for k, v in about.items() if v]}
@@ -388,9 +401,9 @@ def series(runs, column):
 
 def curves(groups):
     """-> figures of the page: of one run the columns of a figure together, of several runs a figure for each column."""
-    made, everyone = [], [run for runs in groups.values() for run in runs]
-    for name, (unit, columns) in figures_of(everyone).items():
-        title = name.replace("_", " ")
+    made, figures = [], figures_of([run for runs in groups.values() for run in runs])
+    for part, name in ((part, name) for part, names in PARTS.items() for name in names if name in figures):
+        (unit, columns), title = figures[name], "KL" if name == "kl" else name.replace("_", " ").capitalize()
         plan = [(title, [(label, next(iter(groups)), column) for column, label in columns.items()])] if len(groups) == 1 else [
             (title if len(columns) == 1 else f"{title}: {label}", [(group, group, column) for group in groups])
             for column, label in columns.items()]
@@ -406,7 +419,7 @@ def curves(groups):
                                   "low": [short(low[i]) for i in points] if band else None,
                                   "high": [short(high[i]) for i in points] if band else None})
             if drawn:
-                made.append({"title": title, "unit": unit, "share": name in SHARES, "log": name in LOG, "series": drawn})
+                made.append({"part": part, "title": title, "unit": unit, "share": name in SHARES, "log": name in LOG, "series": drawn})
     return made
 
 
@@ -668,7 +681,8 @@ def page_data(groups):
     for run in everyone:
         steps, left = pick_groups(run, PAGE_BYTES // len(everyone))
         viewer.append({"run": run["name"], "steps": steps, "left_out": left})
-    data = {"title": " against ".join(groups), "made": time.strftime("%Y-%m-%d %H:%M"), "viewer": viewer, "curves": curves(groups)}
+    title = " against ".join(reversed(groups)) if len(groups) == 2 else ", ".join(groups)
+    data = {"title": title, "made": time.strftime("%Y-%m-%d %H:%M"), "viewer": viewer, "curves": curves(groups)}
     data["tables"] = [{"run": run["name"], "eval": eval_table(run), "analyses": analyses(run), "examples": examples(run),
                        "histograms": histograms(run)} for run in everyone]
     if len(everyone) > 1:
