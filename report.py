@@ -67,6 +67,9 @@ PARTS = {  # of the page, in its order
     "Learning": ("success", "reward", "parts", "sources", "errors", "groups"),
     "What is written": ("length", "reasoning", "reflection", "word_share", "suspicious"),
     "Updates": ("entropy", "kl", "clip", "mismatch", "grad_norm", "critic"), "Time": ("seconds", "speed")}
+TITLES = {"success": "Correctness", "parts": "Parts of the reward", "sources": "Reward by source", "groups": "Groups without variance",
+          "reasoning": "Step words", "reflection": "Reflection words", "word_share": "Responses with such words", "kl": "KL",
+          "suspicious": "Suspicious responses", "clip": "Clip share", "grad_norm": "Gradient norm", "seconds": "Time per phase"}
 SHARES = ("success", "errors", "word_share", "groups", "suspicious")  # drawn from 0 to 1
 LOG = ("mismatch",)
 OVERVIEW = ("success", "reward", "errors", "length", "reflection", "entropy")
@@ -403,7 +406,7 @@ def curves(groups):
     """-> figures of the page: of one run the columns of a figure together, of several runs a figure for each column."""
     made, figures = [], figures_of([run for runs in groups.values() for run in runs])
     for part, name in ((part, name) for part, names in PARTS.items() for name in names if name in figures):
-        (unit, columns), title = figures[name], "KL" if name == "kl" else name.replace("_", " ").capitalize()
+        (unit, columns), title = figures[name], TITLES.get(name, name.capitalize())
         plan = [(title, [(label, next(iter(groups)), column) for column, label in columns.items()])] if len(groups) == 1 else [
             (title if len(columns) == 1 else f"{title}: {label}", [(group, group, column) for group in groups])
             for column, label in columns.items()]
@@ -418,7 +421,7 @@ def curves(groups):
                                   "x": [steps[i] for i in points], "y": [short(mean[i]) for i in points],
                                   "low": [short(low[i]) for i in points] if band else None,
                                   "high": [short(high[i]) for i in points] if band else None})
-            if drawn:
+            if drawn and (len(groups) == 1 or any(any(line["y"]) for line in drawn)):
                 made.append({"part": part, "title": title, "unit": unit, "share": name in SHARES, "log": name in LOG, "series": drawn})
     return made
 

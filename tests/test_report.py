@@ -135,7 +135,7 @@ def test_the_page_holds_settings_curves_examples_and_rollouts(runs):
     assert [(s["name"], s["default"], s["meaning"]) for s in run["settings"] if s["differs"]] == [
         ("lr", "1e-06", "peak"), ("name", "run", "of the run"), ("num_steps", "100", "steps")]
     assert {f["label"]: f["note"] for f in run["facts"]}["wall time"] == "0.0233 process-hours"  # 21 rows x 2 s x 2
-    assert {"Success", "Reward", "Length", "Mismatch", "Sources"} <= {c["title"] for c in data["curves"]}
+    assert {"Correctness", "Reward", "Length", "Mismatch", "Reward by source"} <= {c["title"] for c in data["curves"]}
     viewer = data["viewer"][0]["steps"]
     assert [s["step"] for s in viewer] == list(range(21)) and len(viewer[3]["groups"]) == 2 and len(viewer[3]["groups"][0]["samples"]) == 4
     assert {f"test/{i}" for i in range(3)} == {e["uid"] for e in data["tables"][0]["examples"]}
