@@ -18,8 +18,8 @@ FLAGS = ("several_answers", "answer_in_thinking", "several_boxes", "empty_thinki
 def summarise(rollouts, tokenizer):
     """
     Means over the rollouts of a step: reward, shares of right, wrong and badly formatted ones, lengths in tokens,
-    words of reasoning and of reflection (analysis.py). think_len and answer_len re-tokenise the two parts of the text, for
-    this only.
+    words of reasoning and of reflection (analysis.py). think_len and answer_len re-tokenise the two parts of the text,
+    for this only.
     """
     n = max(1, len(rollouts))
     parts = [split_thinking(r.text) for r in rollouts]

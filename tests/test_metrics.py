@@ -49,12 +49,13 @@ def test_thinking_ends_at_its_tag_else_at_the_answer():
 
 
 def test_words_of_reasoning_and_reflection_are_counted_once_each_as_the_lists_say():
-    text = ("Step 1: add. First, 3 - 2 = 1.5 and the next number.\n2. Second try\n  **3)** and then, finally, no notes.\n"
+    text = ("Step 1: add. First, 3 - 2 = 1.5 and the next number.\n2. Second try\n  **3)** then, finally, no notes.\n"
             "Wait, that is too high. Let\u2019s try again: rechecked, re - evaluate, Re-evaluate. Let's think again")
     counts = word_counts(text)
     assert counts["reasoning_words"] == 6  # Step 1; First; 2.; Second; 3); finally, -- not "1.5", not "the next number"
     assert counts["reflection_words"] == 6  # no, Wait, too high, try again, re-evaluate, think again
-    assert counts["reflection_words_survey"] == 6  # too high, try again, recheck, re - evaluate, re-evaluate, let's think again
+    # too high, try again, recheck, re - evaluate, re-evaluate, let's think again
+    assert counts["reflection_words_survey"] == 6
     assert counts["reflection_words_published"] == 3  # recheck, re-evaluate, think again
     assert set(word_counts("").values()) == {0}
 

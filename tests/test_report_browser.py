@@ -1,4 +1,4 @@
-"""python -m pytest tests/test_report_browser.py: report.html in a real headless Chromium (tests/browser.py says what it needs)."""
+"""python -m pytest tests/test_report_browser.py: report.html in a real headless Chromium; tests/browser.py says how."""
 
 import os
 
@@ -44,7 +44,14 @@ def go_to(page, step, uid):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_opens_without_a_message_or_a_request(browser, pages, kind, scheme):
     page, events = open_page(browser, pages[kind], scheme=scheme)
-    for name in ("curves", "analyses", "examples", "rollouts", "settings", *(("verdict", "differences") if kind else ())):
+    for name in (
+        "curves",
+        "analyses",
+        "examples",
+        "rollouts",
+        "settings",
+        *(("verdict", "differences") if kind else ()),
+    ):
         assert page.locator(f"#{name}").count() == 1, name
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert background == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 23, 27)")
@@ -60,7 +67,10 @@ def test_the_viewer_shows_the_group_of_the_chosen_step_and_prompt(browser, pages
     assert all("end of thinking" in text and text.index("end of thinking") < text.index("</think>") for text in cards)
     page.select_option("#view-step", label="10")
     page.select_option("#view-prompt", label="held-out test/2")
-    assert page.locator("#group .prompt").inner_text() == "numbers test/2 <think>" and page.locator("#group .card").count() == 2
+    assert (
+        page.locator("#group .prompt").inner_text() == "numbers test/2 <think>"
+        and page.locator("#group .card").count() == 2
+    )
     page.click("button[aria-label='Next step']")  # no held-out rollouts there: the first prompt
     assert page.locator("#group .prompt").inner_text() == "numbers train/11/0 <think>" and events == []
 
@@ -77,7 +87,10 @@ def test_tokens_have_the_stored_numbers_and_the_chosen_colour(browser, pages):
         assert len(set(colours)) > (1 if name == "advantage" else 5), name
         assert page.locator("#scale").inner_text().strip()
     page.select_option("#view-colour", "clipped")
-    painted = page.evaluate("[...document.querySelectorAll('#group .t')].every(t => (t.style.backgroundColor !== 'transparent') === t.classList.contains('clipped'))")
+    painted = page.evaluate(
+        "[...document.querySelectorAll('#group .t')].every(t => "
+        "(t.style.backgroundColor !== 'transparent') === t.classList.contains('clipped'))"
+    )
     assert painted and page.locator("#group .t.clipped").count() > 0
     first.nth(1).hover()
     told = page.locator("#rollouts > .tip").inner_text()
@@ -127,7 +140,9 @@ def test_the_keyboard_alone_reaches_everything(browser, pages):
     page.focus("#curves svg")
     page.keyboard.press("Home")
     assert "step 0" in page.locator("#curves figure").nth(0).locator(".tip").inner_text() and events == []
-    named = "[...document.querySelectorAll('button, select, input, svg[tabindex], [role=region]')].every(n => (n.getAttribute('aria-label') || (n.labels && n.labels[0] && n.labels[0].textContent) || n.textContent).trim())"
+    named = """[...document.querySelectorAll('button, select, input, svg[tabindex], [role=region]')].every(n =>
+        (n.getAttribute('aria-label') || (n.labels && n.labels[0] && n.labels[0].textContent) || n.textContent)
+        .trim())"""
     assert page.evaluate(named)
 
 
@@ -141,8 +156,17 @@ def test_hostile_text_stays_text(browser, pages):
         page.fill("#view-search", "window.broken")
         page.locator(".results button").nth(0).click()
         shown = page.locator("#group .card .text").nth(0).evaluate("node => node.textContent")
-        for piece in ("</script><script>window.broken=1</script>", "<img src=x onerror=", "\\x1b[31mred", "nul \\x00", "U+202Egnp.exe",
-                      "U+2028 line", "U+D800 lone", "\U0001f600", "&lt;b&gt;"):
+        for piece in (
+            "</script><script>window.broken=1</script>",
+            "<img src=x onerror=",
+            "\\x1b[31mred",
+            "nul \\x00",
+            "U+202Egnp.exe",
+            "U+2028 line",
+            "U+D800 lone",
+            "\U0001f600",
+            "&lt;b&gt;",
+        ):
             assert piece in shown, piece
         assert not any(c in shown for c in "\x00\x1b\u202e\u2028\u200b")
         assert page.evaluate("window.broken") is None and page.locator("img, iframe, svg[onload]").count() == 0
@@ -152,14 +176,20 @@ def test_hostile_text_stays_text(browser, pages):
 def test_a_script_that_got_into_the_page_would_not_run(browser, pages, tmp_path):
     """The policy is the second wall: with the first one torn down, an inline script and a request are still refused."""
     with open(pages[0], encoding="utf-8") as f:
-        text = f.read().replace("<main", "<script>window.broken = 1</script><img src='https://example.org/x.png' onerror='window.broken = 2'><main", 1)
+        text = f.read().replace(
+            "<main",
+            "<script>window.broken = 1</script><img src='https://example.org/x.png' onerror='window.broken = 2'><main",
+            1,
+        )
     path = tmp_path / "torn.html"
     path.write_text(text, encoding="utf-8")
     page, events = open_page(browser, path)
     page.wait_for_timeout(200)
     assert page.evaluate("window.broken") is None and page.locator("#rollouts").count() == 1
     assert sum("Content Security Policy" in event for event in events) >= 2
-    assert [event for event in events if "request" in event] == ["request: https://example.org/x.png, csp"]  # asked, never sent
+    assert [event for event in events if "request" in event] == [
+        "request: https://example.org/x.png, csp"
+    ]  # asked, never sent
 
 
 @pytest.mark.parametrize("kind", [0, 1])
