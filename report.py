@@ -41,7 +41,7 @@ from report_read import (
 )
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-PAGE_BYTES = 3_000_000  # of rollouts in the page, over all runs; the rest of the page is a few hundred kB
+PAGE_BYTES = 4_000_000  # of rollouts in the page, over all runs; the rest of the page is a few hundred kB
 MAX_ROWS = 1000  # steps that a curve is drawn with
 
 # file name: what it shows with its unit, then the columns with their labels; the ones that are missing are left out
@@ -501,10 +501,11 @@ def draw(axis, name, unit, lines):
     """One figure onto an axis; lines: [(label, color, (steps, mean, low, high), whether its points are marked)]."""
     for label, color, (steps, mean, low, high), marked in lines:
         style = dict(marker="o", markersize=4) if marked else dict(alpha=0.85)
+        label = label.replace("$", r"\$")  # no formula
         axis.plot(steps, mean, color=color, linewidth=1.6, label=label, **style)
         if low != high:
             axis.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
-    axis.set_title(name.replace("_", " "), fontsize=10, loc="left", fontweight="bold")
+    axis.set_title(name.replace("_", " ").replace("$", r"\$"), fontsize=10, loc="left", fontweight="bold")
     axis.set_ylabel(unit, fontsize=8)
     axis.set_xlabel("step", fontsize=8)
     axis.grid(alpha=0.25)
@@ -652,4 +653,8 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.stdout.reconfigure(errors="backslashreplace")  # a label or path that the terminal cannot show
+    try:
+        main()
+    except BrokenPipeError:  # report.py ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -262,6 +262,17 @@ def groups_of(rows):
     return groups
 
 
+def spread(items):
+    """First, last, middle, then the middles of the halves, ...: every beginning of it covers the whole."""
+    order = list(items[:1]) + list(items[1:][-1:])
+    parts = [(0, len(items) - 1)]
+    for a, b in parts:  # grows while it is read
+        if b - a > 1:
+            order.append(items[(a + b) // 2])
+            parts += [(a, (a + b) // 2), ((a + b) // 2, b)]
+    return order
+
+
 def pick_groups(run, budget):
     """
     Groups for the viewer -> ([{step, groups}], what is left out): the steps take turns until the budget is spent (bytes).
@@ -272,7 +283,8 @@ def pick_groups(run, budget):
         per_step[step] = [g for pair in itertools.zip_longest(*by_split) for g in pair if g]
     picked, total = {step: [] for step in per_step}, sum(map(len, per_step.values()))
     for turn in range(max(map(len, per_step.values()), default=0)):
-        for step, groups in per_step.items():
+        for step in spread(sorted(per_step)):
+            groups = per_step[step]
             if turn < len(groups) and budget > 0:
                 budget -= len(json.dumps(groups[turn]))
                 if budget > 0:

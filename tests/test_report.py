@@ -93,7 +93,7 @@ def test_two_runs_are_compared_on_their_last_common_evaluation(runs, tmp_path):
 
 
 def test_a_run_against_itself_makes_no_difference(runs, tmp_path):
-    out = make(f"one={runs[0]}", f"same={runs[0]}", "--out", tmp_path / "x.png")
+    out = make(f"one $\u4e00={runs[0]}", f"same={runs[0]}", "--out", tmp_path / "x.png")
     assert "no difference can be told: +0.0 points, 95 % [0.0, 0.0]" in out and os.path.exists(tmp_path / "x.html")
 
 
@@ -232,6 +232,9 @@ def test_the_page_stays_small_and_says_what_it_left_out(tmp_path):
     run = load(folder)
     steps, left = pick_groups(run, 100_000)
     assert len(json.dumps(steps)) < 110_000 and "of 61 steps" in left and "groups of the steps shown" in left
+    shown = [s["step"] for s in pick_groups(run, 40_000)[0]]  # what is left still spans the run
+    assert len(shown) < len(steps) and shown[0] == 0 and shown[-1] == 60 and 20 < shown[len(shown) // 2] < 40
+    assert report_read.spread(list(range(7))) == [0, 6, 3, 1, 4, 2, 5] and report_read.spread([5]) == [5]
     assert {0, 20, 40, 60} <= set(run["rollouts"]) and len(run["rollouts"]) <= report_read.MAX_STEPS + 4
 
 
