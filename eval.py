@@ -152,7 +152,7 @@ def main():
     scorer, timer = rewards.Scorer(), common.Timer(device)
     row, kept = evaluate(
         prompts, cfg.seed, cfg.samples, cfg.temperature, version=0, keep=len(prompts), engine=engine, tokenizer=tokenizer,
-        scorer=scorer, timer=timer, max_tokens=cfg.max_response_len, stop_ids=stop_ids, stop_strings=cfg.stop,
+        scorer=scorer, timer=timer, max_tokens=cfg.max_response_len, stop_ids=stop_ids, stop_strings=cfg.stop, repetition_stop=0,
         deadline_s=cfg.deadline_s, engines=world // cfg.tensor_parallel, engine_rank=rank // cfg.tensor_parallel,
         leader=rank % cfg.tensor_parallel == 0, vocab_size=hf_config.vocab_size)
     scorer.close()

@@ -9,7 +9,7 @@ import math
 import torch
 
 from analysis import split_thinking, word_columns
-from common import max_over_ranks, sum_over_ranks
+from common import Broken, max_over_ranks, sum_over_ranks
 
 # Monitors that rewards.Score.flags may hold: each a way to look right, or a grader that gave up.
 FLAGS = ("several_answers", "answer_in_thinking", "several_boxes", "empty_thinking", "non_ascii_answer", "timeout", "error")
@@ -64,6 +64,18 @@ def hacked(before, now):
         return (f"warning: since step {before['step']} the reward rose from {before['reward']:.3f} to {now['reward']:.3f} while "
                 f"held-out success fell from {before['eval_correct']:.1%} to {now['eval_correct']:.1%}: read samples/, the "
                 "policy may be exploiting the reward (columns flag/*)")
+    return ""
+
+
+def no_signal(silent_steps, row):
+    """
+    One line, or "": every 10 steps in a row without anything to learn from. A reward that never pays, a template that it
+    cannot read, or a task too easy or too hard; check.py's self-test of the golds at start-up rules out the grader.
+    """
+    if silent_steps and silent_steps % 10 == 0:
+        return (f"warning: no learning signal for {silent_steps} steps: the rewards of every group agree (mean "
+                f"{row['reward']:.3f}, format errors {row['format_error']:.0%}, truncated {row['truncated']:.0%}): read "
+                "samples/, or try easier problems, more samples, a longer max_response_len")
     return ""
 
 
@@ -127,7 +139,7 @@ class StepStats:
         compared = self.total.get("compared", 0)
         mean = self.total["mismatch"] / compared if compared else 0.0
         if not mean <= bound:  # NaN too
-            raise RuntimeError(
+            raise Broken(
                 f"engine and trainer disagree: mean |rollout - trainer| log-prob {mean:.3g} (max {self.mismatch_max:.3g}) is "
                 f"above mismatch_bound {bound:.3g}. No weight was changed. Likely causes: the weight sync misses a tensor "
                 "(a tied lm_head), a stale prefix cache, another temperature, or a dtype that is too coarse")

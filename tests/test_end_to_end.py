@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 from conftest import run_script, save_tiny_model
+from runs import assert_same, everything_of
 
 COLUMNS = """step reward correct format_error wrong_answer truncated response_len think_len answer_len entropy grad_norm kl
 clip_frac mismatch_mean mismatch_max zero_variance_groups lr seconds_rollout seconds_reward seconds_train seconds_sync
@@ -19,11 +20,11 @@ TINY = ["--data", "tiny_countdown", "--template", "tiny_countdown", "--reward", 
         "--report_every", "0", "--max_num_seqs", "16", "--lr", "3e-3", "--max_tokens_per_gpu", "200"]
 
 
-def train(folder, model, *args, nproc=1):
+def train(folder, model, *args, nproc=1, env=None):
     os.makedirs(folder, exist_ok=True)
     from conftest import ROOT
 
-    return run_script(os.path.join(ROOT, "train_grpo.py"), *TINY, "--model", model, *args, nproc=nproc, cwd=folder)
+    return run_script(os.path.join(ROOT, "train_grpo.py"), *TINY, "--model", model, *args, nproc=nproc, cwd=folder, env=env)
 
 
 def rows_of(folder, name="run"):
@@ -118,17 +119,13 @@ def load_weights(folder):
     return load_file(os.path.join(folder, "model.safetensors"))
 
 
-def test_a_run_continued_from_its_checkpoint_is_the_run_that_was_not_stopped(one_rank, tied_model, tmp_path):
-    first = train(tmp_path, tied_model, "--num_steps", "2")
-    assert first.returncode == 0, first.stderr[-3000:]
+def test_a_run_killed_after_its_last_step_and_started_again_is_the_run_that_was_not_stopped(one_rank, tied_model, tmp_path):
+    """kill -9 between the metrics of step 3 and its checkpoint, with the real engine; tests/test_faults.py has the rest."""
+    first = train(tmp_path, tied_model, env={"FAULT_AT": "metrics:3"})
+    assert first.returncode != 0 and "step    3/3" in first.stdout and "SIGKILL" in first.stderr, first.stderr[-3000:]
     second = train(tmp_path, tied_model)
     assert second.returncode == 0 and "resumed out/run at step 2" in second.stdout, second.stderr[-3000:]
-    straight, resumed = rows_of(one_rank[0]), rows_of(tmp_path)
-    assert [row["step"] for row in resumed] == [0, 1, 2, 3]
-    for name in ("reward", "response_len", "entropy", "grad_norm", "prompts_seen"):
-        assert straight[3][name] == resumed[3][name], name
-    a, b = (load_weights(os.path.join(folder, "out/run/model")) for folder in (one_rank[0], tmp_path))
-    assert all((a[name] == b[name]).all() for name in a)
+    assert_same(everything_of(one_rank[0]), everything_of(tmp_path))
 
 
 def test_the_evaluation_of_the_exported_model_is_the_runs_last_evaluation(one_rank):
