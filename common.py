@@ -3,19 +3,23 @@ What every script needs around the algorithm: processes, the run directory, one 
 
     out/<name>/  config.json   the settings of the run       metrics.jsonl  one object a step: the truth
                  log.txt       all that was printed           code/          the code as it was, commit and diff
-                 samples/      some rollouts per evaluation   step_000100/   checkpoint        model/  export
-                 lock          who writes here: pid, host
+                 samples/      some rollouts of each step     step_000100/   checkpoint        model/  export
+                 report.html   curves and rollouts to read    lock           who writes here: pid, host
+                 crash/        what is known about a crash
 """
 
 import dataclasses
 import errno
+import faulthandler
 import fcntl
+import gzip
 import hashlib
 import inspect
 import io
 import json
 import math
 import os
+import queue
 import random
 import re
 import shutil
@@ -23,7 +27,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import traceback
 import warnings
 from collections import defaultdict
 from contextlib import contextmanager
@@ -44,7 +50,8 @@ from config import ConfigError, table  # noqa: E402
 # A run may be continued with another value of these, which do not change what is learned; any other difference is
 # another run.
 MAY_CHANGE = ("num_steps", "eval_every", "save_every", "wandb", "check", "max_tokens_per_gpu", "checkpointing",
-              "max_num_seqs", "kv_cache_gb", "rollout_deadline_s", "keep_checkpoints", "max_hours", "allow_data_change")
+              "max_num_seqs", "kv_cache_gb", "rollout_deadline_s", "keep_rollouts", "report_every", "keep_checkpoints",
+              "max_hours", "allow_data_change")
 START = time.monotonic()  # of this process, for max_hours: a clock that nobody sets
 
 
@@ -130,16 +137,82 @@ def progress(items=None, desc="", **kwargs):
     return tqdm(items, desc=desc, disable=quiet, leave=False, dynamic_ncols=True, mininterval=0.5, **kwargs)
 
 
+class Broken(RuntimeError):
+    """Training on would do harm: engine and trainer disagree, NaN, a weight sync that failed half-way."""
+
+    exit_code = 6
+
+
+LAST = {}  # what a crash report holds: folder of the run, step, rollouts, row of metrics, max_tokens
+
+
 def entry(main):
     """
-    Run a script's main() -> never returns: exit code 0, that of a ConfigError (its line on stderr), or 1 on a crash, with
-    what is known about it left in the run directory.
+    Run a script's main(). Ends the process with the exit code of a ConfigError after its line on stderr; with 4 when out
+    of memory, 6 when Broken, 1 for any other crash, after leaving a report in the run directory.
     """
     try:
         main()
     except ConfigError as error:
         print(error, file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
+    except Exception as error:
+        traceback.print_exc()
+        full = out_of_memory(error)
+        text = f"error: {type(error).__name__} in step {LAST.get('step', 0)}"
+        try:
+            if "folder" in LAST:
+                text += f"; the batch, all stacks and the last metrics are in {crash_report(error, LAST['folder'])}"
+            if full and "max_tokens" in LAST:
+                text += f"; out of memory: the same command goes on from the last checkpoint with {halve_tokens()}"
+        except OSError as disk:  # full or gone: perhaps what the run died of
+            text += f"; no crash report could be written ({disk})"
+        print(visible(text), file=sys.stderr, flush=True)
+        sys.exit(4 if full else getattr(error, "exit_code", 1))
+
+
+def out_of_memory(error):
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def crash_report(error, folder):
+    """folder/crash/<time>_rank0/: error.txt, last_metrics.json and the rollouts of the step that crashed -> its path."""
+    path = os.path.join(folder, "crash", time.strftime("%Y%m%d-%H%M%S") + f"_rank{os.environ.get('RANK', 0)}")
+    os.makedirs(path, exist_ok=True)
+    with open(os.path.join(path, "error.txt"), "w") as f:
+        f.write("".join(traceback.format_exception(error)) + f"\nstep {LAST.get('step')}; all threads:\n")
+        f.flush()
+        faulthandler.dump_traceback(f)
+    with open(os.path.join(path, "last_metrics.json"), "w") as f:
+        json.dump(LAST.get("row"), f, indent=1)
+    with gzip.open(os.path.join(path, "batch.jsonl.gz"), "wt") as f:
+        for r in LAST.get("rollouts", ()):
+            f.write(json.dumps({"uid": r.uid, "sample": r.sample, "prompt_ids": list(map(int, r.prompt_ids)),
+                                "response_ids": list(map(int, r.response_ids)), "finish_reason": r.finish_reason,
+                                "rollout_logprobs": [float(x) for x in r.rollout_logprobs],
+                                "reward": getattr(r.score, "total", None)}) + "\n")
+    return path
+
+
+def halve_tokens():
+    """After running out of memory: leave half the micro-batch size for the next start -> that setting as text."""
+    asked, used = LAST["max_tokens"]
+    with open(os.path.join(LAST["folder"], "out_of_memory.json"), "w") as f:
+        json.dump({"asked": asked, "max_tokens_per_gpu": max(1, used // 2)}, f)
+    return f"max_tokens_per_gpu = {max(1, used // 2)} instead of {used}; results do not change"
+
+
+def token_budget(folder, asked):
+    """-> max_tokens_per_gpu: what the settings ask for, or the half that an earlier start with them left after a crash."""
+    used = asked
+    try:
+        with open(os.path.join(folder, "out_of_memory.json")) as f:
+            before = json.load(f)
+        used = before["max_tokens_per_gpu"] if before["asked"] == asked else asked
+    except FileNotFoundError:
+        pass
+    LAST["max_tokens"] = (asked, used)
+    return used
 
 
 def print0(text):
@@ -238,10 +311,10 @@ class Run:
     def __init__(self, cfg, origin, script):
         self.path = run_folder(cfg)
         self.main = dist.get_rank() == 0
-        self.wandb = None
-        self.unwritten = {}
+        self.wandb, self.reporting, self.unwritten = None, None, {}
         settings, file = as_json(cfg), os.path.join(self.path, "config.json")
         self.lock = lock(self.path)  # nobody reads config.json after this, a collective
+        LAST["folder"] = self.path
         if not self.main:
             return
         changed = changed_settings(self.path, cfg)
@@ -289,13 +362,10 @@ class Run:
         if not self.main:
             return
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        LAST["row"] = clean
         self.append("metrics.jsonl", json.dumps(clean) + "\n")
         if self.wandb is not None:
-            try:
-                self.wandb.log({k: v for k, v in clean.items() if v is not None}, step=row["step"])
-            except Exception as error:  # a logging service must never end a run: metrics.jsonl is the truth
-                self.say(f"wandb: {type(error).__name__}: {error}; going on without it")
-                self.wandb = None
+            self.wandb.log({k: v for k, v in clean.items() if v is not None})
 
     def forget_after(self, step):
         """Drop what the run wrote after `step`, a row of metrics or a sample: a resumed run writes it again."""
@@ -323,22 +393,77 @@ class Run:
                     self.say(f"{dropped} rows of metrics after the last checkpoint are dropped, their steps done again")
 
     def samples(self, step, rows):
-        """Keep some rollouts of an evaluation: out/<name>/samples/step_000000.jsonl"""
-        if self.main:
-            with open(os.path.join(self.path, "samples", f"step_{step:06d}.jsonl"), "w") as f:
-                f.writelines(json.dumps(row) + "\n" for row in rows)
+        """Keep some rollouts of a step in out/<name>/samples/step_000010.jsonl.gz, one object (samples.row) a line."""
+        if not self.main or not rows:
+            return
+        file = os.path.join(self.path, "samples", f"step_{step:06d}.jsonl.gz")
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        try:
+            with open(file + ".tmp", "wb") as f:
+                f.write(gzip.compress(text.encode(), compresslevel=6, mtime=0))  # the same rows, the same bytes
+            os.replace(file + ".tmp", file)
+        except OSError as error:  # a full disk does not end the run: nothing that is learned depends on them
+            self.say(f"WARNING: the rollouts of step {step} are not kept ({error})")
+
+    def report(self, wait=False):
+        """Renew out/<name>/report.html in a process of its own; it may fail without harm, and says why in report.log."""
+        if not self.main or (self.reporting is not None and self.reporting.poll() is None and not wait):
+            return  # the one before is still at work
+        here = os.path.dirname(os.path.abspath(__file__))
+        if self.reporting is not None:
+            self.reporting.wait()
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("LD_PRELOAD", "WANDB"))}
+        try:
+            with open(os.path.join(self.path, "report.log"), "w") as log:
+                self.reporting = subprocess.Popen([sys.executable, os.path.join(here, "report.py"), self.path], stdout=log,
+                                                  stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
+                                                  preexec_fn=lambda: os.nice(10))
+        except OSError as error:  # a full disk
+            return self.say(f"WARNING: no report.html was made ({error})")
+        if wait and self.reporting.wait():
+            self.say(f"no report.html was made: see {self.path}/report.log")
 
     def start_wandb(self, cfg, settings):
-        if cfg.wandb == "off":
-            return
+        if cfg.wandb != "off":
+            self.wandb = Wandb(self.say, project="onebox-r1", name=cfg.name, id=cfg.name, mode=cfg.wandb, config=settings,
+                               dir=self.path, resume="allow")
+
+    def close(self):
+        if self.wandb is not None:
+            self.wandb.close()
+
+
+class Wandb(threading.Thread):
+    """
+    Weights & Biases in a thread of its own: a service that is down, slow or full must not hold a run up, nor end it.
+    metrics.jsonl is the truth. Rows that a resumed run writes again are dropped by wandb, and are the same.
+    """
+
+    def __init__(self, say, **settings):
+        super().__init__(daemon=True)
+        self.say, self.settings, self.rows = say, settings, queue.SimpleQueue()
+        os.environ.setdefault("WANDB_SILENT", "true")
+        self.start()
+
+    def run(self):
         try:
             import wandb
 
-            os.environ.setdefault("WANDB_SILENT", "true")
-            self.wandb = wandb.init(project="onebox-r1", name=cfg.name, id=cfg.name, mode=cfg.wandb, config=settings,
-                                    dir=self.path, resume="allow", settings=wandb.Settings(init_timeout=30, login_timeout=30))
-        except Exception as error:  # offline, no key, no package: the run does not depend on it
+            run = wandb.init(**self.settings, settings=wandb.Settings(init_timeout=30, login_timeout=30))
+            while (row := self.rows.get()) is not None:
+                run.log(row, step=row["step"])
+            run.finish()
+        except Exception as error:  # no package, no key, no connection, disk full: the run does not depend on it
             self.say(f"wandb: {type(error).__name__}: {error}; going on without it")
+
+    def log(self, row):
+        self.rows.put(row)
+
+    def close(self, wait_s=60):
+        self.rows.put(None)
+        self.join(wait_s)
+        if self.is_alive():
+            self.say(f"wandb: not done after {wait_s} s; not waiting for it")
 
 
 def visible(text):

@@ -154,6 +154,10 @@ class MicroBatch:
     old_values: torch.Tensor = None  # (T,) of the critic before this step's first update
     advantages: torch.Tensor = None  # (T,) where they differ from token to token (PPO)
     returns: torch.Tensor = None  # (T,) what the critic learns
+    logprobs: torch.Tensor = None  # (T,) of the policy at the last update, as the next three: kept for samples/
+    entropy: torch.Tensor = None  # (T,)
+    ratio: torch.Tensor = None  # (T,) to old_logprobs
+    clipped: torch.Tensor = None  # (T,) 1 where the clip stopped the gradient
 
 
 def pack(rollouts, chosen, max_tokens, rank, world, device):
@@ -212,13 +216,18 @@ def to_micro_batch(rollouts, chosen, device):
                       join(logprobs, torch.float32))
 
 
-def to_responses(batches, name):
-    """The field `name` (T,) of the micro-batches of all ranks -> {response: (len,) float64} in order, the same on every rank."""
+def to_responses(batches, name, only=None):
+    """
+    The field `name` (T,) of the micro-batches of all ranks -> {response: (len,) float64} in order, the same on every rank.
+    only: a set of responses; None means all. Fields that a micro-batch does not have (None) are left out.
+    """
     found = []
     for batch in batches:
+        if getattr(batch, name) is None:
+            continue
         index, lens = batch.response_index.unique_consecutive(return_counts=True)
         parts = getattr(batch, name).float().cpu().split(lens.tolist())
-        found += [(i, part.numpy()) for i, part in zip(index.tolist(), parts, strict=True)]
+        found += [(i, part.numpy()) for i, part in zip(index.tolist(), parts, strict=True) if only is None or i in only]
     return {i: part.astype(np.float64) for i, part in sorted(gather(found), key=lambda pair: pair[0])}
 
 

@@ -158,7 +158,7 @@ def main():
         grad_norm = model.clip_and_step(policy, optimizer, cfg.grad_clip, lr)
         common.fault("optimizer", step)
         if not np.isfinite(grad_norm):
-            raise FloatingPointError(f"step {step}: the gradient is not finite; lower lr or look at the examples of this step")
+            raise common.Broken(f"step {step}: the gradient is not finite; lower lr or look at the examples of this step")
 
         # 3) log and save
         loss = common.sum_over_ranks({"loss": loss_sum}, device)["loss"]

@@ -24,9 +24,11 @@ import data
 import policy as model
 import rewards
 import rollout as sampler
+import samples
+from check import check_recipe, self_test
 from config import ConfigError, load_config
 from eval import check_rewards, evaluate, resolve_model
-from metrics import StepStats, console_line, hacked, seconds, summarise
+from metrics import StepStats, console_line, hacked, no_signal, seconds, summarise
 from rewards import dense_repetition
 
 
@@ -38,6 +40,8 @@ class Config:
     num_steps: int = 100                 # steps of rollout + update
     eval_every: int = 10                 # held-out evaluation every so many steps, 0 = only before and after
     save_every: int = 50                 # checkpoint every so many steps, 0 = only the last
+    keep_rollouts: int = 16              # responses of each step kept token by token in samples/, 0 = none
+    report_every: int = 20               # renew report.html every so many steps and at the end, 0 = never
     keep_checkpoints: int = 2            # the newest so many stay, and the best of those saved at an evaluation
     max_hours: float = 0.0               # stop with a checkpoint after the step in which they are over, 0 = no limit
     allow_data_change: bool = False      # continue a run although its rows changed
@@ -72,6 +76,7 @@ class Config:
     kv_cache_gb: float = 0.0             # per engine; 0 = room for max_num_seqs full sequences, at most 35 % of the GPU
     tensor_parallel: int = 1             # GPUs per engine
     rollout_deadline_s: float = 3600.0   # after it, unfinished responses are cut off and count as truncated
+    repetition_stop: int = 0             # a pattern so many times in a row ends a response, as truncated; 0 = off
 
     # algorithm
     updates_per_step: int = 1            # optimizer steps on one batch of rollouts, disjoint parts of it
@@ -332,9 +337,10 @@ def check_config(cfg, world):
                  "keep_checkpoints", "epochs_per_step", "critic_lr", "repetition_ngram", "kl_horizon"):
         if getattr(cfg, name) <= 0:
             raise ConfigError(f"{name} = {getattr(cfg, name)} must be greater than 0")
-    for name in ("lr", "entropy_coef", "mismatch_bound", "shard_size", "max_hours", "eval_every", "save_every",
-                 "eval_prompts", "eval_samples", "warmup_steps", "grad_clip", "kv_cache_gb", "clip_low", "clip_high",
-                 "kl_coef", "mismatch_cap", "data_limit", "weight_decay", "critic_warmup_steps",
+    for name in ("lr", "entropy_coef", "mismatch_bound", "shard_size", "max_hours", "eval_every", "save_every", "keep_rollouts",
+                 "report_every", "repetition_stop", "eval_prompts", "eval_samples", "warmup_steps", "grad_clip",
+                 "kv_cache_gb", "clip_low", "clip_high", "kl_coef", "mismatch_cap", "data_limit", "weight_decay",
+                 "critic_warmup_steps",
                  "length_adaptive_lam", "repetition_coef", "value_clip", "dual_clip", "kl_target"):
         if getattr(cfg, name) < 0:
             raise ConfigError(f"{name} = {getattr(cfg, name)} must not be negative")
@@ -391,8 +397,6 @@ def main():
     # ------------------------------------------------------------------------------------------------------------
     cfg, origin = load_config(Config)
     if cfg.check:
-        from check import check_recipe
-
         return check_recipe(cfg)
     rank, world, device = common.init_distributed(cfg.rollout_deadline_s + 3600)
     check_config(cfg, world)
@@ -409,6 +413,7 @@ def main():
     if cfg.eval_prompts:
         eval_set, _ = data.load_prompts(cfg.eval_data or cfg.data, cfg.template, cfg.reward, tokenizer, split="test",
                                         paths=cfg.eval_path or cfg.data_path or None, limit=cfg.eval_prompts, **load)
+    self_test(prompts)
     if both := {p.text for p in prompts} & {p.text for p in eval_set}:
         raise ConfigError(f"{len(both)} of the {len(eval_set)} held-out prompts are training prompts: give --eval_path with "
                           "other rows, or --eval_prompts 0")
@@ -420,6 +425,9 @@ def main():
     fingerprints = {"model": checkpoint.fingerprint_of_model(path), "training": data.fingerprint(prompts),
                     "held-out": data.fingerprint(eval_set)}
     saved = checkpoint.find(run.path, fingerprints, cfg.allow_data_change, run.say)  # {"step": 0}: there is none yet
+    micro_batch_tokens = common.token_budget(run.path, cfg.max_tokens_per_gpu)
+    if micro_batch_tokens != cfg.max_tokens_per_gpu:
+        run.say(f"micro-batches of {micro_batch_tokens} tokens: an earlier start ran out of memory with more")
     if saved["step"] and cfg.estimator == "gae" and "critic" not in saved["models"]:
         raise ConfigError(f"{run.path}/step_{saved['step']:06d} holds no critic, so the run cannot go on from it: remove "
                           f"{run.path}, or give this run another --name")
@@ -450,20 +458,21 @@ def main():
     timer = common.Timer(device)
     bound = cfg.mismatch_bound or (1e-3 if dtype == "float32" else 0.05)
     sample = dict(engine=engine, tokenizer=tokenizer, scorer=scorer, timer=timer, max_tokens=cfg.max_response_len,
-                  stop_ids=stop_ids, stop_strings=cfg.stop, deadline_s=cfg.rollout_deadline_s, engines=engines,
-                  engine_rank=engine_rank, leader=rank % cfg.tensor_parallel == 0, vocab_size=hf_config.vocab_size)
+                  stop_ids=stop_ids, stop_strings=cfg.stop, repetition_stop=cfg.repetition_stop,
+                  deadline_s=cfg.rollout_deadline_s, engines=engines, engine_rank=engine_rank,
+                  leader=rank % cfg.tensor_parallel == 0, vocab_size=hf_config.vocab_size)
 
     def held_out(step):
-        row, kept = evaluate(eval_set, cfg.seed, cfg.eval_samples, cfg.temperature, version=step, **sample)
-        run.samples(step, kept)
-        return row
+        return evaluate(eval_set, cfg.seed, cfg.eval_samples, cfg.temperature, version=step, **sample)
 
     prompts_seen, bad_steps, evaluated = saved.get("prompts_seen", 0), saved.get("bad_steps", 0), saved.get("evaluated")
+    silent_steps = saved.get("silent_steps", 0)
     kl_coef, gammas = saved.get("kl_coef", cfg.kl_coef), cfg.gammas or {"task": cfg.gamma}
     if saved["step"] == 0 and cfg.eval_prompts:
         with timer("sync"):
             sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), 0, device)
-        row = held_out(0)
+        row, kept = held_out(0)
+        run.samples(0, kept)
         nothing_yet = dict.fromkeys([*StepStats(device).row(), *StepStats(device).value_row(), *explain_values({}, {}, {}),
                                      "zero_variance_groups", "critic_lr", "kl_coef"])  # null
         run.metrics({"step": 0, **nothing_yet, **row, "lr": 0.0, "prompts_seen": 0, **seconds(timer.take())})
@@ -486,9 +495,11 @@ def main():
         seeds = [[common.stable_seed(cfg.seed, p.uid, prompts_seen + i, k) for k in range(cfg.group_size)]
                  for i, p in enumerate(asked)]  # by the number of the draw: no two groups of a run share one
         prompts_seen += cfg.prompts_per_step
+        by_uid = {p.uid: p for p in asked}
         rollouts = sampler.sample_and_score(asked, seeds, temperature=cfg.temperature, version=step, **sample)
         common.fault("rollout", step)
         sampler.sleep(engine, device)
+        common.LAST.update(step=step, rollouts=rollouts)  # for a crash report
 
         # 2) pack: updates_per_step parts of whole groups, each balanced over ranks; values, old and reference log-probs
         #    are computed before any weight changes; old log-probs only where the training forward itself is not the old one
@@ -502,7 +513,7 @@ def main():
             weights_R = torch.zeros(len(rollouts))
             if len(chosen):
                 weights_R[chosen] = token_weights(response_lens[chosen], len(chosen), num_tokens, cfg.loss_agg, cfg.max_response_len)
-            micro_batches = model.pack(rollouts, chosen.tolist(), cfg.max_tokens_per_gpu, rank, world, device)
+            micro_batches = model.pack(rollouts, chosen.tolist(), micro_batch_tokens, rank, world, device)
             updates.append((micro_batches, weights_R.to(device), chosen))
         batches = [batch for micro_batches, _, _ in updates for batch in micro_batches]
         off_policy = len(updates) * cfg.epochs_per_step > 1
@@ -580,20 +591,24 @@ def main():
                 common.fault("optimizer", step)
                 bad_steps = 0 if stats.finite() else bad_steps + 1
                 if bad_steps == 3:
-                    raise FloatingPointError(f"step {step}: three updates in a row had a gradient that is not finite; "
-                                             "none was applied. Lower lr, or look at the last metrics")
+                    raise common.Broken(f"step {step}: three updates in a row had a gradient that is not finite; "
+                                        "none was applied. Lower lr, or look at the last metrics")
 
         # 5) log, evaluate, save
         row = {"step": step, **summarise(rollouts, tokenizer), **stats.row(), "lr": lr if train_policy else 0.0,
                **told, **stats.value_row(), "critic_lr": critic_lr if critic is not None else 0.0, "kl_coef": kl_coef,
                "zero_variance_groups": agreeing / len(scores), "prompts_seen": prompts_seen}
+        silent_steps = silent_steps + 1 if len({r.score.total for r in rollouts}) == 1 else 0
         if train_policy and row["kl_k1"] is not None:
             kl_coef = adapt_kl_coef(kl_coef, row["kl_k1"], cfg.kl_target, len(rollouts), cfg.kl_horizon)
         last = step == cfg.num_steps
+        kept = samples.trained_rows(step, rollouts, cfg.keep_rollouts, by_uid, batches, advantages_R, tokenizer)
         if cfg.eval_prompts and (last or (cfg.eval_every and step % cfg.eval_every == 0)):
             with timer("sync"):
                 sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), step, device)
-            row |= {k: v for k, v in held_out(step).items() if k.startswith("eval_")}
+            held_out_row, held_out_kept = held_out(step)
+            row |= {k: v for k, v in held_out_row.items() if k.startswith("eval_")}
+            kept += held_out_kept
             sampler.sleep(engine, device)
             if warning := hacked(evaluated, row):
                 run.say(warning)
@@ -602,21 +617,30 @@ def main():
         row |= seconds(spent, tokens=sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
         row |= {"seconds_values": spent.get("values", 0.0)}
         run.metrics(row)
+        run.samples(step, kept)
         run.say(console_line(row, cfg.num_steps))
+        if warning := no_signal(silent_steps, row):
+            run.say(warning)
+        if not last and cfg.report_every and step % cfg.report_every == 0:
+            run.report()
         common.fault("metrics", step)
         stopped = stop.reason()  # "", a signal or max_hours; the same on all ranks
         if last or stopped or saver.due(step):
             with timer("save"):  # counted in the next step
-                state = {"prompts_seen": prompts_seen, "bad_steps": bad_steps, "evaluated": evaluated,
+                state = {"prompts_seen": prompts_seen, "bad_steps": bad_steps, "silent_steps": silent_steps, "evaluated": evaluated,
                          "score": row.get("eval_correct"), "fingerprints": fingerprints, "kl_coef": kl_coef}
                 saver.save(step, policy, optimizer, state, must=last or stopped, **pairs)
         if stopped and not last:
             scorer.close()
+            run.close()
             return run.say(f"stopped by {stopped} after step {step}; the same command continues")
     export = torch.float32 if device.type == "cpu" else torch.bfloat16
     checkpoint.export_hf(policy, tokenizer, f"{run.path}/model", export, cfg.num_steps)
     scorer.close()
-    run.say(f"done: {run.path}  (metrics.jsonl, log.txt, samples/, code/, and the model as a Hugging Face directory: "
+    if cfg.report_every:
+        run.report(wait=True)
+    run.close()
+    run.say(f"done: {run.path}  (metrics.jsonl, log.txt, report.html, samples/, code/, and the model as a Hugging Face directory: "
             f"{run.path}/model)")
 
 

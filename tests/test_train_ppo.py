@@ -401,7 +401,7 @@ def test_the_defaults_and_demystifys_discounts_pass_the_check():
 
 TINY = ["--data", "tiny_countdown", "--template", "tiny_countdown", "--reward", "tinyzero_countdown", "--max_prompt_len", "16",
         "--max_response_len", "24", "--prompts_per_step", "8", "--num_steps", "3", "--eval_prompts", "0", "--save_every", "2",
-        "--checkpointing", "False", "--max_num_seqs", "16", "--lr", "3e-3", "--critic_lr", "1e-2", "--max_tokens_per_gpu", "200"]
+        "--checkpointing", "False", "--max_num_seqs", "16", "--lr", "3e-3", "--critic_lr", "1e-2", "--max_tokens_per_gpu", "200", "--report_every", "0"]
 FULL = ["--updates_per_step", "2", "--epochs_per_step", "2", "--critic_warmup_steps", "1", "--kl_in", "reward_k1", "--kl_coef", "0.1",
         "--kl_target", "0.05", "--entropy_coef", "0.01", "--lam", "0.9", "--dual_clip", "3", "--truncation_bootstrap", "value",
         "--repetition_coef", "0.05", "--repetition_ngram", "1", "--reward_parts", "{'soft_overlong': 1.0}"]
