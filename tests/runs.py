@@ -14,7 +14,7 @@ GRPO = ["--data", "tiny_countdown", "--template", "tiny_countdown", "--reward", 
         "--max_prompt_len", "16", "--max_response_len", "10", "--prompts_per_step", "2", "--group_size", "4", "--num_steps", "4",
         "--eval_every", "2", "--save_every", "2", "--eval_prompts", "3", "--eval_samples", "1", "--checkpointing", "False",
         "--entropy_coef", "0.01", "--max_num_seqs", "16", "--lr", "3e-3", "--max_tokens_per_gpu", "60",
-        "--lr_schedule", "cosine", "--warmup_steps", "1"]
+        "--lr_schedule", "cosine", "--warmup_steps", "1", "--report_every", "0"]
 PPO = [*GRPO, "--kl_in", "reward_k1", "--kl_coef", "0.1", "--kl_target", "0.001", "--kl_horizon", "20", "--critic_lr", "1e-2",
        "--updates_per_step", "2", "--critic_warmup_steps", "1"]
 SFT = ["--data", "d.jsonl", "--num_steps", "4", "--save_every", "2", "--tokens_per_step", "100", "--lr", "3e-3",
