@@ -277,18 +277,21 @@ def damage(folder, step):
     if not os.path.exists(os.path.join(path, "MANIFEST.json")) and state and "format" not in state:
         raise ConfigError(f"{path} is from before checkpoints had a MANIFEST.json and cannot be verified: go on "
                           f"with the code in {folder}/code, or give this run another --name", NO_CHECKPOINT)
-    files = manifest.get("files")
+    try:
+        files = [(name, size, sha256) for name, (size, sha256) in sorted(manifest["files"].items())]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        files = []
     if not files or manifest.get("step") != step:
         return "MANIFEST.json is missing or cannot be read"
-    for name, (size, _) in files.items():
+    for name, size, _ in files:
         found = os.path.getsize(os.path.join(path, name)) if os.path.exists(os.path.join(path, name)) else None
         if found != size:
             return f"{name} {'is missing' if found is None else f'has {found} bytes, not {size}'}"
-    if os.environ.get("CHECKPOINT_SKIP_SHA256") != "1":  # an hour-long load of a huge model may do without
-        for name in sorted(files)[dist.get_rank()::dist.get_world_size()]:
-            if size_and_sha256(os.path.join(path, name))[1] != files[name][1]:
+    if os.environ.get("CHECKPOINT_SKIP_SHA256") != "1":  # for a huge model on a slow disk
+        for name, _, sha256 in files[dist.get_rank()::dist.get_world_size()]:
+            if size_and_sha256(os.path.join(path, name))[1] != sha256:
                 return f"{name} has another sha256 than when it was written"
-    return ""
+    return "" if state.get("step") == step else "state.json is missing or of another step"
 
 
 def quarantine(folder, step, problem, say):
