@@ -35,7 +35,7 @@ from config import ConfigError, table  # noqa: E402
 # A run may be continued with another value of these, which do not change what is learned; any other difference is
 # another run.
 MAY_CHANGE = ("num_steps", "eval_every", "save_every", "wandb", "check", "max_tokens_per_gpu", "checkpointing",
-              "max_num_seqs", "kv_cache_gb", "rollout_deadline_s")
+              "max_num_seqs", "kv_cache_gb", "rollout_deadline_s", "dry_step")
 
 
 def init_distributed(timeout_s=3600.0):
