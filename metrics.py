@@ -181,8 +181,8 @@ PHASES = ("rollout", "reward", "logprobs", "train", "sync", "eval", "save")
 def seconds(spent, tokens=0):
     """
     Timer phases -> columns, and `other`: the step less all that was timed (packing, summaries, writing the metrics). A
-    checkpoint is counted in the step after it. tokens_per_second: prompt and response tokens over the whole step but its
-    evaluation and checkpoint, all ranks.
+    checkpoint is counted in the step after it. tokens_per_second: prompt and response tokens over the whole step but
+    its evaluation and checkpoint, all ranks.
     """
     names = dict.fromkeys([*PHASES, *spent])
     row = {f"seconds_{name}": spent.get(name, 0.0) for name in names}
@@ -204,7 +204,7 @@ def console_line(row, num_steps):
 
 
 def where_time_goes(row):
-    """'rollout 0.5 + ... + other 0.0 = 1.1 s ...': every second of the step, then how far that is from the machine's limit."""
+    """'rollout 0.5 + ... + other 0.0 = 1.1 s ...': every second of the step, then how near to the machine's limits."""
     phases = [name for name in ("rollout", "reward", "logprobs", "values", "train", "sync", "save", "eval", "other")
               if name != "values" or "seconds_values" in row]
     text = " + ".join(f"{name} {row[f'seconds_{name}']:.{1 if row[f'seconds_{name}'] >= 1 else 2}f}" for name in phases)

@@ -5,8 +5,8 @@ What a recipe needs, before it is launched: memory by part, room in the KV cache
     python plan.py recipes/demo_smollm.py --cpu --gpus 1              # host memory; times the model's own blocks here
 
 Options  --gpus N (processes), --gpu_memory_gb X, --gpu NAME (for its peaks, default H100), --mean_response_len N and
-         --mean_prompt_len N (default half of the longest), --mfu and --mbu (assumed shares of the peaks), --cpu. The rest
-         are settings of the script. Only the model's config.json is read; the usual models are known offline.
+         --mean_prompt_len N (default half of the longest), --mfu and --mbu (assumed shares of the peaks), --cpu. The
+         rest are settings of the script. Only the model's config.json is read; the usual models are known offline.
 Exit     0 it fits, 1 it does not; then the settings to change are printed, and with them it does fit.
 
 Memory is computed from the code's own buffers and was compared with tensors and with CPU runs (results/); no prediction
@@ -89,7 +89,8 @@ def main():
     changes = suggest(cfg, script, options)
     if changes is None:
         raise ConfigError("it does not fit, and no setting of these makes it fit: take a smaller model, or larger GPUs")
-    raise ConfigError("it does not fit; it does with " + " ".join(f"--{name} {value}" for name, value in changes.items()))
+    flags = " ".join(f"--{name} {value}" for name, value in changes.items())
+    raise ConfigError(f"it does not fit; it does with {flags}")
 
 
 class Parser(argparse.ArgumentParser):
@@ -136,7 +137,7 @@ def script_of(path):
 
 
 def architecture(name, depth=0):
-    """Directory, known name, or hub id -> Shape. out/<run>/model that is not there yet: as the recipe <run> starts from."""
+    """Directory, known name, or hub id -> Shape. out/<run>/model that is not there: what that recipe starts from."""
     file = os.path.join(os.path.expanduser(name), "config.json")
     base = name.rsplit("/", 1)[-1].removeprefix("Meta-")
     known = [key for key in MODELS if name == key or base == key or base.startswith(key + "-")]
@@ -154,15 +155,15 @@ def architecture(name, depth=0):
                     settings = read_recipe(path, script)
                     if f"out/{settings.get('name')}/model" == name and settings.get("model") != name:
                         return architecture(settings["model"], depth + 1)
-        raise ConfigError(f"model {name!r} is not there, and no recipe makes it: give --model with the model it starts from")
+        raise ConfigError(f"model {name!r} is not there, and no recipe makes it: give --model with what it starts from")
     if not os.path.isfile(file):
         try:
             from huggingface_hub import hf_hub_download
 
             file = hf_hub_download(name, "config.json", local_files_only=not data.hub_reachable())
         except Exception as error:  # hub errors have many types; each means the same to the user
-            raise ConfigError(f"model {name!r}: no directory here, not in the table of plan.py, and its config.json could "
-                              f"not be fetched ({type(error).__name__}): give --model with a directory or one of "
+            raise ConfigError(f"model {name!r}: no directory here, not in the table of plan.py, and its config.json "
+                              f"could not be fetched ({type(error).__name__}): give --model with a directory or one of "
                               f"{', '.join(MODELS)}") from error
     try:
         with open(file) as f:
@@ -227,8 +228,8 @@ def kv_cache(shape, cfg, options, bytes_each):
     import rollout as sampler
 
     limit = 4e9 if options.cpu else 0.35 * options.gpu_memory_gb * 1e9
-    config = SimpleNamespace(num_hidden_layers=shape.layers, num_key_value_heads=shape.kv_heads, head_dim=shape.head_dim,
-                             hidden_size=shape.hidden, num_attention_heads=shape.heads)
+    config = SimpleNamespace(num_hidden_layers=shape.layers, num_key_value_heads=shape.kv_heads,
+                             head_dim=shape.head_dim, hidden_size=shape.hidden, num_attention_heads=shape.heads)
     full = cfg.max_prompt_len + cfg.max_response_len
     need = sampler.kv_cache_bytes(config, cfg.max_num_seqs, full, "float32" if bytes_each == 4 else "bfloat16")
     size = cfg.kv_cache_gb * 1e9 if cfg.kv_cache_gb else min(need, limit)
@@ -238,11 +239,11 @@ def kv_cache(shape, cfg, options, bytes_each):
 
 
 def memory(cfg, shape, critic, options, tokens=None):
-    """-> {"training": {part: bytes}, "sampling": {part: bytes}} of one process; tokens: of a micro-batch, if not the recipe's"""
+    """-> {"training": {part: bytes}, "sampling": {part: bytes}} of one process; tokens: of a micro-batch"""
     b = 4 if cfg.dtype == "float32" or (cfg.dtype == "auto" and options.cpu) else 2
     ranks = cfg.shard_size or options.gpus
     full = cfg.max_prompt_len + cfg.max_response_len - 1
-    held = math.ceil(cfg.prompts_per_step * cfg.group_size / options.gpus)  # a step may hold less than max_tokens_per_gpu
+    held = math.ceil(cfg.prompts_per_step * cfg.group_size / options.gpus)  # may be less than max_tokens_per_gpu
     tokens = tokens or min(max(cfg.max_tokens_per_gpu, full), held * full)
     base = {"process": CPU_BASE_GB * 1e9} if options.cpu else {"CUDA context, NCCL": CONTEXT_GB * 1e9}
     weights = {"policy, fp32": 4 * shape.params / ranks}
@@ -264,7 +265,7 @@ def memory(cfg, shape, critic, options, tokens=None):
         engine["engine: weights"] += b * shape.vocab * shape.hidden * shape.tied
         return {"training": base | weights | training | parts | engine, "sampling": base | weights | resting | engine}
     engine["engine: CUDA graphs, work space"] = GRAPHS_GB * 1e9
-    block = b * shape.block_weights * 2 + b * shape.vocab * shape.hidden  # the weight sync: a full tensor, an open layer
+    block = b * shape.block_weights * 2 + b * shape.vocab * shape.hidden  # sync: a full tensor, an open layer
     return {"training": base | weights | training | parts,
             "sampling": base | weights | resting | engine | {"weight sync": block}}
 
@@ -311,28 +312,31 @@ def gpu_work(shape, cfg, options, dtype):
 
 def cpu_work(shape, cfg, lens, response_len):
     """
-    Measured here: the model's own blocks, one and two of them, random weights, one micro-batch of these lengths; the rest
-    is a multiple. A minute for a model of 135 million parameters.
+    Measured here: the model's own blocks, one and two of them, random weights, one micro-batch of these lengths; the
+    rest is a multiple. Half a minute for a model of 135 million parameters.
     """
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
+    import common
     import policy as model
 
+    common.init_distributed()
     dtype = torch.bfloat16 if cfg.dtype == "bfloat16" else torch.float32
     budget, chosen = cfg.max_tokens_per_gpu, []
     for n in lens:
         if chosen and sum(chosen) + n > budget:
             break
         chosen.append(int(n))
-    fake = [speed.FakeRollout([1] * max(1, n - response_len + 1), [1] * min(n, response_len), [0.0] * min(n, response_len))
-            for n in chosen]
+    scored = [min(n, response_len) for n in chosen]
+    fake = [speed.FakeRollout([1] * (n - r + 1), [1] * r, [0.0] * r) for n, r in zip(chosen, scored, strict=True)]
     batch = model.to_micro_batch(fake, range(len(fake)), torch.device("cpu"))
     seconds = {}
     for layers in (1, 2):
-        config = Qwen2Config(vocab_size=shape.vocab, hidden_size=shape.hidden, intermediate_size=shape.intermediate,
-                             num_hidden_layers=layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
-                             head_dim=shape.head_dim, tie_word_embeddings=True, attn_implementation="packed")
+        config = Qwen2Config(
+            vocab_size=shape.vocab, hidden_size=shape.hidden, intermediate_size=shape.intermediate,
+            num_hidden_layers=layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
+            head_dim=shape.head_dim, tie_word_embeddings=True, attn_implementation="packed")
         policy = model.Policy(Qwen2ForCausalLM(config).to(dtype))
         if cfg.checkpointing:
             policy.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -384,9 +388,9 @@ def seconds(cfg, script, shape, critic, options):
     lens = [prompt + response - 1] * count
     scored = response * count
     work = cpu_work(shape, cfg, lens, int(response)) if options.cpu else gpu_work(shape, cfg, options, dtype)
-    off_policy = cfg.updates_per_step * getattr(cfg, "epochs_per_step", 1) > 1
-    forwards = off_policy + (cfg.kl_in != "none") + (script == "train_ppo.py" and not off_policy and cfg.kl_in == "reward_k1")
     epochs = getattr(cfg, "epochs_per_step", 1)
+    old = cfg.updates_per_step * epochs > 1 or (script == "train_ppo.py" and cfg.kl_in == "reward_k1")
+    forwards = old + (cfg.kl_in != "none")
     ranks = cfg.shard_size or world
     found = {"rollout": rollout_seconds(cfg, shape, options, work.peaks, prompt, response, b),
              "logprobs": forwards * work.forward(shape, lens, scored)}
@@ -422,7 +426,7 @@ def rollout_seconds(cfg, shape, options, peaks, prompt, response, bytes_each):
 
 
 def predict(cfg, script, options, times=True):
-    """-> dict(fits, memory, seconds, shape, kv=(bytes, room, together), tokens); ConfigError for settings that cannot be"""
+    """-> dict(fits, memory, seconds, shape, kv=(bytes, room, together), tokens); ConfigError for impossible settings"""
     importlib.import_module(script[:-3]).check_config(cfg, options.gpus)
     shape = architecture(cfg.model)
     critic = architecture(cfg.critic_model or cfg.model) if getattr(cfg, "estimator", "") == "gae" else None
@@ -445,24 +449,25 @@ def report(cfg, found, options):
     for phase, parts in found["memory"].items():
         total = sum(parts.values()) / 1e9
         verdict = "" if total <= options.gpu_memory_gb else "   DOES NOT FIT"
-        lines += [f"while {phase}, GB per {what}"] + [f"  {name:<34} {value / 1e9:8.2f}" for name, value in parts.items()]
+        lines += [f"while {phase}, GB per {what}", *(f"  {k:<34} {v / 1e9:8.2f}" for k, v in parts.items())]
         lines += [f"  {'all':<34} {total:8.2f} of {options.gpu_memory_gb:.3g}{verdict}", ""]
     full = cfg.max_prompt_len + cfg.max_response_len
     lines.append(f"max_tokens_per_gpu {cfg.max_tokens_per_gpu:,}; up to {found['tokens']:,} would fit while training"
                  + (f", less than the longest sequence ({full:,})" if found["tokens"] < full else ""))
-    lines.append(f"KV cache {size / 1e9:.2f} GB an engine: {room:,} sequences of full length ({full:,}); {together:,} run together"
-                 + (": vLLM does not start with room for less than one" if room < 1 else
-                    "" if room >= together else ": near full length some are preempted and computed again; raise --kv_cache_gb "
-                    "or lower --max_num_seqs"))
+    warning = (": vLLM does not start with room for less than one" if room < 1 else "" if room >= together else
+               ": near full length some are preempted and computed again; raise --kv_cache_gb or lower --max_num_seqs")
+    lines.append(f"KV cache {size / 1e9:.2f} GB an engine: {room:,} sequences of full length ({full:,}); "
+                 f"{together:,} run together{warning}")
     spent, response = found["seconds"], options.mean_response_len or max(1, cfg.max_response_len // 2)
     lines += ["", f"seconds a step, at a mean of {response:,.0f} response tokens"
               + ("" if options.mean_response_len else " (assumed: half of the longest; --mean_response_len)")]
-    lines += [f"  {name:<10} {value:10.2f}" for name, value in spent.items()] + [f"  {'all':<10} {sum(spent.values()):10.2f}"]
+    total = sum(spent.values())
+    lines += [f"  {name:<10} {value:10.2f}" for name, value in [*spent.items(), ("all", total)]]
     tokens = cfg.prompts_per_step * cfg.group_size * response
-    lines.append(f"  {tokens / max(1e-9, sum(spent.values())):,.0f} response tokens a second; reward, evaluation and checkpoints not included")
+    lines.append(f"  {tokens / max(1e-9, total):,.0f} response tokens/s; without reward, evaluation and checkpoints")
     lines.append("  trainer: this model's blocks, timed here; engine: probed peaks" if options.cpu else
-                 f"  assumed, not measured: MFU {options.mfu:g}, MBU {options.mbu:g} of {options.gpu}, {SYNC_BYTES_PER_S / 1e9:g} GB/s "
-                 f"weight sync, {GRAPHS_GB:g} + {CONTEXT_GB:g} GB of overheads")
+                 f"  assumed, not measured: MFU {options.mfu:g}, MBU {options.mbu:g} of {options.gpu}, "
+                 f"{SYNC_BYTES_PER_S / 1e9:g} GB/s weight sync, {GRAPHS_GB:g} + {CONTEXT_GB:g} GB of overheads")
     return "\n".join(lines) + "\n"
 
 

@@ -1,10 +1,10 @@
 """
 How much work a step is, and how fast this machine could do it: formulas of plain numbers, a probe, and the dry step.
 
-What counts as work is what the algorithm needs, not what the code happens to do: recomputed activations, logits computed
-twice, padding and the half of the attention square above the diagonal are not work. So MFU is that of PaLM (arXiv
-2204.02311, appendix B), save that PaLM counts the whole square. tests/test_speed.py checks the formulas by hand and
-against torch's own counter.
+What counts as work is what the algorithm needs, not what the code happens to do: recomputed activations, logits
+computed twice, padding and the half of the attention square above the diagonal are not work. So MFU is that of PaLM
+(arXiv 2204.02311, appendix B), save that PaLM counts the whole square. tests/test_speed.py checks the formulas by hand
+and against torch's own counter.
 """
 
 import contextlib
@@ -109,12 +109,12 @@ def decode_work(shape, prompt_lens, response_lens, num_seqs, bytes_each=2):
     """
     The least that one engine must do to sample these responses (R,), at most num_seqs at a time -> (bytes, flops).
 
-        steps = max(longest response, ceil(all response tokens / num_seqs))       a bound: the real schedule needs no fewer
+        steps = max(longest response, ceil(all response tokens / num_seqs))       no schedule needs fewer
         bytes = steps * decode_weights * bytes_each  +  sum_i (r_i p_i + r_i (r_i + 1) / 2) * kv_bytes_per_token
 
     Every step reads each weight once, and of each running sequence all keys and values so far (a prefix that sequences
-    share is still read by each). FLOPs: r_i tokens each through all weights; the prompts' own pass is not counted, since
-    a group shares it.
+    share is still read by each). FLOPs: r_i tokens each through all weights; the prompts' own pass is not counted, as a
+    group shares it.
     """
     p, r = np.asarray(prompt_lens, dtype=np.float64), np.asarray(response_lens, dtype=np.float64)
     if not r.sum():
@@ -122,18 +122,19 @@ def decode_work(shape, prompt_lens, response_lens, num_seqs, bytes_each=2):
     steps = max(r.max(), math.ceil(r.sum() / num_seqs))
     pairs = float((r * p + r * (r + 1) / 2).sum())
     flops = 2 * shape.decode_weights * r.sum() + 4 * shape.layers * shape.heads * shape.head_dim * pairs
-    return float(steps * shape.decode_weights * bytes_each + pairs * kv_bytes_per_token(shape, bytes_each)), float(flops)
+    read = steps * shape.decode_weights * bytes_each + pairs * kv_bytes_per_token(shape, bytes_each)
+    return float(read), float(flops)
 
 
-def efficiency(row, shape, peaks, rollouts, trained, *, policy_passes, critic_shape=None, critic_passes=0, loads=(), world=1,
-               tensor_parallel=1, max_num_seqs=256, round_size=0, dtype="bfloat16"):
+def efficiency(row, shape, peaks, rollouts, trained, *, policy_passes, critic_shape=None, critic_passes=0, loads=(),
+               world=1, tensor_parallel=1, max_num_seqs=256, round_size=0, dtype="bfloat16"):
     """
     The columns that say how far a step was from what the machine can do. row holds its seconds_*.
 
         mfu       FLOPs of all trainer passes / (seconds_logprobs + _values + _train) / (peak FLOP/s * world)
         mbu       bytes that decoding had to read / seconds_rollout / (peak bandwidth * world)
-        roofline  (decode time at peak + trainer time at peak) / (seconds_step - eval - save); decode time at peak is the
-                  larger of bytes / bandwidth and FLOPs / peak, trainer time FLOPs / peak, both with perfect balance
+        roofline  (decode time at peak + trainer time at peak) / (seconds_step - eval - save); decode time at peak is
+                  the larger of bytes / bandwidth and FLOPs / peak, trainer time FLOPs / peak, both in perfect balance
         packing   tokens / (ranks * tokens of the fullest rank), each micro-batch by itself: 1 = no rank waits
         tail      longest response / mean response
 
@@ -159,16 +160,17 @@ def efficiency(row, shape, peaks, rollouts, trained, *, policy_passes, critic_sh
     spent = row["seconds_logprobs"] + row.get("seconds_values", 0.0) + row["seconds_train"]
     step = row["seconds_step"] - row["seconds_eval"] - row["seconds_save"]
     mean = sum(len(r.response_ids) for r in rollouts) / max(1, len(rollouts))
+    filled, fullest = (sum(load[i] for load in loads) for i in (0, 1))
     return {"mfu": train_s / spent if spent else None,
             "mbu": read / (peaks.bandwidth * world) / row["seconds_rollout"] if row["seconds_rollout"] else None,
             "roofline": (decode_s + train_s) / step,
-            "packing": sum(total for total, _ in loads) / max(1.0, world * sum(most for _, most in loads)) if loads else None,
+            "packing": filled / (world * fullest) if fullest else None,
             "tail": max((len(r.response_ids) for r in rollouts), default=0) / mean if mean else None}
 
 
 def micro_batch_loads(batches, device):
     """The micro-batches of a step on this rank -> [(tokens of all ranks, tokens of the fullest rank)], one for each."""
-    local = [float(sum(b.lens)) if len(b.rows) else 0.0 for b in batches]  # a rank without work packs one token of padding
+    local = [float(sum(b.lens)) if len(b.rows) else 0.0 for b in batches]  # a rank without work packs one dummy token
     total, most = (torch.tensor(local, dtype=torch.float64, device=device) for _ in range(2))
     dist.all_reduce(total)
     dist.all_reduce(most, op=dist.ReduceOp.MAX)
@@ -199,9 +201,9 @@ GPUS = {
     "H800 PCIe": (756, 51, 2.0, 80), "H800": (989, 67, 3.35, 80), "H20": (148, 44, 4.0, 96),
     "A100 SXM4 80GB": (312, 19.5, 2.039, 80), "A100 80GB": (312, 19.5, 1.935, 80), "A100": (312, 19.5, 1.555, 40),
     "A800 SXM4 80GB": (312, 19.5, 2.039, 80), "A800 80GB": (312, 19.5, 1.935, 80),
-    "L40S": (362, 91.6, 0.864, 48), "L40": (181, 90.5, 0.864, 48), "L4": (121, 30.3, 0.3, 24), "A40": (150, 37.4, 0.696, 48),
-    "A10": (125, 31.2, 0.6, 24), "A6000": (155, 38.7, 0.768, 48), "RTX 3090": (71, 35.6, 0.936, 24),
-    "RTX 4090": (165, 82.6, 1.008, 24), "RTX 5090": (210, 105, 1.792, 32),
+    "L40S": (362, 91.6, 0.864, 48), "L40": (181, 90.5, 0.864, 48), "L4": (121, 30.3, 0.3, 24),
+    "A40": (150, 37.4, 0.696, 48), "A10": (125, 31.2, 0.6, 24), "A6000": (155, 38.7, 0.768, 48),
+    "RTX 3090": (71, 35.6, 0.936, 24), "RTX 4090": (165, 82.6, 1.008, 24), "RTX 5090": (210, 105, 1.792, 32),
 }
 OTHER = {"LAPTOP", "MAX", "TI", "D", "MIG", "ADA", "GENERATION"}
 
@@ -229,7 +231,8 @@ def machine_peaks(device, dtype, cache=None):
     else:
         name = f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     key = f"{name}, {world} processes, {dtype}, torch {torch.__version__}"
-    cache = cache or os.path.join(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "onebox-r1", "peaks.json")
+    home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    cache = cache or os.path.join(home, "onebox-r1", "peaks.json")
     found = read_cache(cache).get(key) if dist.get_rank() == 0 else None
     found = torch.tensor(found or [0.0, 0.0], dtype=torch.float64, device=device)
     dist.broadcast(found, src=0)
@@ -294,12 +297,12 @@ def fastest(work, device, budget_s):
 
 def dry_step(models, reference, cfg, vocab_size, world, device, say):
     """
-    One micro-batch as large as any that the run can meet, forward and backward through the same functions, so that out of
-    memory comes before the first rollout and not at step 120. The engine must be asleep.
+    One micro-batch as large as any that the run can meet, forward and backward by the same functions, so that out
+    of memory comes before the first rollout and not at step 120. The engine must be asleep.
 
-    models: {"policy": (policy, optimizer)}, perhaps with "critic". Gradients and Adam's two moments stand there meanwhile,
-    as zeros, as they will from the second update on. Afterwards all of that is dropped: no weight, no optimizer state and no
-    random generator has changed. Says the peak memory in one line; raises ConfigError with exit code 4 where it does not fit.
+    models: {"policy": (policy, optimizer)}, perhaps "critic" too. Gradients and Adam's two moments stand there as zeros
+    meanwhile, as they will from the second update on. Afterwards all that is dropped: no weight, no optimizer state and
+    no random generator has changed. Says the peak memory in one line; ConfigError with exit code 4 if it is too much.
     """
     import policy as model
 
@@ -314,8 +317,8 @@ def dry_step(models, reference, cfg, vocab_size, world, device, say):
     try:
         batch = model.to_micro_batch(fake, range(count), device)
         for trained, optimizer in models.values():
-            moments += [torch.zeros_like(p) for p in trained.parameters() if not optimizer.state.get(p) for _ in range(2)]
             for p in trained.parameters():
+                moments += [torch.zeros_like(p) for _ in range(0 if optimizer.state.get(p) else 2)]
                 p.grad = torch.zeros_like(p)
         with torch.no_grad():
             if reference is not None:
@@ -329,9 +332,10 @@ def dry_step(models, reference, cfg, vocab_size, world, device, say):
     except RuntimeError as error:  # torch.OutOfMemoryError is one; a CPU's allocator raises the plain kind
         if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
             raise
-        raise ConfigError(f"out of memory in the dry step: a micro-batch of {count * full:,} tokens ({count} x {full:,}) does not "
-                          f"fit beside weights, gradients and Adam: halve max_tokens_per_gpu (now {cfg.max_tokens_per_gpu}; one "
-                          f"sequence of {full:,} is the least), or see python plan.py", exit_code=4) from error
+        raise ConfigError(f"out of memory in the dry step: a micro-batch of {count * full:,} tokens ({count} x {full:,})"
+                          f" does not fit beside weights, gradients and Adam: halve max_tokens_per_gpu (now "
+                          f"{cfg.max_tokens_per_gpu}; one sequence of {full:,} is the least), or see python plan.py",
+                          exit_code=4) from error
     finally:
         for trained, _ in models.values():
             trained.zero_grad(set_to_none=True)
@@ -342,7 +346,8 @@ def dry_step(models, reference, cfg, vocab_size, world, device, say):
         torch.cuda.empty_cache()
     else:
         peak, room = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, ""
-    say(f"dry step: {count} x {full:,} tokens fit: peak {peak:.1f}{room} GB a process, {time.monotonic() - start:.1f} s")
+    seconds = time.monotonic() - start
+    say(f"dry step: {count} x {full:,} tokens fit: peak {peak:.1f}{room} GB a process, {seconds:.1f} s")
 
 
 @dataclass

@@ -47,7 +47,7 @@ class Config:
     checkpointing: bool = True           # recompute activations in backward: less memory, about a quarter slower
     max_tokens_per_gpu: int = 16384      # tokens of one micro-batch; halve it when out of memory, results stay the same
     shard_size: int = 0                  # ranks that share one copy of the weights; 0 = all, 8 = inside each node
-    dry_step: Literal["auto", "on", "off"] = "auto"  # a micro-batch of full length first, to be out of memory at once; auto: on GPUs
+    dry_step: Literal["auto", "on", "off"] = "auto"  # a micro-batch of full length before the run; auto: on GPUs
     critic_model: str = ""               # where the critic starts, with a value head of zeros; empty = model
 
     # data
@@ -444,7 +444,8 @@ def main():
         rank=rank, device=device, stop_strings=bool(cfg.stop))
     sampler.sleep(engine, device)
     if cfg.dry_step == "on" or (cfg.dry_step == "auto" and device.type == "cuda"):
-        speed.dry_step({"policy": (policy, optimizer), **pairs}, reference, cfg, hf_config.vocab_size, world, device, run.say)
+        models = {"policy": (policy, optimizer), **pairs}
+        speed.dry_step(models, reference, cfg, hf_config.vocab_size, world, device, run.say)
     peaks, shape = speed.machine_peaks(device, dtype), speed.shape_of(hf_config)
     run.say(f"peak of a process: {peaks.flops / 1e12:.3g} TFLOP/s, {peaks.bandwidth / 1e9:.3g} GB/s ({peaks.source})")
     scorer = rewards.Scorer(part_weights=cfg.reward_parts)
@@ -453,8 +454,8 @@ def main():
     sample = dict(engine=engine, tokenizer=tokenizer, scorer=scorer, timer=timer, max_tokens=cfg.max_response_len,
                   stop_ids=stop_ids, stop_strings=cfg.stop, deadline_s=cfg.rollout_deadline_s, engines=engines,
                   engine_rank=engine_rank, leader=rank % cfg.tensor_parallel == 0, vocab_size=hf_config.vocab_size)
-    limits = dict(shape=shape, peaks=peaks, world=world, tensor_parallel=cfg.tensor_parallel, max_num_seqs=cfg.max_num_seqs,
-                  round_size=cfg.prompts_per_step * cfg.group_size, dtype=dtype)
+    limits = dict(shape=shape, peaks=peaks, world=world, tensor_parallel=cfg.tensor_parallel, dtype=dtype,
+                  max_num_seqs=cfg.max_num_seqs, round_size=cfg.prompts_per_step * cfg.group_size)
 
     def held_out(step):
         row, kept = evaluate(eval_set, cfg.seed, cfg.eval_samples, cfg.temperature, version=step, **sample)
@@ -597,10 +598,11 @@ def main():
                 run.say(warning)
             evaluated = row
         row |= seconds(timer.take(), tokens=sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
-        row |= speed.efficiency(row, rollouts=rollouts, trained=[rollouts[i] for *_, chosen in updates for i in chosen.tolist()],
-                                policy_passes=(3 if train_policy else 1) * cfg.epochs_per_step + (reference is not None)
-                                + (off_policy or cfg.kl_in == "reward_k1"),
-                                critic_passes=0 if critic is None else 3 * cfg.epochs_per_step + 1, loads=loads, **limits)
+        in_loss = [rollouts[i] for *_, chosen in updates for i in chosen.tolist()]
+        passes = (3 if train_policy else 1) * cfg.epochs_per_step  # in forwards: a backward is two
+        passes += (reference is not None) + (off_policy or cfg.kl_in == "reward_k1")
+        row |= speed.efficiency(row, rollouts=rollouts, trained=in_loss, policy_passes=passes, loads=loads,
+                                critic_passes=0 if critic is None else 3 * cfg.epochs_per_step + 1, **limits)
         run.metrics(row)
         run.say(console_line(row, cfg.num_steps))
         if last or (cfg.save_every and step % cfg.save_every == 0):

@@ -3,11 +3,11 @@ One CUDA GPU: trainer tokens/s, MFU and peak memory; rollout tokens/s and MBU, w
 weights of real architectures, made on the GPU; no download, no data.
 
     python bench/gpu.py [--out results/gpu_DATE] [--minutes 9.5] [--only WORD]        # bench/gpu.sh calls this
-    python bench/gpu.py --smoke --out out/gpu_smoke                                   # a tiny model on a CPU: tests the script
+    python bench/gpu.py --smoke --out out/gpu_smoke      # a tiny model, also on a CPU: tests the script
 
 Parts run one after the other, the most important first, each in a process of its own with a share of the time; out of
-memory ends a cell and is said. Model FLOPs are those of speed.py: causal attention, logits on response tokens only, nothing
-for recomputation, so that MFU is lower than a trainer's own count that includes them.
+memory ends a cell and is said. Model FLOPs are those of speed.py: causal attention, logits on response tokens only,
+nothing for recomputation, so that MFU is lower than a trainer's own count that includes them.
 """
 
 import argparse
@@ -26,8 +26,10 @@ sys.path.insert(0, ROOT)
 
 # name of the part: (model of plan.MODELS, kind, share of the time)
 PARTS = {
-    "trainer 1.5B": ("Qwen2.5-1.5B", "trainer", 0.24), "trainer 0.6B": ("Qwen3-0.6B", "trainer", 0.17),
-    "engine 1.5B": ("Qwen2.5-1.5B", "engine", 0.31), "trainer 3B": ("Qwen2.5-3B", "trainer", 0.14),
+    "trainer 1.5B": ("Qwen2.5-1.5B", "trainer", 0.24),
+    "trainer 0.6B": ("Qwen3-0.6B", "trainer", 0.17),
+    "engine 1.5B": ("Qwen2.5-1.5B", "engine", 0.31),
+    "trainer 3B": ("Qwen2.5-3B", "trainer", 0.14),
     "trainer 7B": ("Qwen2.5-7B", "trainer", 0.14),
 }
 SMOKE = {"trainer tiny": ("out/tiny-0/model", "trainer", 0.3), "engine tiny": ("out/tiny-0/model", "engine", 0.7)}
@@ -61,7 +63,16 @@ def main():
         if budget < 10:
             write(args.out, part, "all", note="not run: out of time")
             continue
-        command = [sys.executable, os.path.abspath(__file__), "--part", part, "--out", args.out, "--minutes", str(budget / 60)]
+        command = [
+            sys.executable,
+            os.path.abspath(__file__),
+            "--part",
+            part,
+            "--out",
+            args.out,
+            "--minutes",
+            str(budget / 60),
+        ]
         log = os.path.join(args.out, f"{part.replace(' ', '_')}.log")
         with open(log, "w") as f:
             child = subprocess.Popen(command + ["--smoke"] * args.smoke, cwd=ROOT, stderr=f)
@@ -100,14 +111,26 @@ def show(name, value):
         return ""
     if name in ("mfu", "mbu"):
         return f"{value:.1%}"
-    return f"{value:,.0f}" if name in ("tokens", "tokens_per_second") else f"{value:.3g}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:,.0f}"
+        if name in ("tokens", "tokens_per_second")
+        else f"{value:.3g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def write(folder, part, what, **numbers):
     """One finished cell: onto the console and into gpu.jsonl at once."""
     row = {"part": part, "what": what, **numbers}
-    print("  ".join(f"{show(name, row.get(name))} {name if name not in ('part', 'what', 'note') else ''}".strip()
-                    for name in COLUMNS if row.get(name) is not None), flush=True)
+    print(
+        "  ".join(
+            f"{show(name, row.get(name))} {name if name not in ('part', 'what', 'note') else ''}".strip()
+            for name in COLUMNS
+            if row.get(name) is not None
+        ),
+        flush=True,
+    )
     with open(os.path.join(folder, "gpu.jsonl"), "a") as f:
         f.write(json.dumps(row) + "\n")
 
@@ -124,11 +147,24 @@ def hf_config(name, max_len=40960):
     import plan
 
     *sizes, family = plan.MODELS[name]
-    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
-             "vocab_size", "tie_word_embeddings")
+    names = (
+        "num_hidden_layers",
+        "hidden_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "intermediate_size",
+        "vocab_size",
+        "tie_word_embeddings",
+    )
     kind = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}[family]
-    config = getattr(transformers, f"{kind}Config")(**dict(zip(names, sizes, strict=True)), max_position_embeddings=max_len,
-                                                    bos_token_id=None, eos_token_id=0, pad_token_id=0)
+    config = getattr(transformers, f"{kind}Config")(
+        **dict(zip(names, sizes, strict=True)),
+        max_position_embeddings=max_len,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
     config.architectures, config.dtype = [f"{kind}ForCausalLM"], "bfloat16"
     return config
 
@@ -199,7 +235,11 @@ def trainer(args, name):
     on_gpu, smoke, start = device.type == "cuda", args.smoke, time.monotonic()
     dtype = "bfloat16" if on_gpu else "float32"
     shape, peaks = plan.architecture(name), speed.machine_peaks(device, dtype)
-    kinds = {"flash-attn": model.flash_attn_varlen_func, "torch varlen": torch_varlen() if on_gpu else None, "sdpa": None}
+    kinds = {
+        "flash-attn": model.flash_attn_varlen_func,
+        "torch varlen": torch_varlen() if on_gpu else None,
+        "sdpa": None,
+    }
     kinds = {kind: attend for kind, attend in kinds.items() if attend is not None or kind == "sdpa"}
     best = next(iter(kinds))
     sizes = (64, 16, 128) if smoke else (16384, 4096, 32768)
@@ -207,15 +247,23 @@ def trainer(args, name):
     cells += [dict(tokens=sizes[0], attention=best, checkpointing=True, one=True)]
     cells += [dict(tokens=n, attention=best, checkpointing=True) for n in sizes[1:]]
     cells += [dict(tokens=sizes[0], attention=kind, checkpointing=True) for kind in list(kinds)[1:]]
-    cells += [dict(tokens=sizes[1], attention=best, checkpointing=False), dict(tokens=sizes[0], attention=best, checkpointing=False)]
+    cells += [
+        dict(tokens=sizes[1], attention=best, checkpointing=False),
+        dict(tokens=sizes[0], attention=best, checkpointing=False),
+    ]
     if "compile" in inspect.signature(model.load_policy).parameters:
         cells += [dict(tokens=sizes[0], attention=best, checkpointing=True, compile=True)]
     policy, built = None, None
-    with_adam = 16 * shape.params / 1e9 < (0.6 * torch.cuda.get_device_properties(device).total_memory / 1e9 if on_gpu else 1e9)
+    with_adam = 16 * shape.params / 1e9 < (
+        0.6 * torch.cuda.get_device_properties(device).total_memory / 1e9 if on_gpu else 1e9
+    )
     for cell in cells:
         options = {k: cell[k] for k in ("checkpointing", "compile") if k in cell}
-        what = f"{'one sequence' if cell.get('one') else 'ragged'}, {cell['attention']}" + "".join(
-            f", {k}" if v else f", no {k}" for k, v in options.items()) + ("" if with_adam else ", no Adam")
+        what = (
+            f"{'one sequence' if cell.get('one') else 'ragged'}, {cell['attention']}"
+            + "".join(f", {k}" if v else f", no {k}" for k, v in options.items())
+            + ("" if with_adam else ", no Adam")
+        )
         if time.monotonic() - start > 0.8 * args.minutes * 60:
             write(args.out, args.part, what, tokens=cell["tokens"], note="not run: out of time")
             continue
@@ -231,8 +279,13 @@ def trainer(args, name):
             policy, optimizer, built = None, None, None
             write(args.out, args.part, what, tokens=cell["tokens"], note="out of memory: " + str(error)[:60])
         except (RuntimeError, ValueError, TypeError) as error:  # a kernel that this torch or GPU lacks: said, and on
-            write(args.out, args.part, what, tokens=cell["tokens"],
-                  note=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}")
+            write(
+                args.out,
+                args.part,
+                what,
+                tokens=cell["tokens"],
+                note=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}",
+            )
     return 0
 
 
@@ -243,7 +296,7 @@ def clear(torch, on_gpu):
 
 
 def measure(args, cell, what, policy, optimizer, shape, peaks, device):
-    """The fastest of three after a warm-up: forward, GRPO loss, backward of one packed micro-batch; then the optimizer."""
+    """The fastest of three after a warm-up: forward, loss, backward of one packed micro-batch; then the optimizer."""
     import torch
 
     import policy as model
@@ -273,9 +326,18 @@ def measure(args, cell, what, policy, optimizer, shape, peaks, device):
     policy.zero_grad(set_to_none=True)
     seconds, tokens = min(spent[1:]), sum(batch.lens)
     flops = 3 * speed.forward_flops(shape, batch.lens, len(batch.rows))
-    write(args.out, args.part, what, tokens=tokens, tokens_per_second=tokens / seconds, mfu=flops / seconds / peaks.flops,
-          seconds=seconds, peak_gb=torch.cuda.max_memory_allocated(device) / 1e9 if on_gpu else None,
-          raw=spent, note=f"clip and Adam {min(adam[1:]):.3f} s" if adam else "forward and backward only")
+    write(
+        args.out,
+        args.part,
+        what,
+        tokens=tokens,
+        tokens_per_second=tokens / seconds,
+        mfu=flops / seconds / peaks.flops,
+        seconds=seconds,
+        peak_gb=torch.cuda.max_memory_allocated(device) / 1e9 if on_gpu else None,
+        raw=spent,
+        note=f"clip and Adam {min(adam[1:]):.3f} s" if adam else "forward and backward only",
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -313,8 +375,19 @@ def engine(args, name):
     policy = build(name, device, dtype, checkpointing=True)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6)
     start = time.perf_counter()
-    llm = sampler.make_engine(folder, config=config, dtype=dtype, prompt_len=prompt_len, response_len=response_len,
-                              max_num_seqs=prompts * group, kv_cache_gb=0, tensor_parallel=1, seed=0, rank=0, device=device)
+    llm = sampler.make_engine(
+        folder,
+        config=config,
+        dtype=dtype,
+        prompt_len=prompt_len,
+        response_len=response_len,
+        max_num_seqs=prompts * group,
+        kv_cache_gb=0,
+        tensor_parallel=1,
+        seed=0,
+        rank=0,
+        device=device,
+    )
     if not hasattr(llm, "update_weight_version"):
         llm.update_weight_version = lambda version: None
     if not hasattr(vllm.outputs.CompletionOutput, "weight_versions"):
@@ -328,17 +401,29 @@ def engine(args, name):
         return time.perf_counter()
 
     cfg = grpo.Config(max_tokens_per_gpu=64 if smoke else 16384)
-    read, _ = speed.decode_work(shape, [prompt_len] * prompts * group, [response_len] * prompts * group, prompts * group,
-                                2 if on_gpu else 4)
+    read, _ = speed.decode_work(
+        shape, [prompt_len] * prompts * group, [response_len] * prompts * group, prompts * group, 2 if on_gpu else 4
+    )
     for step in range(3):
         marks = [now()]
         sampler.wake_and_sync(policy.hf, llm, getattr(torch, dtype), step, device)
         marks.append(now())
         asked = [(i, [(i * 31 + j * 7) % shape.vocab for j in range(prompt_len)]) for i in range(prompts)]
         seeds = [[common.stable_seed(0, step, i, k) for k in range(group)] for i in range(prompts)]
-        rollouts = sorted(sampler.generate(llm, asked, seeds, temperature=1.0, max_tokens=response_len, stop_ids=[],
-                                           deadline_s=120, version=step, vocab_size=shape.vocab),
-                          key=lambda r: (r.prompt, r.sample))
+        rollouts = sorted(
+            sampler.generate(
+                llm,
+                asked,
+                seeds,
+                temperature=1.0,
+                max_tokens=response_len,
+                stop_ids=[],
+                deadline_s=120,
+                version=step,
+                vocab_size=shape.vocab,
+            ),
+            key=lambda r: (r.prompt, r.sample),
+        )
         marks.append(now())
         sampler.sleep(llm, device)
         marks.append(now())
@@ -360,11 +445,27 @@ def engine(args, name):
         size = shape.params * (2 if on_gpu else 4)
         gap = f"|engine - trainer| {sum(gaps) / len(gaps):.2g}"
         write(args.out, args.part, "weight sync with wake-up", gb_per_second=size / sync / 1e9, seconds=sync)
-        write(args.out, args.part, f"rollout, {len(rollouts)} x {response_len}", tokens=tokens, tokens_per_second=tokens / rollout,
-              mbu=read / rollout / peaks.bandwidth, seconds=rollout, note=gap)
-        write(args.out, args.part, "whole GRPO step", tokens=sum(lens), tokens_per_second=sum(lens) / (marks[-1] - marks[0]),
-              mfu=flops / train / peaks.flops, seconds=marks[-1] - marks[0], note=f"train {train:.2f} s, sleep {asleep:.2f} s",
-              peak_gb=torch.cuda.max_memory_allocated(device) / 1e9 if on_gpu else None)
+        write(
+            args.out,
+            args.part,
+            f"rollout, {len(rollouts)} x {response_len}",
+            tokens=tokens,
+            tokens_per_second=tokens / rollout,
+            mbu=read / rollout / peaks.bandwidth,
+            seconds=rollout,
+            note=gap,
+        )
+        write(
+            args.out,
+            args.part,
+            "whole GRPO step",
+            tokens=sum(lens),
+            tokens_per_second=sum(lens) / (marks[-1] - marks[0]),
+            mfu=flops / train / peaks.flops,
+            seconds=marks[-1] - marks[0],
+            note=f"train {train:.2f} s, sleep {asleep:.2f} s",
+            peak_gb=torch.cuda.max_memory_allocated(device) / 1e9 if on_gpu else None,
+        )
     return 0
 
 

@@ -3,11 +3,11 @@ plan.py --cpu against real runs: peak memory of the process and seconds of a ste
 
     python bench/plan_check.py [--smollm out/smollm2] [--tiny out/demo-base/model] [--out results/FILE.md]
 
-Each case is a run of the script itself, one process of one thread, a few steps without evaluation or checkpoint. Predicted
-is the peak resident set (weights, gradients, Adam, activations, engine, and CPU_BASE_GB of a process that has imported
-everything) and the seconds of rollout + logprobs + values + train + sync. plan.py is told the mean lengths that the run
-had, since no plan can know them; everything else comes from the recipe. Measured memory is the kernel's peak for that process
-(ru_maxrss), measured seconds are the median over the steps after the first.
+Each case is a run of the script itself, one process of one thread, a few steps without evaluation or checkpoint.
+Predicted is the peak resident set (weights, gradients, Adam, activations, engine, and CPU_BASE_GB of a process that has
+imported everything) and the seconds of rollout + logprobs + values + train + sync. plan.py is told the mean lengths
+that the run had, since no plan can know them; everything else comes from the recipe. Measured memory is the kernel's
+peak for that process (ru_maxrss), measured seconds are the median over the steps after the first.
 """
 
 import argparse
@@ -26,11 +26,18 @@ sys.path.insert(0, ROOT)
 
 CASES = {  # name: recipe, which model, settings
     "tiny, GRPO": ("demo", "tiny", "--num_steps 6"),
-    "tiny, GRPO, 4 times the tokens": ("demo", "tiny", "--num_steps 5 --prompts_per_step 64 --max_tokens_per_gpu 16384"),
+    "tiny, GRPO, 4 times the tokens": (
+        "demo",
+        "tiny",
+        "--num_steps 5 --prompts_per_step 64 --max_tokens_per_gpu 16384",
+    ),
     "tiny, PPO": ("demo_ppo", "tiny", "--num_steps 6"),
     "SmolLM2-135M, GRPO": ("demo_smollm", "smollm", "--num_steps 3"),
     "SmolLM2-135M, GRPO, reference, checkpointing": (
-        "demo_smollm", "smollm", "--num_steps 3 --kl_in loss_k3 --checkpointing True --prompts_per_step 8"),
+        "demo_smollm",
+        "smollm",
+        "--num_steps 2 --kl_in loss_k3 --checkpointing True",
+    ),
 }
 PHASES = ("rollout", "logprobs", "values", "train", "sync")
 
@@ -40,9 +47,26 @@ def measure(name, recipe, script, model, settings):
     folder = os.path.join("out", "plan_check", "".join(c if c.isalnum() else "_" for c in name))
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
-    command = [sys.executable, os.path.join(ROOT, script), os.path.join(ROOT, "recipes", f"{recipe}.py"), *settings, "--model", model,
-               "--name", "run", "--eval_prompts", "0", "--save_every", "0"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [
+        sys.executable,
+        os.path.join(ROOT, script),
+        os.path.join(ROOT, "recipes", f"{recipe}.py"),
+        *settings,
+        "--model",
+        model,
+        "--name",
+        "run",
+        "--eval_prompts",
+        "0",
+        "--save_every",
+        "0",
+    ]
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    }
+    env |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with open(os.path.join(folder, "log"), "w") as log:
         child = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(child.pid, 0)
@@ -53,8 +77,13 @@ def measure(name, recipe, script, model, settings):
         rows = [json.loads(line) for line in f][1:]
     spent = {phase: statistics.median(row.get(f"seconds_{phase}", 0.0) for row in rows) for phase in PHASES}
     response = statistics.median(row["response_len"] for row in rows)
-    prompt = statistics.median(row["tokens_per_second"] * (row["seconds_step"] - row["seconds_eval"] - row["seconds_save"])
-                               / row["num_rollouts"] - row["response_len"] for row in rows)
+    prompt = statistics.median(
+        row["tokens_per_second"]
+        * (row["seconds_step"] - row["seconds_eval"] - row["seconds_save"])
+        / row["num_rollouts"]
+        - row["response_len"]
+        for row in rows
+    )
     return usage.ru_maxrss * 1024 / 1e9, spent, prompt, response
 
 
@@ -73,8 +102,12 @@ def main():
 
     torch.set_num_threads(1)
     common.init_distributed()
-    lines = [f"{common.machine()}, torch {torch.__version__}, one process of one thread a run", "",
-             "| run | peak GB predicted | measured | error | seconds predicted | measured | error |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        f"{common.machine()}, torch {torch.__version__}, one process of one thread a run",
+        "",
+        "| run | peak GB predicted | measured | error | seconds predicted | measured | error |",
+        "|---|---|---|---|---|---|---|",
+    ]
     raw = []
     for name, (recipe, kind, settings) in CASES.items():
         if args.only not in name:
@@ -82,18 +115,24 @@ def main():
         path, model = os.path.join(ROOT, "recipes", f"{recipe}.py"), os.path.abspath(getattr(args, kind))
         script = plan.script_of(path)
         peak, spent, prompt, response = measure(name, recipe, script, model, settings.split())
-        options, argv = plan.parse(["--cpu", "--gpus", "1", "--mean_prompt_len", str(prompt), "--mean_response_len", str(response)])
+        options, argv = plan.parse(
+            ["--cpu", "--gpus", "1", "--mean_prompt_len", str(prompt), "--mean_response_len", str(response)]
+        )
         cfg, _ = load_config(importlib.import_module(script[:-3]).Config, [path, *settings.split(), *argv])
         found = plan.predict(dataclasses.replace(cfg, model=model), script, options)
         parts = {phase: {k: round(v / 1e9, 3) for k, v in used.items()} for phase, used in found["memory"].items()}
         memory = max(sum(used.values()) for used in found["memory"].values()) / 1e9
         predicted, measured = sum(found["seconds"].values()), sum(spent.values())
-        lines.append(f"| {name} | {memory:.2f} | {peak:.2f} | {memory / peak - 1:+.0%} | {predicted:.2f} | {measured:.2f} | "
-                     f"{predicted / measured - 1:+.0%} |")
-        raw += [f"{name}: mean prompt {prompt:.1f}, response {response:.1f}",
-                "  predicted " + json.dumps({k: round(v, 3) for k, v in found["seconds"].items()}),
-                "  measured  " + json.dumps({k: round(v, 3) for k, v in spent.items()}),
-                "  " + json.dumps(parts)]
+        lines.append(
+            f"| {name} | {memory:.2f} | {peak:.2f} | {memory / peak - 1:+.0%} | {predicted:.2f} | {measured:.2f} | "
+            f"{predicted / measured - 1:+.0%} |"
+        )
+        raw += [
+            f"{name}: mean prompt {prompt:.1f}, response {response:.1f}",
+            "  predicted " + json.dumps({k: round(v, 3) for k, v in found["seconds"].items()}),
+            "  measured  " + json.dumps({k: round(v, 3) for k, v in spent.items()}),
+            "  " + json.dumps(parts),
+        ]
         print("\n".join([lines[-1], *raw[-4:]]), flush=True)
     text = "\n".join([*lines, "", *raw])
     print(text)

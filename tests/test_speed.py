@@ -37,8 +37,16 @@ def test_the_formula_is_what_torch_counts_for_a_training_step(one_process, tied)
 
     import policy as model
 
-    config = Qwen2Config(vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-                         num_key_value_heads=2, tie_word_embeddings=tied, attn_implementation="packed")
+    config = Qwen2Config(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+        attn_implementation="packed",
+    )
     policy, shape = model.Policy(Qwen2ForCausalLM(config)), shape_of(config)
     fake = [SimpleNamespace(prompt_ids=[1] * 5, response_ids=[2] * 8, rollout_logprobs=[0.0] * 8)] * 2
     batch = model.to_micro_batch(fake, range(2), torch.device("cpu"))
@@ -53,10 +61,20 @@ def test_the_formula_is_what_torch_counts_for_a_training_step(one_process, tied)
     assert matrices == 3 * (forward_flops(shape, batch.lens, 16) - attention) + again
 
 
-KNOWN = {"Qwen2.5-0.5B": 494_032_768, "Qwen2.5-1.5B": 1_543_714_304, "Qwen2.5-3B": 3_085_938_688, "Qwen2.5-7B": 7_615_616_512,
-         "Qwen2.5-14B": 14_770_033_664, "Qwen2.5-32B": 32_763_876_352, "DeepSeek-R1-Distill-Qwen-1.5B": 1_777_088_000,
-         "Qwen3-0.6B": 596_049_920, "Qwen3-8B": 8_190_735_360, "Llama-3.1-8B": 8_030_261_248, "Llama-3.2-1B": 1_235_814_400,
-         "SmolLM2-135M": 134_515_008}
+KNOWN = {
+    "Qwen2.5-0.5B": 494_032_768,
+    "Qwen2.5-1.5B": 1_543_714_304,
+    "Qwen2.5-3B": 3_085_938_688,
+    "Qwen2.5-7B": 7_615_616_512,
+    "Qwen2.5-14B": 14_770_033_664,
+    "Qwen2.5-32B": 32_763_876_352,
+    "DeepSeek-R1-Distill-Qwen-1.5B": 1_777_088_000,
+    "Qwen3-0.6B": 596_049_920,
+    "Qwen3-8B": 8_190_735_360,
+    "Llama-3.1-8B": 8_030_261_248,
+    "Llama-3.2-1B": 1_235_814_400,
+    "SmolLM2-135M": 134_515_008,
+}
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -72,8 +90,16 @@ def test_parameters_are_those_of_the_real_module(family, tied):
     import transformers
 
     config = getattr(transformers, f"{family}Config")(
-        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=16, tie_word_embeddings=tied, sliding_window=None)
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        tie_word_embeddings=tied,
+        sliding_window=None,
+    )
     with torch.device("meta"):
         hf = getattr(transformers, f"{family}ForCausalLM")(config)
     assert shape_of(config).params == sum(p.numel() for p in hf.parameters())
@@ -83,8 +109,14 @@ def test_parameters_are_those_of_the_real_module(family, tied):
 def test_keys_and_values_are_as_large_as_the_cache_of_transformers():
     from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
-    config = Qwen2Config(vocab_size=32, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-                         num_key_value_heads=2)
+    config = Qwen2Config(
+        vocab_size=32,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
     cache = DynamicCache(config=config)
     Qwen2ForCausalLM(config)(input_ids=torch.ones(1, 7, dtype=torch.long), past_key_values=cache)
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
@@ -110,8 +142,23 @@ def test_other_is_what_no_phase_explains():
     row = row_of(step=10.0, rollout=4.0, train=3.0, values=1.0, eval=1.5)
     assert row["seconds_other"] == pytest.approx(0.5) and row["seconds_values"] == 1.0 and row["seconds_save"] == 0.0
     assert "seconds_values" not in row_of(step=1.0)
-    full = {"step": 1, "reward": 0, "correct": 0, "format_error": 0, "response_len": 0, "truncated": 0, "zero_variance_groups": 0,
-            "grad_norm": 0, "entropy": 0, "clip_frac": 0, "kl": None, "mismatch_mean": 0, "skipped_updates": 0, "mfu": 0.5, "mbu": None}
+    full = {
+        "step": 1,
+        "reward": 0,
+        "correct": 0,
+        "format_error": 0,
+        "response_len": 0,
+        "truncated": 0,
+        "zero_variance_groups": 0,
+        "grad_norm": 0,
+        "entropy": 0,
+        "clip_frac": 0,
+        "kl": None,
+        "mismatch_mean": 0,
+        "skipped_updates": 0,
+        "mfu": 0.5,
+        "mbu": None,
+    }
     line = console_line({**full, **row}, 2)
     assert "rollout 4.0 + reward 0.00" in line and "values 1.0 + train 3.0" in line
     assert "eval 1.5 + other 0.50 = 10.0 s" in line and "mfu 50%" in line and "mbu" not in line
@@ -126,26 +173,40 @@ def test_a_machine_that_works_at_its_peaks_is_at_all_limits():
     found = efficiency(row, TINY, peaks, rollouts, rollouts, policy_passes=3, loads=[(12, 12)], max_num_seqs=8)
     assert ops / 100 < read / 10 and (found["mfu"], found["mbu"], found["roofline"]) == pytest.approx((1, 1, 1))
     assert found["tail"] == pytest.approx(4 / 3) and found["packing"] == 1
-    slower = row_of(step=2 * row["seconds_step"] + 7, rollout=2 * row["seconds_rollout"], train=row["seconds_train"],
-                    logprobs=row["seconds_train"], eval=5.0, save=2.0)
+    slower = row_of(
+        step=2 * row["seconds_step"] + 7,
+        rollout=2 * row["seconds_rollout"],
+        train=row["seconds_train"],
+        logprobs=row["seconds_train"],
+        eval=5.0,
+        save=2.0,
+    )
     found = efficiency(slower, TINY, peaks, rollouts, rollouts, policy_passes=3, max_num_seqs=8)
-    assert (found["mfu"], found["mbu"], found["roofline"]) == pytest.approx((0.5, 0.5, 0.5)) and found["packing"] is None
+    assert (found["mfu"], found["mbu"], found["roofline"]) == pytest.approx((0.5, 0.5, 0.5)) and found[
+        "packing"
+    ] is None
 
 
 def test_two_engines_halve_the_work_of_each_and_rounds_follow_one_another():
     rollouts = [rollout(0, 3, 4), rollout(1, 3, 4)]
-    one, two = (efficiency(row_of(step=1.0, rollout=1.0), TINY, Peaks(1e9, 1e4, ""), rollouts, [], policy_passes=0, world=world)
-                for world in (1, 2))
+    one, two = (
+        efficiency(row_of(step=1.0, rollout=1.0), TINY, Peaks(1e9, 1e4, ""), rollouts, [], policy_passes=0, world=world)
+        for world in (1, 2)
+    )
     cache = 2 * (4 + 5 + 6 + 7) * 32  # what both sequences read
     assert one["mbu"] == pytest.approx((4 * TINY.decode_weights * 2 + cache) / 1e4)
     assert two["mbu"] == pytest.approx((8 * TINY.decode_weights * 2 + cache) / 2e4)  # each engine reads its own weights
-    rounds = efficiency(row_of(step=1.0, rollout=1.0), TINY, Peaks(1e9, 1e4, ""), rollouts, [], policy_passes=0, round_size=1)
+    rounds = efficiency(
+        row_of(step=1.0, rollout=1.0), TINY, Peaks(1e9, 1e4, ""), rollouts, [], policy_passes=0, round_size=1
+    )
     assert rounds["mbu"] == pytest.approx((8 * TINY.decode_weights * 2 + cache) / 1e4)
 
 
 def test_packing_is_how_evenly_the_ranks_are_filled():
     row = row_of(step=1.0, train=1.0)
-    found = efficiency(row, TINY, Peaks(1, 1, ""), [rollout(0, 1, 1)], [], policy_passes=0, world=2, loads=[(30, 20), (10, 5)])
+    found = efficiency(
+        row, TINY, Peaks(1, 1, ""), [rollout(0, 1, 1)], [], policy_passes=0, world=2, loads=[(30, 20), (10, 5)]
+    )
     assert found["packing"] == pytest.approx(40 / (2 * 25))
 
 
@@ -170,18 +231,39 @@ def test_a_thousand_rollouts_cost_a_millisecond_or_so():
     assert best < 5e-3
 
 
-@pytest.mark.parametrize("name, bf16, bandwidth", [
-    ("NVIDIA H100 80GB HBM3", 989, 3.35), ("NVIDIA H100 PCIe", 756, 2.0), ("NVIDIA H100 NVL", 835, 3.9),
-    ("NVIDIA H200", 989, 4.8), ("NVIDIA A100-SXM4-80GB", 312, 2.039), ("NVIDIA A100-SXM4-40GB", 312, 1.555),
-    ("NVIDIA A100 80GB PCIe", 312, 1.935), ("NVIDIA A10", 125, 0.6), ("NVIDIA L4", 121, 0.3), ("NVIDIA L40S", 362, 0.864),
-    ("NVIDIA B200", 2250, 8.0), ("NVIDIA GeForce RTX 4090", 165, 1.008)])
+@pytest.mark.parametrize(
+    "name, bf16, bandwidth",
+    [
+        ("NVIDIA H100 80GB HBM3", 989, 3.35),
+        ("NVIDIA H100 PCIe", 756, 2.0),
+        ("NVIDIA H100 NVL", 835, 3.9),
+        ("NVIDIA H200", 989, 4.8),
+        ("NVIDIA A100-SXM4-80GB", 312, 2.039),
+        ("NVIDIA A100-SXM4-40GB", 312, 1.555),
+        ("NVIDIA A100 80GB PCIe", 312, 1.935),
+        ("NVIDIA A10", 125, 0.6),
+        ("NVIDIA L4", 121, 0.3),
+        ("NVIDIA L40S", 362, 0.864),
+        ("NVIDIA B200", 2250, 8.0),
+        ("NVIDIA GeForce RTX 4090", 165, 1.008),
+    ],
+)
 def test_devices_are_found_by_the_name_that_they_report(name, bf16, bandwidth):
     found = known_gpu(name, "bfloat16")
     assert (found.flops, found.bandwidth) == pytest.approx((bf16 * 1e12, bandwidth * 1e12))
 
 
-@pytest.mark.parametrize("name", ["Tesla T4", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 3090 Ti", "NVIDIA A10G",
-                                  "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA RTX 6000 Ada Generation"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Tesla T4",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 3090 Ti",
+        "NVIDIA A10G",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "NVIDIA RTX 6000 Ada Generation",
+    ],
+)
 def test_devices_with_other_numbers_are_not_taken_for_known_ones(name):
     assert known_gpu(name, "bfloat16") is None
 
@@ -212,7 +294,10 @@ def test_a_dry_step_changes_nothing_and_out_of_memory_says_what_to_halve(one_pro
     device = torch.device("cpu")
     cfg = Config(max_prompt_len=6, max_response_len=10, max_tokens_per_gpu=40, prompts_per_step=4, group_size=4)
     policy, critic = model.load_policy(tied_model, device, "float32"), model.load_critic(tied_model, device, "float32")
-    models = {"policy": (policy, torch.optim.AdamW(policy.parameters())), "critic": (critic, torch.optim.AdamW(critic.parameters()))}
+    models = {
+        "policy": (policy, torch.optim.AdamW(policy.parameters())),
+        "critic": (critic, torch.optim.AdamW(critic.parameters())),
+    }
     before = [p.full_tensor().clone() for m in (policy, critic) for p in m.parameters()]
     rng, said, seen = torch.get_rng_state(), [], []
     plain = model.token_logprobs
@@ -220,8 +305,10 @@ def test_a_dry_step_changes_nothing_and_out_of_memory_says_what_to_halve(one_pro
     speed.dry_step(models, policy, cfg, 128, 1, device, said.append)
     assert seen == [[15, 15]] * 2  # two sequences of full length, through reference and policy
     assert "dry step: 2 x 15 tokens fit" in said[0] and torch.equal(rng, torch.get_rng_state())
-    assert all(torch.equal(a, p.full_tensor()) and p.grad is None for a, p in
-               zip(before, [p for m in (policy, critic) for p in m.parameters()], strict=True))
+    assert all(
+        torch.equal(a, p.full_tensor()) and p.grad is None
+        for a, p in zip(before, [p for m in (policy, critic) for p in m.parameters()], strict=True)
+    )
     assert not any(optimizer.state for _, optimizer in models.values())
 
     def full(*_):
@@ -243,8 +330,21 @@ def test_a_run_is_the_same_with_and_without_a_dry_step(tied_model, tmp_path):
 
     rows, weights = {}, {}
     for how in ("on", "off"):
-        done = run_script(os.path.join(ROOT, "train_grpo.py"), *SETTINGS, "--model", tied_model, "--name", how, "--dry_step", how,
-                          "--num_steps", "2", "--kl_in", "loss_k3", cwd=tmp_path)
+        done = run_script(
+            os.path.join(ROOT, "train_grpo.py"),
+            *SETTINGS,
+            "--model",
+            tied_model,
+            "--name",
+            how,
+            "--dry_step",
+            how,
+            "--num_steps",
+            "2",
+            "--kl_in",
+            "loss_k3",
+            cwd=tmp_path,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         assert ("dry step: " in done.stdout) == (how == "on")
         rows[how], weights[how] = rows_of(tmp_path, how), load_weights(tmp_path / "out" / how / "model")
