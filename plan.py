@@ -22,6 +22,7 @@ import math
 import os
 import statistics
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -71,9 +72,10 @@ SYNC_BYTES_PER_S = 3e9  # verl's documentation: 7B, 15 GB of bf16, in 3.9 to 6.0
 CONTEXT_GB = 1.5  # CUDA context, NCCL buffers, fragmentation
 GRAPHS_GB = 2.0  # CUDA graphs and work space of vLLM
 # On a CPU, measured on one 2-core machine (results/bench_2026-11-22_plan.md)
-CPU_BASE_GB = 1.0  # a process with torch, transformers and vLLM imported, before any weights
-CPU_ENGINE_STEP_S, CPU_ENGINE_SEQ_S = 0.0015, 0.00006  # Python of one engine step, and of each sequence in it
-CPU_ENGINE_SHARE = 0.75  # of the probe's peaks
+CPU_BASE_GB = 0.86  # a process with torch, transformers and vLLM imported, before any weights
+CPU_HEAP = 1.7  # glibc keeps freed activations: so many times what autograd holds
+CPU_ENGINE_STEP_S, CPU_ENGINE_SEQ_S = 0.0012, 0.00006  # Python of one engine step, and of each sequence in it
+CPU_SYNC_S, CPU_SYNC_SHARE = 0.02, 1 / 32  # of one weight sync, and of the probed bandwidth
 
 
 def main():
@@ -207,6 +209,7 @@ def micro_batch_memory(shape, tokens, bytes_each, checkpointing, on_cpu, head=Tr
 
     b, block = bytes_each, activation_bytes(shape, bytes_each, has_qk_norm(shape))
     kept = tokens * (shape.layers * (b * shape.hidden if checkpointing else block) + (4 + 3 * b) * shape.hidden)
+    kept *= CPU_HEAP if on_cpu else 1
     root = shape.vocab * shape.hidden * (1 if shape.tied or not head else 2)
     table = shape.vocab * shape.hidden if head else 0
     chunk = model.CHUNK_LOGITS if on_cpu else model.CHUNK_LOGITS_CUDA
@@ -310,7 +313,17 @@ def gpu_work(shape, cfg, options, dtype):
     return Work(forward, train, lambda params: 28 * params / (peaks.bandwidth * options.mbu), peaks)
 
 
-def cpu_work(shape, cfg, lens, response_len):
+def response_lens(mean, longest, count):
+    """`count` lengths with this mean, longest first, spread as an exponential distribution that is cut at `longest`."""
+    low, high = 1e-3, 1e9  # the scale s has s (1 - exp(-longest / s)) = mean
+    for _ in range(100):
+        scale = math.sqrt(low * high)
+        low, high = (scale, high) if scale * (1 - math.exp(-longest / scale)) < mean else (low, scale)
+    found = [min(longest, -scale * math.log(1 - (i + 0.5) / count)) for i in range(count)]
+    return sorted((max(1, round(n * mean / (sum(found) / count))) for n in found), reverse=True)
+
+
+def cpu_work(shape, cfg, prompt_len, spread):
     """
     Measured here: the model's own blocks, one and two of them, random weights, one micro-batch of these lengths; the
     rest is a multiple. Half a minute for a model of 135 million parameters.
@@ -322,25 +335,20 @@ def cpu_work(shape, cfg, lens, response_len):
     import policy as model
 
     common.init_distributed()
-    dtype = torch.bfloat16 if cfg.dtype == "bfloat16" else torch.float32
-    budget, chosen = cfg.max_tokens_per_gpu, []
-    for n in lens:
-        if chosen and sum(chosen) + n > budget:
-            break
-        chosen.append(int(n))
-    scored = [min(n, response_len) for n in chosen]
-    fake = [speed.FakeRollout([1] * (n - r + 1), [1] * r, [0.0] * r) for n, r in zip(chosen, scored, strict=True)]
+    dtype = "bfloat16" if cfg.dtype == "bfloat16" else "float32"
+    tokens = sum(spread) + len(spread) * prompt_len  # of those, as many as one micro-batch of the step holds, evenly
+    every = max(1, math.ceil(tokens / cfg.max_tokens_per_gpu))
+    fake = [speed.FakeRollout([1] * max(1, prompt_len), [1] * n, [0.0] * n) for n in spread[::every]]
     batch = model.to_micro_batch(fake, range(len(fake)), torch.device("cpu"))
     seconds = {}
     for layers in (1, 2):
         config = Qwen2Config(
             vocab_size=shape.vocab, hidden_size=shape.hidden, intermediate_size=shape.intermediate,
             num_hidden_layers=layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
-            head_dim=shape.head_dim, tie_word_embeddings=True, attn_implementation="packed")
-        policy = model.Policy(Qwen2ForCausalLM(config).to(dtype))
-        if cfg.checkpointing:
-            policy.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        policy.train(cfg.checkpointing)
+            head_dim=shape.head_dim, tie_word_embeddings=True)
+        with tempfile.TemporaryDirectory() as folder:
+            Qwen2ForCausalLM(config).save_pretrained(folder)
+            policy = model.load_policy(folder, torch.device("cpu"), dtype, checkpointing=cfg.checkpointing)
         optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0)
         seconds[layers] = [statistics.median(times) for times in zip(
             *[one_training_step(model, policy, batch, optimizer, cfg.temperature) for _ in range(4)][1:], strict=True)]
@@ -359,7 +367,7 @@ def cpu_work(shape, cfg, lens, response_len):
         return cost
 
     adam = seconds[2][2] / params
-    peaks = speed.machine_peaks(torch.device("cpu"), "bfloat16" if cfg.dtype == "bfloat16" else "float32")
+    peaks = speed.machine_peaks(torch.device("cpu"), dtype)
     return Work(scaled(0), scaled(1), lambda n: adam * n, peaks)
 
 
@@ -374,7 +382,7 @@ def one_training_step(model, policy, batch, optimizer, temperature):
     logprobs, entropy = model.token_logprobs(policy, batch, temperature)
     (logprobs - entropy).mean().backward()
     after_backward = time.perf_counter()
-    optimizer.step()
+    model.clip_and_step(policy, optimizer, 1.0, 0.0)
     return after_forward - start, after_backward - after_forward, time.perf_counter() - after_backward
 
 
@@ -385,9 +393,9 @@ def seconds(cfg, script, shape, critic, options):
     response = options.mean_response_len or max(1, cfg.max_response_len // 2)
     prompt = options.mean_prompt_len or max(1, cfg.max_prompt_len // 2)
     count = math.ceil(cfg.prompts_per_step * cfg.group_size / world)  # of each rank
-    lens = [prompt + response - 1] * count
-    scored = response * count
-    work = cpu_work(shape, cfg, lens, int(response)) if options.cpu else gpu_work(shape, cfg, options, dtype)
+    spread = response_lens(response, cfg.max_response_len, count)
+    lens, scored = [prompt + n - 1 for n in spread], sum(spread)
+    work = cpu_work(shape, cfg, int(prompt), spread) if options.cpu else gpu_work(shape, cfg, options, dtype)
     epochs = getattr(cfg, "epochs_per_step", 1)
     old = cfg.updates_per_step * epochs > 1 or (script == "train_ppo.py" and cfg.kl_in == "reward_k1")
     forwards = old + (cfg.kl_in != "none")
@@ -400,22 +408,22 @@ def seconds(cfg, script, shape, critic, options):
         found["values"] = work.forward(critic, lens, 0)
         train += epochs * (work.train(critic, lens, 0) + cfg.updates_per_step * work.adam(critic.trunk_params / ranks))
     found["train"] = train
-    found["sync"] = b * shape.params / (work.peaks.bandwidth / 40 if options.cpu else SYNC_BYTES_PER_S)
+    rate = work.peaks.bandwidth * CPU_SYNC_SHARE if options.cpu else SYNC_BYTES_PER_S
+    found["sync"] = CPU_SYNC_S * options.cpu + b * shape.params / rate
     return found
 
 
 def rollout_seconds(cfg, shape, options, peaks, prompt, response, bytes_each):
-    """One engine's share of a step, one response of which runs to the limit; a group's prompt is read once."""
+    """One engine's share of a step; a group's prompt is read once."""
     engines, tp = options.gpus // cfg.tensor_parallel, cfg.tensor_parallel
     prompts = cfg.prompts_per_step // engines
-    lens = [response] * (prompts * cfg.group_size)
-    lens[0] = cfg.max_response_len if not options.mean_response_len or not options.cpu else response
+    lens = response_lens(response, cfg.max_response_len, prompts * cfg.group_size)
     read, flops = speed.decode_work(shape, [prompt] * len(lens), lens, cfg.max_num_seqs, bytes_each)
     prefill = speed.forward_flops(shape, [prompt] * prompts, 0)
-    if options.cpu:  # one after the other: no copy overlaps with arithmetic there
+    if options.cpu:
         steps = max(max(lens), sum(lens) / cfg.max_num_seqs)
         python = steps * CPU_ENGINE_STEP_S + sum(lens) * CPU_ENGINE_SEQ_S
-        return python + (read / peaks.bandwidth + (flops + prefill) / peaks.flops) / CPU_ENGINE_SHARE
+        return python + max(read / peaks.bandwidth, flops / peaks.flops) + prefill / peaks.flops
     decode = max(read / (peaks.bandwidth * options.mbu), flops / (peaks.flops * options.mfu))
     return (decode + prefill / (peaks.flops * options.mfu)) / tp
 

@@ -219,9 +219,9 @@ def known_gpu(name, dtype):
 
 def machine_peaks(device, dtype, cache=None):
     """
-    Peaks of this process: a table for known GPUs, else a probe of about a second, kept for the next start in `cache`
-    (~/.cache/onebox-r1/peaks.json; remove it to measure again). A collective: on a CPU all ranks probe at once, since
-    they share its memory. Draws no random number.
+    Peaks of this process: a table for known GPUs, else the fastest that any start on this machine has seen in a probe of
+    about a second, so that a busy neighbour does not lower it for good (~/.cache/onebox-r1/peaks.json; remove it after a
+    change of the machine). A collective: all ranks probe at once, since they share a CPU's memory. Draws no random number.
     """
     world = dist.get_world_size()
     if device.type == "cuda":
@@ -233,15 +233,15 @@ def machine_peaks(device, dtype, cache=None):
     key = f"{name}, {world} processes, {dtype}, torch {torch.__version__}"
     home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     cache = cache or os.path.join(home, "onebox-r1", "peaks.json")
-    found = read_cache(cache).get(key) if dist.get_rank() == 0 else None
-    found = torch.tensor(found or [0.0, 0.0], dtype=torch.float64, device=device)
+    found = torch.tensor(probe(device, dtype), dtype=torch.float64, device=device)
+    dist.all_reduce(found)
+    found /= world
+    before = read_cache(cache).get(key) or (0.0, 0.0)
+    best = [max(pair) for pair in zip(before, found.tolist(), strict=True)]
+    if dist.get_rank() == 0 and best != list(before):
+        write_cache(cache, key, best)
+    found = torch.tensor(best, dtype=torch.float64, device=device)
     dist.broadcast(found, src=0)
-    if not found[0]:
-        found = torch.tensor(probe(device, dtype), dtype=torch.float64, device=device)
-        dist.all_reduce(found)
-        found /= world
-        if dist.get_rank() == 0:
-            write_cache(cache, key, found.tolist())
     return Peaks(*found.tolist(), f"measured on {key}")
 
 
@@ -269,7 +269,7 @@ def write_cache(path, key, value):
         os.replace(f"{path}.{os.getpid()}", path)
 
 
-def probe(device, dtype, budget_s=0.6):
+def probe(device, dtype, budget_s=0.5):
     """-> (FLOP/s of a large matrix product, bytes/s of reading memory): the fastest of what fits into budget_s each."""
     on_gpu, dtype = device.type == "cuda", getattr(torch, dtype)
     n = 8192 if on_gpu else 1536
@@ -332,7 +332,7 @@ def dry_step(models, reference, cfg, vocab_size, world, device, say):
     except RuntimeError as error:  # torch.OutOfMemoryError is one; a CPU's allocator raises the plain kind
         if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
             raise
-        raise ConfigError(f"out of memory in the dry step: a micro-batch of {count * full:,} tokens ({count} x {full:,})"
+        raise ConfigError(f"out of memory in the dry step: a micro-batch of {count} x {full:,} tokens"
                           f" does not fit beside weights, gradients and Adam: halve max_tokens_per_gpu (now "
                           f"{cfg.max_tokens_per_gpu}; one sequence of {full:,} is the least), or see python plan.py",
                           exit_code=4) from error

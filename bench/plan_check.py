@@ -7,7 +7,8 @@ Each case is a run of the script itself, one process of one thread, a few steps 
 Predicted is the peak resident set (weights, gradients, Adam, activations, engine, and CPU_BASE_GB of a process that has
 imported everything) and the seconds of rollout + logprobs + values + train + sync. plan.py is told the mean lengths
 that the run had, since no plan can know them; everything else comes from the recipe. Measured memory is the kernel's
-peak for that process (ru_maxrss), measured seconds are the median over the steps after the first.
+peak for that process (ru_maxrss), with a dry step, so that the fullest micro-batch occurs; measured seconds are the
+median over the steps after the first.
 """
 
 import argparse
@@ -58,6 +59,8 @@ def measure(name, recipe, script, model, settings):
         "run",
         "--eval_prompts",
         "0",
+        "--dry_step",
+        "on",
         "--save_every",
         "0",
     ]

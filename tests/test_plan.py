@@ -181,11 +181,19 @@ def test_work_and_seconds_of_a_gpu_by_hand():
     chosen = options("--gpus", "8", "--mfu", "0.5", "--mean_response_len", "512", "--mean_prompt_len", "128")
     shape = plan.architecture(cfg.model)
     found = plan.seconds(cfg, "train_grpo.py", shape, None, chosen)
-    flops = 3 * speed.forward_flops(shape, [639] * 24, 512 * 24)
+    spread = plan.response_lens(512, 1024, 24)
+    flops = 3 * speed.forward_flops(shape, [127 + n for n in spread], sum(spread))
     adam = 28 * shape.params / 8 / (3.35e12 * 0.6)
     assert found["train"] == pytest.approx(flops / (989e12 * 0.5) + adam) and found["logprobs"] == 0
     with_ref = plan.seconds(dataclasses.replace(cfg, kl_in="loss_k3"), "train_grpo.py", shape, None, chosen)
     assert with_ref["logprobs"] == pytest.approx(flops / 3 / (989e12 * 0.5))
+
+
+def test_assumed_lengths_have_the_mean_that_was_asked_for_and_end_at_the_longest():
+    for mean, longest, count in [(27, 200, 128), (512, 1024, 64), (90, 96, 16), (10, 10, 3)]:
+        found = plan.response_lens(mean, longest, count)
+        assert sum(found) / count == pytest.approx(mean, rel=0.03) and max(found) <= longest * 1.03
+        assert found == sorted(found, reverse=True) and min(found) >= 1
 
 
 BAD = [
@@ -219,11 +227,14 @@ def test_a_config_that_is_none_is_one_line(tmp_path):
         plan.architecture(str(tmp_path))
 
 
-def test_on_a_cpu_the_blocks_are_timed_and_twice_the_tokens_cost_about_twice(one_process, tied_model):
-    cfg = recipe(
-        "demo", "--model", tied_model, "--prompts_per_step", "4", "--group_size", "4", "--max_response_len", "24"
-    )
-    chosen, start = options("--cpu", "--gpus", "1"), time.monotonic()
-    once = plan.predict(cfg, "train_grpo.py", chosen)["seconds"]["train"]
-    twice = plan.predict(dataclasses.replace(cfg, prompts_per_step=8), "train_grpo.py", chosen)["seconds"]["train"]
-    assert 0 < once < 10 and 0.8 < twice / once < 4 and time.monotonic() - start < 30
+def test_on_a_cpu_the_blocks_are_timed_and_the_rest_is_a_multiple(one_process, tied_model):
+    cfg = recipe("demo", "--model", tied_model, "--prompts_per_step", "4", "--group_size", "4")
+    shape = plan.architecture(tied_model)
+    work = plan.cpu_work(shape, cfg, 8, [20, 10, 5])
+    once, deeper = work.train(shape, [30, 20], 35), work.train(dataclasses.replace(shape, layers=20), [30, 20], 35)
+    head = work.train(dataclasses.replace(shape, layers=0), [30, 20], 35)
+    assert work.train(shape, [30, 20] * 2, 70) == pytest.approx(2 * once)
+    assert deeper - head == pytest.approx(10 * (once - head)) and once > head >= 0
+    assert work.adam(2e6) == pytest.approx(2 * work.adam(1e6)) and work.peaks.flops > 1e9
+    found = plan.seconds(cfg, "train_grpo.py", shape, None, options("--cpu", "--gpus", "1"))
+    assert found["logprobs"] == 0 and 0 < found["rollout"] < 60 and 0 < found["train"] < 60
