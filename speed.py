@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from common import max_over_ranks
 from config import ConfigError
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -171,6 +172,8 @@ def efficiency(row, shape, peaks, rollouts, trained, *, policy_passes, critic_sh
 def micro_batch_loads(batches, device):
     """The micro-batches of a step on this rank -> [(tokens of all ranks, tokens of the fullest rank)], one for each."""
     local = [float(sum(b.lens)) if len(b.rows) else 0.0 for b in batches]  # a rank without work packs one dummy token
+    if not local:  # no group was left to train on; the same on every rank
+        return []
     total, most = (torch.tensor(local, dtype=torch.float64, device=device) for _ in range(2))
     dist.all_reduce(total)
     dist.all_reduce(most, op=dist.ReduceOp.MAX)
@@ -346,7 +349,7 @@ def dry_step(models, reference, cfg, vocab_size, world, device, say):
         torch.cuda.empty_cache()
     else:
         peak, room = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, ""
-    seconds = time.monotonic() - start
+    peak, seconds = max_over_ranks(peak, device), time.monotonic() - start
     say(f"dry step: {count} x {full:,} tokens fit: peak {peak:.1f}{room} GB a process, {seconds:.1f} s")
 
 

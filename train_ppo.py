@@ -455,7 +455,8 @@ def main():
                   stop_ids=stop_ids, stop_strings=cfg.stop, deadline_s=cfg.rollout_deadline_s, engines=engines,
                   engine_rank=engine_rank, leader=rank % cfg.tensor_parallel == 0, vocab_size=hf_config.vocab_size)
     limits = dict(shape=shape, peaks=peaks, world=world, tensor_parallel=cfg.tensor_parallel, dtype=dtype,
-                  max_num_seqs=cfg.max_num_seqs, round_size=cfg.prompts_per_step * cfg.group_size)
+                  max_num_seqs=cfg.max_num_seqs, round_size=cfg.prompts_per_step * cfg.group_size,
+                  critic_shape=None if critic is None else speed.shape_of(critic.trunk.config))
 
     def held_out(step):
         row, kept = evaluate(eval_set, cfg.seed, cfg.eval_samples, cfg.temperature, version=step, **sample)

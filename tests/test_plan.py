@@ -5,7 +5,6 @@ import dataclasses
 import glob
 import os
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
