@@ -224,8 +224,8 @@ def machine_peaks(device, dtype, cache=None):
     """
     Peaks of this process: a table for known GPUs, else the fastest that any start on this machine has seen in a probe
     of about a second, so that a busy neighbour does not lower it for good (~/.cache/onebox-r1/peaks.json; remove it
-    after a change of the machine). A collective: all ranks probe at once, since they share a CPU's memory. Draws no random
-    number.
+    after a change of the machine). A collective: all ranks probe at once, since they share a CPU's memory. Draws no
+    random number.
     """
     world = dist.get_world_size()
     if device.type == "cuda":
