@@ -94,6 +94,25 @@ def score_gold(prompt):
     return response, score
 
 
+def self_test(prompts, count=32):
+    """
+    Before weights load: a perfect response to `count` of the prompts, spread over all, must earn the full mark. ConfigError
+    with exit code 5 if more than a tenth do not: a verifier that fails its own golds teaches nothing, or worse. A reward
+    that is not in FULL_MARK, yours perhaps, is not tested.
+    """
+    known = [p for p in prompts if p.reward in FULL_MARK]
+    chosen = known[::max(1, len(known) // count)][:count]
+    failures = []
+    for prompt in chosen:
+        try:
+            score_gold(prompt)
+        except ConfigError as error:
+            failures.append(str(error).removeprefix("error: "))
+    if len(failures) > 0.1 * len(chosen):
+        raise ConfigError(f"the rewards fail {len(failures)} of {len(chosen)} of their own gold answers; first: {failures[0]}",
+                          exit_code=5)
+
+
 def gold_response(prompt):
     """
     A completion of this prompt that deserves the full mark of its reward: the format asked for, and the gold answer.

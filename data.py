@@ -45,7 +45,10 @@ DROP = {"generations", "messages", "prompt", "input", "correctness_math_verify",
 
 
 class DataError(ConfigError):
-    """Data that cannot be used: one line on stderr that says what, where and the fix; exit code 1."""
+    """Data that cannot be used: one line on stderr that says what, where and the fix; exit code 2."""
+
+    def __init__(self, message):
+        super().__init__(message, exit_code=2)
 
 
 class BadRow(Exception):

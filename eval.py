@@ -12,6 +12,7 @@ import common
 import data
 import rewards
 import rollout as sampler
+import samples as samples_file
 from config import ConfigError, load_config
 from metrics import summarise
 
@@ -126,15 +127,10 @@ def evaluate(prompts, seed, samples, temperature, *, version, keep=8, **sample):
             "eval_format_error": row["format_error"], "eval_reflection_words": row["reflection_words"],
             "eval_rollouts": len(sampled)}
     timer.seconds["eval"] += timer.now() - start
-    kept = [as_json(r, prompts, version) for r in sampled if r.prompt < keep]
-    kept += [{**as_json(r, prompts, version), "sample": "greedy"} for r in greedy if r.prompt < keep]
+    kept = [samples_file.row(r, prompts[r.prompt], version, "held-out", sample["tokenizer"]) for r in sampled if r.prompt < keep]
+    kept += [{**samples_file.row(r, prompts[r.prompt], version, "held-out", sample["tokenizer"]), "sample": "greedy"}
+             for r in greedy if r.prompt < keep]
     return row, kept
-
-
-def as_json(r, prompts, step):
-    return {"step": step, "uid": prompts[r.prompt].uid, "sample": r.sample, "prompt": prompts[r.prompt].text,
-            "response": r.text, "reward": r.score.total, "correct": r.score.correct, "format_ok": r.score.format_ok,
-            "parts": r.score.parts, "tokens": len(r.response_ids), "finish_reason": r.finish_reason}
 
 
 def main():
@@ -156,7 +152,7 @@ def main():
     scorer, timer = rewards.Scorer(), common.Timer(device)
     row, kept = evaluate(
         prompts, cfg.seed, cfg.samples, cfg.temperature, version=0, keep=len(prompts), engine=engine, tokenizer=tokenizer,
-        scorer=scorer, timer=timer, max_tokens=cfg.max_response_len, stop_ids=stop_ids, stop_strings=cfg.stop,
+        scorer=scorer, timer=timer, max_tokens=cfg.max_response_len, stop_ids=stop_ids, stop_strings=cfg.stop, repetition_stop=0,
         deadline_s=cfg.deadline_s, engines=world // cfg.tensor_parallel, engine_rank=rank // cfg.tensor_parallel,
         leader=rank % cfg.tensor_parallel == 0, vocab_size=hf_config.vocab_size)
     scorer.close()

@@ -9,7 +9,7 @@ import re
 
 import torch
 
-from common import max_over_ranks, sum_over_ranks
+from common import Broken, max_over_ranks, sum_over_ranks
 
 # Words of a model that checks itself: the survey's list and the longer published ones (lower case; "no" and
 # "try again" as whole words). Counted inside the thinking.
@@ -82,6 +82,18 @@ def hacked(before, now):
     return ""
 
 
+def no_signal(silent_steps, row):
+    """
+    One line, or "": every 10 steps in a row without anything to learn from. A reward that never pays, a template that it
+    cannot read, or a task too easy or too hard; check.py's self-test of the golds at start-up rules out the grader.
+    """
+    if silent_steps and silent_steps % 10 == 0:
+        return (f"warning: no learning signal for {silent_steps} steps: the rewards of every group agree (mean "
+                f"{row['reward']:.3f}, format errors {row['format_error']:.0%}, truncated {row['truncated']:.0%}): read "
+                "samples/, or try easier problems, more samples, a longer max_response_len")
+    return ""
+
+
 def token_counts(tokenizer, texts):
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     return [len(i) for i in ids]
@@ -117,6 +129,7 @@ class StepStats:
             self.compare(batch, old_logprobs)
         ratio = (logprobs - old_logprobs).exp()
         stopped = ((ratio > 1 + cfg.clip_high) & (advantages > 0)) | ((ratio < 1 - cfg.clip_low) & (advantages < 0))
+        batch.logprobs, batch.entropy, batch.ratio, batch.clipped = logprobs, entropy, ratio, stopped
         self.count(tokens=logprobs.numel(), loss=loss, entropy=entropy.sum(), clipped=stopped.sum(),
                    approx_kl=(ratio - 1 - ratio.log()).sum())
         if batch.ref_logprobs is not None:
@@ -141,7 +154,7 @@ class StepStats:
         compared = self.total.get("compared", 0)
         mean = self.total["mismatch"] / compared if compared else 0.0
         if not mean <= bound:  # NaN too
-            raise RuntimeError(
+            raise Broken(
                 f"engine and trainer disagree: mean |rollout - trainer| log-prob {mean:.3g} (max {self.mismatch_max:.3g}) is "
                 f"above mismatch_bound {bound:.3g}. No weight was changed. Likely causes: the weight sync misses a tensor "
                 "(a tied lm_head), a stale prefix cache, another temperature, or a dtype that is too coarse")

@@ -5,18 +5,13 @@ Nothing here has an opinion about the algorithm: rollouts and token budgets go i
 Letters in shape comments: N tokens of a micro-batch, S sequences in it, T response tokens in it, H hidden, V vocabulary.
 """
 
-import json
 import math
-import os
-import shutil
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -159,6 +154,10 @@ class MicroBatch:
     old_values: torch.Tensor = None  # (T,) of the critic before this step's first update
     advantages: torch.Tensor = None  # (T,) where they differ from token to token (PPO)
     returns: torch.Tensor = None  # (T,) what the critic learns
+    logprobs: torch.Tensor = None  # (T,) of the policy at the last update, as the next three: kept for samples/
+    entropy: torch.Tensor = None  # (T,)
+    ratio: torch.Tensor = None  # (T,) to old_logprobs
+    clipped: torch.Tensor = None  # (T,) 1 where the clip stopped the gradient
 
 
 def pack(rollouts, chosen, max_tokens, rank, world, device):
@@ -217,13 +216,18 @@ def to_micro_batch(rollouts, chosen, device):
                       join(logprobs, torch.float32))
 
 
-def to_responses(batches, name):
-    """The field `name` (T,) of the micro-batches of all ranks -> {response: (len,) float64} in order, the same on every rank."""
+def to_responses(batches, name, only=None):
+    """
+    The field `name` (T,) of the micro-batches of all ranks -> {response: (len,) float64} in order, the same on every rank.
+    only: a set of responses; None means all. Fields that a micro-batch does not have (None) are left out.
+    """
     found = []
     for batch in batches:
+        if getattr(batch, name) is None:
+            continue
         index, lens = batch.response_index.unique_consecutive(return_counts=True)
         parts = getattr(batch, name).float().cpu().split(lens.tolist())
-        found += [(i, part.numpy()) for i, part in zip(index.tolist(), parts, strict=True)]
+        found += [(i, part.numpy()) for i, part in zip(index.tolist(), parts, strict=True) if only is None or i in only]
     return {i: part.astype(np.float64) for i, part in sorted(gather(found), key=lambda pair: pair[0])}
 
 
@@ -394,7 +398,7 @@ def token_values(critic, batch):
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# optimizer step, saving, loading
+# optimizer step
 # ---------------------------------------------------------------------------------------------------------------
 
 
@@ -411,94 +415,3 @@ def clip_and_step(policy, optimizer, grad_clip, lr):
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
-
-
-def save_state(folder, step, policy, optimizer, state, **more):
-    """
-    folder/step_000120/: sharded weights and optimizer (torch.distributed.checkpoint) and state.json, complete or not
-    there at all: written beside, then renamed. Every rank together. The two newest are kept.
-    more: further models with their optimizers, as critic=(critic, critic_optimizer).
-    """
-    final, tmp = os.path.join(folder, f"step_{step:06d}"), os.path.join(folder, f"tmp_step_{step:06d}")
-    if dist.get_rank() == 0:
-        shutil.rmtree(tmp, ignore_errors=True)
-        os.makedirs(tmp)
-    dist.barrier()
-    dcp.save(sharded_state(policy, optimizer, more), checkpoint_id=os.path.join(tmp, "dcp"))
-    if dist.get_rank() == 0:
-        with open(os.path.join(tmp, "state.json"), "w") as f:
-            json.dump({"step": step, **state}, f)
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(tmp, final)
-        for old in saved_steps(folder)[:-2]:
-            shutil.rmtree(os.path.join(folder, f"step_{old:06d}"))
-    dist.barrier()
-
-
-def sharded_state(policy, optimizer, more):
-    state = {}
-    for name, pair in {"model": (policy, optimizer), **more}.items():
-        state[name], state["optimizer" if name == "model" else f"{name}_optimizer"] = get_state_dict(*pair)
-    return state
-
-
-def saved_steps(folder):
-    """The steps that have a complete checkpoint, oldest first."""
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    steps = [int(n[5:]) for n in names if n.startswith("step_") and n[5:].isdigit()]
-    return sorted(s for s in steps if os.path.exists(os.path.join(folder, f"step_{s:06d}", "state.json")))
-
-
-def read_state(folder):
-    """state.json of the newest checkpoint, or None where there is none; cheap, before any weights are loaded."""
-    steps = saved_steps(folder)
-    if not steps:
-        return None
-    with open(os.path.join(folder, f"step_{steps[-1]:06d}", "state.json")) as f:
-        return json.load(f)
-
-
-def has_model(folder, step, name):
-    """Whether a checkpoint holds the weights of the model `name`; cheap, before any weights are loaded."""
-    metadata = dcp.FileSystemReader(os.path.join(folder, f"step_{step:06d}", "dcp")).read_metadata()
-    return any(key.startswith(f"{name}.") for key in metadata.state_dict_metadata)
-
-
-def load_state(folder, step, policy, optimizer, **more):
-    """Weights and optimizer of a checkpoint into freshly built ones; the number of ranks may differ from the saver's."""
-    state = sharded_state(policy, optimizer, more)
-    dcp.load(state, checkpoint_id=os.path.join(folder, f"step_{step:06d}", "dcp"))
-    for name, pair in {"model": (policy, optimizer), **more}.items():
-        optim_state = state["optimizer" if name == "model" else f"{name}_optimizer"]
-        set_state_dict(*pair, model_state_dict=state[name], optim_state_dict=optim_state)
-
-
-def export_hf(policy, tokenizer, folder, dtype, step):
-    """A plain Hugging Face directory (config, safetensors, tokenizer) that transformers and vLLM load as it is."""
-    whole = {}
-    for name, weight in policy.hf.state_dict().items():  # every rank together; only rank 0 keeps the tensors
-        full = weight.full_tensor() if isinstance(weight, DTensor) else weight
-        if dist.get_rank() == 0:
-            whole[name] = full.detach().to("cpu", dtype, copy=True)
-    if dist.get_rank() == 0:
-        tmp = folder + ".tmp"
-        shutil.rmtree(tmp, ignore_errors=True)
-        if policy.hf.config.tie_word_embeddings:
-            whole.pop("lm_head.weight", None)  # the same tensor as the embeddings; loaders tie it again
-        policy.hf.config.dtype = dtype
-        policy.hf.save_pretrained(tmp, state_dict=whole)
-        tokenizer.save_pretrained(tmp)
-        with open(os.path.join(tmp, "trained.json"), "w") as f:
-            json.dump({"step": step}, f)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(tmp, folder)
-    dist.barrier()
-
-
-def exported_step(folder):
-    """The step whose weights lie in an exported directory, -1 where there is none."""
-    try:
-        with open(os.path.join(folder, "trained.json")) as f:
-            return json.load(f)["step"]
-    except FileNotFoundError:
-        return -1

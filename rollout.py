@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from common import gather, progress
+from common import Broken, gather, print0, progress
 
 # Before vllm is imported: the engine core in this process, and no pinning of the trainer's threads on CPU.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -34,10 +34,11 @@ class Rollout:
     prompt_ids: list
     response_ids: list  # with the stop token, if it was sampled; nothing is ever appended
     rollout_logprobs: np.ndarray  # (len(response_ids),) float32, of the sampled tokens at the sampling temperature
-    finish_reason: str  # "stop", "length", or "deadline" (cut off by the clock)
+    finish_reason: str  # "stop", "length", "repetition", or "deadline" (cut off by the clock)
     text: str = ""  # the response decoded, without the stop token
     score: object = None  # rewards.Score
     source: str = ""  # the data set of its prompt
+    uid: str = ""  # data.Prompt.uid of its prompt
     phantom: bool = False  # holds ids that the model has logits for and the tokenizer no text: scored as truncated
 
     @property
@@ -105,34 +106,57 @@ def kv_cache_bytes(config, num_seqs, max_len, dtype):
 
 
 def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, deadline_s, version, vocab_size,
-             stop_strings=(), desc="rollout"):
+             stop_strings=(), repetition_stop=0, desc="rollout"):
     """
     Sample len(seeds[i]) responses to each prompt; yields each Rollout as it finishes, so that scoring overlaps.
 
     prompts  list of (index, token ids)       seeds  one list of 63-bit seeds a prompt, one seed a sample
     The seed alone decides a sample: it is the same alone and in any batch (exactly so on CPU in fp32).
-    After deadline_s what is not done is returned as it is, with finish_reason "deadline". Raises RuntimeError where
-    the engine is broken: log-probabilities that are not finite, or weights of another version than `version`.
+    After deadline_s what is not done is returned as it is, with finish_reason "deadline". A pattern of up to 64 tokens
+    that comes repetition_stop times in a row ends a response, with finish_reason "repetition" (0: never). When a step of
+    the engine fails, what is missing is asked for once more, in two halves and with the same seeds. Raises Broken where
+    the engine is: log-probabilities that are not finite, or weights of another version than `version`.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    wanted, inputs, params = [], [], []
+    options = dict(temperature=temperature, max_tokens=max_tokens, logprobs=0, flat_logprobs=True,
+                   stop_token_ids=list(stop_ids), stop=list(stop_strings) or None, include_stop_str_in_output=True,
+                   detokenize=bool(stop_strings), output_kind=RequestOutputKind.FINAL_ONLY)
+    if repetition_stop:
+        from vllm.sampling_params import RepetitionDetectionParams
+
+        options["repetition_detection"] = RepetitionDetectionParams(max_pattern_size=64, min_count=repetition_stop)
+    requests = {}
     for (index, ids), sample_seeds in zip(prompts, seeds, strict=True):
         # an id outside the vocabulary would not only raise: the call after it would never return
         if not len(ids) or min(ids) < 0 or max(ids) >= vocab_size:
             raise ValueError(f"prompt {index}: token ids must be in 0..{vocab_size - 1}, and at least one")
         for sample, seed in enumerate(sample_seeds):
-            wanted.append((index, sample, list(ids)))
-            inputs.append({"prompt_token_ids": list(ids)})
-            params.append(SamplingParams(
-                temperature=temperature, max_tokens=max_tokens, seed=seed, logprobs=0, flat_logprobs=True,
-                stop_token_ids=list(stop_ids), stop=list(stop_strings) or None, include_stop_str_in_output=True,
-                detokenize=bool(stop_strings), output_kind=RequestOutputKind.FINAL_ONLY))
-    names = engine.enqueue(inputs, params, use_tqdm=False)
-    running = {request_number(name): request for name, request in zip(names, wanted, strict=True)}
+            requests[index, sample] = (list(ids), SamplingParams(seed=seed, **options))
 
-    deadline, steps = time.monotonic() + deadline_s, 0
+    deadline = time.monotonic() + deadline_s
+    try:
+        for rollout in run_requests(engine, dict(requests), deadline, version, desc):
+            del requests[rollout.prompt, rollout.sample]
+            yield rollout
+    except Broken:
+        raise
+    except Exception as error:  # whatever the engine raises; under tensor parallel the ranks could not agree to retry
+        if shares_engine() or not requests:
+            raise
+        print0(f"warning: the engine failed ({type(error).__name__}: {error}) with {len(requests)} responses to go: asking again")
+        items = list(requests.items())
+        for half in (items[:len(items) // 2], items[len(items) // 2:]):
+            yield from run_requests(engine, dict(half), deadline, version, desc)
+
+
+def run_requests(engine, requests, deadline, version, desc):
+    """{(prompt, sample): (token ids, SamplingParams)} -> Rollouts, as they finish; leaves no request in the engine."""
+    names = engine.enqueue([{"prompt_token_ids": ids} for ids, _ in requests.values()], [p for _, p in requests.values()],
+                           use_tqdm=False) if requests else []
+    running = {request_number(name): (*key, ids) for name, (key, (ids, _)) in zip(names, requests.items(), strict=True)}
+    steps = 0
     try:
         with progress(total=len(running), desc=desc, unit="seq") as bar:
             while running:
@@ -149,7 +173,7 @@ def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, deadl
 
 
 def sample_and_score(prompts, seeds, *, engine, tokenizer, scorer, timer, temperature, max_tokens, stop_ids, stop_strings,
-                     deadline_s, engines, engine_rank, leader, version, vocab_size):
+                     repetition_stop, deadline_s, engines, engine_rank, leader, version, vocab_size):
     """
     Every engine samples its share of the prompts and scores each response as it finishes; then all ranks exchange.
 
@@ -161,12 +185,12 @@ def sample_and_score(prompts, seeds, *, engine, tokenizer, scorer, timer, temper
     with timer("rollout"):
         for r in generate(engine, [(i, prompts[i].ids) for i in mine], [seeds[i] for i in mine], temperature=temperature,
                           max_tokens=max_tokens, stop_ids=stop_ids, stop_strings=stop_strings, deadline_s=deadline_s,
-                          version=version, vocab_size=vocab_size) if mine else ():
+                          repetition_stop=repetition_stop, version=version, vocab_size=vocab_size) if mine else ():
             start = time.monotonic()
             stopped = r.finish_reason == "stop" and r.response_ids[-1] in stop_ids
             r.text = tokenizer.decode(r.response_ids[:-1] if stopped else r.response_ids, skip_special_tokens=False)
             prompt = prompts[r.prompt]
-            r.source, r.phantom = prompt.source, max(r.response_ids, default=0) >= len(tokenizer)
+            r.source, r.uid, r.phantom = prompt.source, prompt.uid, max(r.response_ids, default=0) >= len(tokenizer)
             scorer.submit((r.prompt, r.sample), prompt.reward, r.text, prompt.answer, truncated=r.truncated or r.phantom,
                           num_tokens=len(r.response_ids), max_tokens=max_tokens)
             rollouts[r.prompt, r.sample] = r
@@ -181,13 +205,20 @@ def sample_and_score(prompts, seeds, *, engine, tokenizer, scorer, timer, temper
     return sorted(everyone, key=lambda r: (r.prompt, r.sample))
 
 
+def shares_engine():
+    """Whether other ranks take part in this engine (tensor parallel)."""
+    from vllm.distributed.parallel_state import get_tp_group
+
+    return get_tp_group().world_size > 1
+
+
 def too_late(deadline, steps):
     """Ranks that share an engine must stop at the same step or hang: the first one's clock decides, every 16 steps."""
     from vllm.distributed.parallel_state import get_tp_group
 
     group, late = get_tp_group(), time.monotonic() > deadline
-    if group.world_size == 1 or steps % 16:
-        return late and group.world_size == 1
+    if not shares_engine() or steps % 16:
+        return late and not shares_engine()
     flag = torch.tensor([late])
     dist.broadcast(flag, src=group.first_rank, group=group.cpu_group)
     return bool(flag)
@@ -202,17 +233,17 @@ def to_rollout(index, sample, prompt_ids, completion, version):
     """vLLM's CompletionOutput -> Rollout, with the two checks that tell a broken engine from a bad policy."""
     ids, logprobs = list(completion.token_ids), finite(completion.logprobs.logprobs)
     if len(logprobs) != len(ids):
-        raise RuntimeError(f"the engine returned {len(logprobs)} log-probabilities for {len(ids)} tokens")
+        raise Broken(f"the engine returned {len(logprobs)} log-probabilities for {len(ids)} tokens")
     versions = {span.version for span in (completion.weight_versions or [])}
     if versions and versions != {str(version)}:
-        raise RuntimeError(f"sampled with weights {versions}, wanted {version}: the weight sync did not happen")
+        raise Broken(f"sampled with weights {versions}, wanted {version}: the weight sync did not happen")
     return Rollout(index, sample, prompt_ids, ids, logprobs, completion.finish_reason)
 
 
 def finite(logprobs):
     logprobs = np.asarray(logprobs, dtype=np.float32)
     if not np.isfinite(logprobs).all():
-        raise RuntimeError("the engine returned a log-probability that is not finite: its weights hold NaN or inf. "
+        raise Broken("the engine returned a log-probability that is not finite: its weights hold NaN or inf. "
                            "Restart from the last checkpoint with a smaller lr; the cache of this process is spoilt")
     return logprobs
 
@@ -227,8 +258,12 @@ def cut_off(engine, running):
         n = min(len(tokens), len(logprobs))
         found.append(Rollout(index, sample, ids, list(tokens[:n]), logprobs[:n], "deadline"))
     engine.llm_engine.abort_request(list(states), internal=True)
-    while engine.llm_engine.has_unfinished_requests():
+    for _ in range(100):  # a broken engine may never get rid of them
+        if not engine.llm_engine.has_unfinished_requests():
+            break
         engine.llm_engine.step()
+    else:
+        raise Broken("the engine does not let go of aborted requests; this process must end")
     for rollout in found:
         rollout.rollout_logprobs = finite(rollout.rollout_logprobs)
     return found
@@ -253,9 +288,9 @@ def sync_weights(model, engine, dtype, version):
         engine.collective_rpc("reload_weights", kwargs={"weights_iterator": stream})
     except Exception as error:
         # half of the weights are gone now, and the generate after the next would hang: end here, loudly
-        raise RuntimeError(f"weight sync failed half-way ({type(error).__name__}: {error}); this process must end") from error
+        raise Broken(f"weight sync failed half-way ({type(error).__name__}: {error}); this process must end") from error
     if not engine.reset_prefix_cache():  # cached keys and values belong to the old weights
-        raise RuntimeError("the prefix cache could not be reset: requests are still running")
+        raise Broken("the prefix cache could not be reset: requests are still running")
     engine.update_weight_version(str(version))
 
 

@@ -6,6 +6,7 @@ Cold start: supervised fine-tuning on {"prompt": ..., "response": ...} lines, pa
 Only response tokens are trained, and EOS after each. A {"messages": [...]} line goes through the model's chat template.
 """
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+import checkpoint
 import common
 import data as prompts
 import policy as model
@@ -28,6 +30,9 @@ class Config:
     seed: int = 0                        # decides the order of the examples
     num_steps: int = 500
     save_every: int = 0                  # checkpoint every so many steps, 0 = only the last
+    keep_checkpoints: int = 2            # the newest so many stay
+    max_hours: float = 0.0               # stop with a checkpoint after the step in which they are over, 0 = no limit
+    allow_data_change: bool = False      # continue a run although its examples changed
     wandb: Literal["off", "offline", "online"] = "off"
     check: bool = False                  # tokenise everything, show the first example, then stop
 
@@ -110,21 +115,24 @@ def main():
     if cfg.check:
         return common.print0(f"{len(examples)} examples; first: {tokenizer.decode(examples[0][0] + examples[0][1])!r}")
     folder = common.run_folder(cfg)
-    if model.exported_step(f"{folder}/model") >= cfg.num_steps:
+    if checkpoint.exported_step(f"{folder}/model") >= cfg.num_steps:
         return common.print0(f"{folder} is complete: step {cfg.num_steps} of {cfg.num_steps}. Its model is {folder}/model")
     run = common.Run(cfg, origin, script="sft.py")
-    saved = model.read_state(run.path) or {"step": 0, "examples_seen": 0}
+    text = json.dumps(examples).encode()
+    fingerprints = {"model": checkpoint.fingerprint_of_model(path), "training": hashlib.sha256(text).hexdigest()}
+    saved = checkpoint.find(run.path, fingerprints, cfg.allow_data_change, run.say)  # {"step": 0}: there is none yet
 
     policy = model.load_policy(path, device, dtype, checkpointing=cfg.checkpointing, shard_size=cfg.shard_size)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, betas=(cfg.adam_beta1, cfg.adam_beta2),
                                   weight_decay=cfg.weight_decay)
-    if saved["step"]:
-        model.load_state(run.path, saved["step"], policy, optimizer)
-        run.say(f"resumed {run.path} at step {saved['step']}")
+    saved = checkpoint.load(run.path, saved, policy, optimizer, run.say)
     run.forget_after(saved["step"] or -1)
-    timer, seen, window = common.Timer(device), saved["examples_seen"], [0.0, 0, 0]
+    timer, seen, window = common.Timer(device), saved.get("examples_seen", 0), [0.0, 0, 0]
+    saver = checkpoint.Saver(run.path, cfg.save_every, cfg.keep_checkpoints, run.say)
+    stop = checkpoint.Stop(device, cfg.max_hours)
 
     for step in common.progress(range(saved["step"] + 1, cfg.num_steps + 1), desc="sft", unit="step"):
+        common.seed_generators(cfg.seed, step, rank)
         # 1) whole examples in the order of this seed and epoch, until the step has its tokens
         batch, tokens = [], 0
         while True:
@@ -145,10 +153,12 @@ def main():
             loss = -logprobs.sum() / num_tokens
             (loss * world).backward()  # undo FSDP's mean over ranks
             loss_sum += float(loss.detach())
+            common.fault("backward", step)
         lr = learning_rate(step, cfg)
         grad_norm = model.clip_and_step(policy, optimizer, cfg.grad_clip, lr)
+        common.fault("optimizer", step)
         if not np.isfinite(grad_norm):
-            raise FloatingPointError(f"step {step}: the gradient is not finite; lower lr or look at the examples of this step")
+            raise common.Broken(f"step {step}: the gradient is not finite; lower lr or look at the examples of this step")
 
         # 3) log and save
         loss = common.sum_over_ranks({"loss": loss_sum}, device)["loss"]
@@ -160,10 +170,15 @@ def main():
             run.say(f"step {step:5d}/{cfg.num_steps} | loss {loss:.4f} | |g| {grad_norm:.2f} | lr {lr:.2e} | "
                     f"epoch {seen / len(examples):.2f} | {window[1] / window[0] / 1000:.1f}k tok/s")
             window = [0.0, 0, 0]
-        if step == cfg.num_steps or (cfg.save_every and step % cfg.save_every == 0):
-            model.save_state(run.path, step, policy, optimizer, {"examples_seen": seen})
-    model.export_hf(policy, tokenizer, f"{run.path}/model", torch.float32 if device.type == "cpu" else torch.bfloat16,
-                    cfg.num_steps)
+        common.fault("metrics", step)
+        last, stopped = step == cfg.num_steps, stop.reason()
+        if last or stopped or saver.due(step):
+            state = {"examples_seen": seen, "fingerprints": fingerprints}
+            saver.save(step, policy, optimizer, state, must=last or stopped)
+        if stopped and not last:
+            return run.say(f"stopped by {stopped} after step {step}; the same command continues")
+    export = torch.float32 if device.type == "cpu" else torch.bfloat16
+    checkpoint.export_hf(policy, tokenizer, f"{run.path}/model", export, cfg.num_steps)
     run.say(f"done: {run.path}/model")
 
 

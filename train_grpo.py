@@ -13,15 +13,18 @@ from typing import Literal
 
 import torch
 
+import checkpoint
 import common
 import data
 import policy as model
 import rewards
 import rollout as sampler
+import samples
 import speed
+from check import check_recipe, self_test
 from config import ConfigError, load_config
 from eval import check_rewards, evaluate, resolve_model
-from metrics import StepStats, console_line, hacked, seconds, summarise
+from metrics import StepStats, console_line, hacked, no_signal, seconds, summarise
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,11 @@ class Config:
     num_steps: int = 100                 # steps of rollout + update
     eval_every: int = 10                 # held-out evaluation every so many steps, 0 = only before and after
     save_every: int = 50                 # checkpoint every so many steps, 0 = only the last
+    keep_rollouts: int = 16              # responses of each step kept token by token in samples/, 0 = none
+    report_every: int = 20               # renew report.html every so many steps and at the end, 0 = never
+    keep_checkpoints: int = 2            # the newest so many stay, and the best of those saved at an evaluation
+    max_hours: float = 0.0               # stop with a checkpoint after the step in which they are over, 0 = no limit
+    allow_data_change: bool = False      # continue a run although its rows changed
     wandb: Literal["off", "offline", "online"] = "off"  # metrics.jsonl is always written
     check: bool = False                  # validate settings, data, prompt and reward on real rows, then stop
 
@@ -63,6 +71,7 @@ class Config:
     kv_cache_gb: float = 0.0             # per engine; 0 = room for max_num_seqs full sequences, at most 35 % of the GPU
     tensor_parallel: int = 1             # GPUs per engine
     rollout_deadline_s: float = 3600.0   # after it, unfinished responses are cut off and count as truncated
+    repetition_stop: int = 0             # a pattern so many times in a row ends a response, as truncated; 0 = off
     dynamic_sampling: int = 0            # extra rollout rounds to replace groups whose rewards all agree (DAPO)
 
     # algorithm
@@ -198,12 +207,15 @@ def learning_rate(step, lr, schedule, warmup_steps, num_steps, min_ratio):
 
 def check_config(cfg, world):
     """What can be known to be wrong before any file is opened; each line says what, where and the fix."""
-    for name in ("prompts_per_step", "group_size", "updates_per_step", "max_response_len", "max_prompt_len", "num_steps",
-                 "max_tokens_per_gpu", "max_num_seqs", "tensor_parallel", "rollout_deadline_s", "adv_eps"):
+    for name in ("prompts_per_step", "group_size", "updates_per_step", "max_response_len", "max_prompt_len",
+                 "num_steps", "max_tokens_per_gpu", "max_num_seqs", "tensor_parallel", "rollout_deadline_s",
+                 "keep_checkpoints", "adv_eps"):
         if getattr(cfg, name) <= 0:
             raise ConfigError(f"{name} = {getattr(cfg, name)} must be greater than 0")
-    for name in ("lr", "entropy_coef", "mismatch_bound", "shard_size", "eval_every", "save_every", "eval_prompts", "eval_samples", "warmup_steps", "grad_clip", "kv_cache_gb",
-                 "clip_low", "clip_high", "kl_coef", "mismatch_cap", "dynamic_sampling", "data_limit", "weight_decay"):
+    for name in ("lr", "entropy_coef", "mismatch_bound", "shard_size", "max_hours", "eval_every", "save_every", "keep_rollouts",
+                 "report_every", "repetition_stop", "eval_prompts", "eval_samples", "warmup_steps", "grad_clip",
+                 "kv_cache_gb", "clip_low", "clip_high", "kl_coef", "mismatch_cap", "dynamic_sampling", "data_limit",
+                 "weight_decay"):
         if getattr(cfg, name) < 0:
             raise ConfigError(f"{name} = {getattr(cfg, name)} must not be negative")
     for name in ("adam_beta1", "adam_beta2", "lr_min_ratio"):
@@ -231,8 +243,6 @@ def main():
     # ------------------------------------------------------------------------------------------------------------
     cfg, origin = load_config(Config)
     if cfg.check:
-        from check import check_recipe
-
         return check_recipe(cfg)
     rank, world, device = common.init_distributed(cfg.rollout_deadline_s + 3600)
     check_config(cfg, world)
@@ -249,14 +259,20 @@ def main():
     if cfg.eval_prompts:
         eval_set, _ = data.load_prompts(cfg.eval_data or cfg.data, cfg.template, cfg.reward, tokenizer, split="test",
                                         paths=cfg.eval_path or cfg.data_path or None, limit=cfg.eval_prompts, **load)
+    self_test(prompts)
     if both := {p.text for p in prompts} & {p.text for p in eval_set}:
         raise ConfigError(f"{len(both)} of the {len(eval_set)} held-out prompts are training prompts: give --eval_path with "
                           "other rows, or --eval_prompts 0")
     folder = common.run_folder(cfg)
-    if model.exported_step(f"{folder}/model") >= cfg.num_steps:
+    if checkpoint.exported_step(f"{folder}/model") >= cfg.num_steps:
         return common.print0(f"{folder} is complete: step {cfg.num_steps} of {cfg.num_steps}. Its model is {folder}/model")
     run = common.Run(cfg, origin, script="train_grpo.py")
-    saved = model.read_state(run.path) or {"step": 0, "prompts_seen": 0}
+    fingerprints = {"model": checkpoint.fingerprint_of_model(path), "training": data.fingerprint(prompts),
+                    "held-out": data.fingerprint(eval_set)}
+    saved = checkpoint.find(run.path, fingerprints, cfg.allow_data_change, run.say)  # {"step": 0}: there is none yet
+    micro_batch_tokens = common.token_budget(run.path, cfg.max_tokens_per_gpu)
+    if micro_batch_tokens != cfg.max_tokens_per_gpu:
+        run.say(f"micro-batches of {micro_batch_tokens} tokens: an earlier start ran out of memory with more")
 
     # ------------------------------------------------------------------------------------------------------------
     # objects: policy, optimizer, perhaps a reference, the engine, the scorer
@@ -264,9 +280,7 @@ def main():
     policy = model.load_policy(path, device, dtype, checkpointing=cfg.checkpointing, shard_size=cfg.shard_size)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, betas=(cfg.adam_beta1, cfg.adam_beta2),
                                   weight_decay=cfg.weight_decay)
-    if saved["step"]:
-        model.load_state(run.path, saved["step"], policy, optimizer)
-        run.say(f"resumed {run.path} at step {saved['step']}")
+    saved = checkpoint.load(run.path, saved, policy, optimizer, run.say)
     run.forget_after(saved["step"] or -1)  # without a checkpoint the run starts anew
     reference = None
     if cfg.kl_in != "none":
@@ -285,21 +299,22 @@ def main():
     timer = common.Timer(device)
     bound = cfg.mismatch_bound or (1e-3 if dtype == "float32" else 0.05)
     sample = dict(engine=engine, tokenizer=tokenizer, scorer=scorer, timer=timer, max_tokens=cfg.max_response_len,
-                  stop_ids=stop_ids, stop_strings=cfg.stop, deadline_s=cfg.rollout_deadline_s, engines=engines,
-                  engine_rank=engine_rank, leader=rank % cfg.tensor_parallel == 0, vocab_size=hf_config.vocab_size)
+                  stop_ids=stop_ids, stop_strings=cfg.stop, repetition_stop=cfg.repetition_stop,
+                  deadline_s=cfg.rollout_deadline_s, engines=engines, engine_rank=engine_rank,
+                  leader=rank % cfg.tensor_parallel == 0, vocab_size=hf_config.vocab_size)
     limits = dict(shape=shape, peaks=peaks, world=world, tensor_parallel=cfg.tensor_parallel, dtype=dtype,
                   max_num_seqs=cfg.max_num_seqs, round_size=cfg.prompts_per_step * cfg.group_size)
 
     def held_out(step):
-        row, kept = evaluate(eval_set, cfg.seed, cfg.eval_samples, cfg.temperature, version=step, **sample)
-        run.samples(step, kept)
-        return row
+        return evaluate(eval_set, cfg.seed, cfg.eval_samples, cfg.temperature, version=step, **sample)
 
-    prompts_seen, bad_steps, evaluated = saved["prompts_seen"], 0, None
+    prompts_seen, bad_steps, evaluated = saved.get("prompts_seen", 0), saved.get("bad_steps", 0), saved.get("evaluated")
+    silent_steps = saved.get("silent_steps", 0)
     if saved["step"] == 0 and cfg.eval_prompts:
         with timer("sync"):
             sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), 0, device)
-        row = held_out(0)
+        row, kept = held_out(0)
+        run.samples(0, kept)
         nothing_yet = dict.fromkeys([*StepStats(device).row(), *speed.COLUMNS, "zero_variance_groups",
                                      "advantage_std"])  # null
         run.metrics({"step": 0, **nothing_yet, **row, "lr": 0.0, "prompts_seen": 0, **seconds(timer.take())})
@@ -310,16 +325,21 @@ def main():
     # ------------------------------------------------------------------------------------------------------------
     # training loop
     # ------------------------------------------------------------------------------------------------------------
+    saver = checkpoint.Saver(run.path, cfg.save_every, cfg.keep_checkpoints, run.say)
+    stop = checkpoint.Stop(device, cfg.max_hours)
     for step in range(saved["step"] + 1, cfg.num_steps + 1):
+        common.seed_generators(cfg.seed, step, rank)
         # 1) sample and score: this rank's share of the prompts, scored as they finish, then shared with all ranks
         with timer("sync"):
             sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), step, device)
-        groups, rollouts, agreeing = [], [], 0
+        common.fault("sync", step)
+        groups, rollouts, agreeing, by_uid = [], [], 0, {}
         for _ in range(1 + cfg.dynamic_sampling):
             asked = data.draw(prompts, mixture, cfg.seed, prompts_seen, cfg.prompts_per_step)
             seeds = [[common.stable_seed(cfg.seed, p.uid, prompts_seen + i, k) for k in range(cfg.group_size)]
                      for i, p in enumerate(asked)]  # by the number of the draw: no two groups of a run share one
             prompts_seen += cfg.prompts_per_step
+            by_uid |= {p.uid: p for p in asked}
             fresh = sampler.sample_and_score(asked, seeds, temperature=cfg.temperature, version=step, **sample)
             rollouts += fresh
             fresh = [fresh[i:i + cfg.group_size] for i in range(0, len(fresh), cfg.group_size)]
@@ -328,9 +348,11 @@ def main():
             groups += varied if cfg.dynamic_sampling else fresh
             if len(groups) >= cfg.prompts_per_step:
                 break
+        common.fault("rollout", step)
         groups = groups[:cfg.prompts_per_step]
         with timer("sync"):
             sampler.sleep(engine, device)
+        common.LAST.update(step=step, rollouts=rollouts)  # for a crash report
 
         # 2) advantages: (P, G), then onto the rollouts, which carry them through packing
         scores = torch.tensor([[r.score.total for r in group] for group in groups], dtype=torch.float64)  # (P, G)
@@ -351,18 +373,18 @@ def main():
             weights_R = torch.zeros(len(flat))
             if len(chosen):
                 weights_R[chosen] = token_weights(response_lens[chosen], len(chosen), num_tokens, cfg.loss_agg, cfg.max_response_len)
-            micro_batches = model.pack(flat, chosen.tolist(), cfg.max_tokens_per_gpu, rank, world, device)
+            micro_batches = model.pack(flat, chosen.tolist(), micro_batch_tokens, rank, world, device)
             updates.append((micro_batches, weights_R.to(device), chosen))
-        loads = speed.micro_batch_loads([batch for micro_batches, *_ in updates for batch in micro_batches], device)
+        batches = [batch for micro_batches, _, _ in updates for batch in micro_batches]
+        loads = speed.micro_batch_loads(batches, device)
         stats = StepStats(device)
         with timer("logprobs"), torch.no_grad():
-            for micro_batches, _, _ in updates:
-                for batch in micro_batches:
-                    if len(updates) > 1:
-                        batch.old_logprobs = model.token_logprobs(policy, batch, cfg.temperature)[0]
-                        stats.compare(batch, batch.old_logprobs)
-                    if reference is not None:
-                        batch.ref_logprobs = model.token_logprobs(reference, batch, cfg.temperature)[0]
+            for batch in batches:
+                if len(updates) > 1:
+                    batch.old_logprobs = model.token_logprobs(policy, batch, cfg.temperature)[0]
+                    stats.compare(batch, batch.old_logprobs)
+                if reference is not None:
+                    batch.ref_logprobs = model.token_logprobs(reference, batch, cfg.temperature)[0]
 
         if len(updates) > 1:
             stats.compared = True
@@ -370,6 +392,7 @@ def main():
             stats.check_mismatch(bound)
 
         # 4) update
+        common.fault("logprobs", step)
         lr = learning_rate(step, cfg.lr, cfg.lr_schedule, cfg.warmup_steps, cfg.num_steps, cfg.lr_min_ratio)
         with timer("train"):
             for micro_batches, weights_R, chosen in updates:
@@ -382,6 +405,7 @@ def main():
                     loss = (weights * loss).sum()  # this micro-batch's share of the update's loss
                     (loss * world).backward()  # undo FSDP's mean over ranks: the weights already count all of them
                     stats.add(batch, logprobs.detach(), entropy.detach(), old_logprobs, advantages, loss.detach(), cfg)
+                    common.fault("backward", step)
                 stats.reduce()
                 stats.check_mismatch(bound)  # before the step: a broken engine must not touch the weights
                 penalised = cfg.entropy_coef != 0 or (reference is not None and cfg.kl_coef != 0)
@@ -391,38 +415,60 @@ def main():
                     optimizer.zero_grad(set_to_none=True)
                     stats.grad_norm = 0.0
                     stats.skipped_updates += 1
+                common.fault("optimizer", step)
                 bad_steps = 0 if stats.finite() else bad_steps + 1
                 if bad_steps == 3:
-                    raise FloatingPointError(f"step {step}: three updates in a row had a gradient that is not finite; "
-                                             "none was applied. Lower lr, or look at the last metrics")
+                    raise common.Broken(f"step {step}: three updates in a row had a gradient that is not finite; "
+                                        "none was applied. Lower lr, or look at the last metrics")
 
         # 5) log, evaluate, save
         row = {"step": step, **summarise(rollouts, tokenizer), **stats.row(), "lr": lr,
                "zero_variance_groups": agreeing * cfg.group_size / len(rollouts),
                "advantage_std": float(advantages_R.std()) if len(flat) > 1 else 0.0, "prompts_seen": prompts_seen}
+        silent_steps = silent_steps + 1 if row["zero_variance_groups"] == 1 else 0
         last = step == cfg.num_steps
+        kept = samples.trained_rows(step, flat, cfg.keep_rollouts, by_uid, batches, dict(enumerate(advantages_R.tolist())),
+                                    tokenizer)
         if cfg.eval_prompts and (last or (cfg.eval_every and step % cfg.eval_every == 0)):
             with timer("sync"):
                 sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), step, device)
-            row |= {k: v for k, v in held_out(step).items() if k.startswith("eval_")}
+            held_out_row, held_out_kept = held_out(step)
+            row |= {k: v for k, v in held_out_row.items() if k.startswith("eval_")}
+            kept += held_out_kept
             with timer("sync"):
                 sampler.sleep(engine, device)
             if warning := hacked(evaluated, row):
                 run.say(warning)
-            evaluated = row
+            evaluated = {"step": step, "reward": row["reward"], "eval_correct": row["eval_correct"]}
         row |= seconds(timer.take(), tokens=sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
         in_loss = [flat[i] for *_, chosen in updates for i in chosen.tolist()]
         passes = 3 + (len(updates) > 1) + (reference is not None)  # in forwards: a backward is two
         row |= speed.efficiency(row, rollouts=rollouts, trained=in_loss, policy_passes=passes, loads=loads, **limits)
         run.metrics(row)
+        run.samples(step, kept)
         run.say(console_line(row, cfg.num_steps))
-        if last or (cfg.save_every and step % cfg.save_every == 0):
+        if warning := no_signal(silent_steps, row):
+            run.say(warning)
+        if not last and cfg.report_every and step % cfg.report_every == 0:
+            run.report()
+        common.fault("metrics", step)
+        stopped = stop.reason()  # "", a signal or max_hours; the same on all ranks
+        if last or stopped or saver.due(step):
             with timer("save"):  # counted in the next step
-                model.save_state(run.path, step, policy, optimizer, {"prompts_seen": prompts_seen})
+                state = {"prompts_seen": prompts_seen, "bad_steps": bad_steps, "silent_steps": silent_steps, "evaluated": evaluated,
+                         "score": row.get("eval_correct"), "fingerprints": fingerprints}
+                saver.save(step, policy, optimizer, state, must=last or stopped)
+        if stopped and not last:
+            scorer.close()
+            run.close()
+            return run.say(f"stopped by {stopped} after step {step}; the same command continues")
     export = torch.float32 if device.type == "cpu" else torch.bfloat16
-    model.export_hf(policy, tokenizer, f"{run.path}/model", export, cfg.num_steps)
+    checkpoint.export_hf(policy, tokenizer, f"{run.path}/model", export, cfg.num_steps)
     scorer.close()
-    run.say(f"done: {run.path}  (metrics.jsonl, log.txt, samples/, code/, and the model as a Hugging Face directory: "
+    if cfg.report_every:
+        run.report(wait=True)
+    run.close()
+    run.say(f"done: {run.path}  (metrics.jsonl, log.txt, report.html, samples/, code/, and the model as a Hugging Face directory: "
             f"{run.path}/model)")
 
 

@@ -18,15 +18,18 @@ from typing import Literal
 import numpy as np
 import torch
 
+import checkpoint
 import common
 import data
 import policy as model
 import rewards
 import rollout as sampler
+import samples
 import speed
+from check import check_recipe, self_test
 from config import ConfigError, load_config
 from eval import check_rewards, evaluate, resolve_model
-from metrics import StepStats, console_line, hacked, seconds, summarise
+from metrics import StepStats, console_line, hacked, no_signal, seconds, summarise
 from rewards import dense_repetition
 
 
@@ -38,6 +41,11 @@ class Config:
     num_steps: int = 100                 # steps of rollout + update
     eval_every: int = 10                 # held-out evaluation every so many steps, 0 = only before and after
     save_every: int = 50                 # checkpoint every so many steps, 0 = only the last
+    keep_rollouts: int = 16              # responses of each step kept token by token in samples/, 0 = none
+    report_every: int = 20               # renew report.html every so many steps and at the end, 0 = never
+    keep_checkpoints: int = 2            # the newest so many stay, and the best of those saved at an evaluation
+    max_hours: float = 0.0               # stop with a checkpoint after the step in which they are over, 0 = no limit
+    allow_data_change: bool = False      # continue a run although its rows changed
     wandb: Literal["off", "offline", "online"] = "off"  # metrics.jsonl is always written
     check: bool = False                  # validate settings, data, prompt and reward on real rows, then stop
 
@@ -70,6 +78,7 @@ class Config:
     kv_cache_gb: float = 0.0             # per engine; 0 = room for max_num_seqs full sequences, at most 35 % of the GPU
     tensor_parallel: int = 1             # GPUs per engine
     rollout_deadline_s: float = 3600.0   # after it, unfinished responses are cut off and count as truncated
+    repetition_stop: int = 0             # a pattern so many times in a row ends a response, as truncated; 0 = off
 
     # algorithm
     updates_per_step: int = 1            # optimizer steps on one batch of rollouts, disjoint parts of it
@@ -325,13 +334,15 @@ def explain_values(values, returns, advantages):
 
 def check_config(cfg, world):
     """What can be known to be wrong before any file is opened; each line says what, where and the fix."""
-    for name in ("prompts_per_step", "group_size", "updates_per_step", "max_response_len", "max_prompt_len", "num_steps",
-                 "max_tokens_per_gpu", "max_num_seqs", "tensor_parallel", "rollout_deadline_s", "epochs_per_step", "critic_lr",
-                 "repetition_ngram", "kl_horizon"):
+    for name in ("prompts_per_step", "group_size", "updates_per_step", "max_response_len", "max_prompt_len",
+                 "num_steps", "max_tokens_per_gpu", "max_num_seqs", "tensor_parallel", "rollout_deadline_s",
+                 "keep_checkpoints", "epochs_per_step", "critic_lr", "repetition_ngram", "kl_horizon"):
         if getattr(cfg, name) <= 0:
             raise ConfigError(f"{name} = {getattr(cfg, name)} must be greater than 0")
-    for name in ("lr", "entropy_coef", "mismatch_bound", "shard_size", "eval_every", "save_every", "eval_prompts", "eval_samples", "warmup_steps", "grad_clip", "kv_cache_gb",
-                 "clip_low", "clip_high", "kl_coef", "mismatch_cap", "data_limit", "weight_decay", "critic_warmup_steps",
+    for name in ("lr", "entropy_coef", "mismatch_bound", "shard_size", "max_hours", "eval_every", "save_every", "keep_rollouts",
+                 "report_every", "repetition_stop", "eval_prompts", "eval_samples", "warmup_steps", "grad_clip",
+                 "kv_cache_gb", "clip_low", "clip_high", "kl_coef", "mismatch_cap", "data_limit", "weight_decay",
+                 "critic_warmup_steps",
                  "length_adaptive_lam", "repetition_coef", "value_clip", "dual_clip", "kl_target"):
         if getattr(cfg, name) < 0:
             raise ConfigError(f"{name} = {getattr(cfg, name)} must not be negative")
@@ -388,8 +399,6 @@ def main():
     # ------------------------------------------------------------------------------------------------------------
     cfg, origin = load_config(Config)
     if cfg.check:
-        from check import check_recipe
-
         return check_recipe(cfg)
     rank, world, device = common.init_distributed(cfg.rollout_deadline_s + 3600)
     check_config(cfg, world)
@@ -406,16 +415,22 @@ def main():
     if cfg.eval_prompts:
         eval_set, _ = data.load_prompts(cfg.eval_data or cfg.data, cfg.template, cfg.reward, tokenizer, split="test",
                                         paths=cfg.eval_path or cfg.data_path or None, limit=cfg.eval_prompts, **load)
+    self_test(prompts)
     if both := {p.text for p in prompts} & {p.text for p in eval_set}:
         raise ConfigError(f"{len(both)} of the {len(eval_set)} held-out prompts are training prompts: give --eval_path with "
                           "other rows, or --eval_prompts 0")
     critic_path = check_critic(cfg.critic_model or cfg.model, hf_config, tokenizer)
     folder = common.run_folder(cfg)
-    if model.exported_step(f"{folder}/model") >= cfg.num_steps:
+    if checkpoint.exported_step(f"{folder}/model") >= cfg.num_steps:
         return common.print0(f"{folder} is complete: step {cfg.num_steps} of {cfg.num_steps}. Its model is {folder}/model")
     run = common.Run(cfg, origin, script="train_ppo.py")
-    saved = model.read_state(run.path) or {"step": 0, "prompts_seen": 0}
-    if saved["step"] and cfg.estimator == "gae" and not model.has_model(run.path, saved["step"], "critic"):
+    fingerprints = {"model": checkpoint.fingerprint_of_model(path), "training": data.fingerprint(prompts),
+                    "held-out": data.fingerprint(eval_set)}
+    saved = checkpoint.find(run.path, fingerprints, cfg.allow_data_change, run.say)  # {"step": 0}: there is none yet
+    micro_batch_tokens = common.token_budget(run.path, cfg.max_tokens_per_gpu)
+    if micro_batch_tokens != cfg.max_tokens_per_gpu:
+        run.say(f"micro-batches of {micro_batch_tokens} tokens: an earlier start ran out of memory with more")
+    if saved["step"] and cfg.estimator == "gae" and "critic" not in saved["models"]:
         raise ConfigError(f"{run.path}/step_{saved['step']:06d} holds no critic, so the run cannot go on from it: remove "
                           f"{run.path}, or give this run another --name")
 
@@ -431,9 +446,7 @@ def main():
         critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=cfg.critic_lr, betas=(cfg.adam_beta1, cfg.adam_beta2),
                                              weight_decay=cfg.weight_decay)
         pairs = {"critic": (critic, critic_optimizer)}
-    if saved["step"]:
-        model.load_state(run.path, saved["step"], policy, optimizer, **pairs)
-        run.say(f"resumed {run.path} at step {saved['step']}")
+    saved = checkpoint.load(run.path, saved, policy, optimizer, run.say, **pairs)
     run.forget_after(saved["step"] or -1)  # without a checkpoint the run starts anew
     reference = None
     if cfg.kl_in != "none":
@@ -452,23 +465,24 @@ def main():
     timer = common.Timer(device)
     bound = cfg.mismatch_bound or (1e-3 if dtype == "float32" else 0.05)
     sample = dict(engine=engine, tokenizer=tokenizer, scorer=scorer, timer=timer, max_tokens=cfg.max_response_len,
-                  stop_ids=stop_ids, stop_strings=cfg.stop, deadline_s=cfg.rollout_deadline_s, engines=engines,
-                  engine_rank=engine_rank, leader=rank % cfg.tensor_parallel == 0, vocab_size=hf_config.vocab_size)
+                  stop_ids=stop_ids, stop_strings=cfg.stop, repetition_stop=cfg.repetition_stop,
+                  deadline_s=cfg.rollout_deadline_s, engines=engines, engine_rank=engine_rank,
+                  leader=rank % cfg.tensor_parallel == 0, vocab_size=hf_config.vocab_size)
     limits = dict(shape=shape, peaks=peaks, world=world, tensor_parallel=cfg.tensor_parallel, dtype=dtype,
                   max_num_seqs=cfg.max_num_seqs, round_size=cfg.prompts_per_step * cfg.group_size,
                   critic_shape=None if critic is None else speed.shape_of(critic.trunk.config))
 
     def held_out(step):
-        row, kept = evaluate(eval_set, cfg.seed, cfg.eval_samples, cfg.temperature, version=step, **sample)
-        run.samples(step, kept)
-        return row
+        return evaluate(eval_set, cfg.seed, cfg.eval_samples, cfg.temperature, version=step, **sample)
 
-    prompts_seen, bad_steps, evaluated = saved["prompts_seen"], 0, None
+    prompts_seen, bad_steps, evaluated = saved.get("prompts_seen", 0), saved.get("bad_steps", 0), saved.get("evaluated")
+    silent_steps = saved.get("silent_steps", 0)
     kl_coef, gammas = saved.get("kl_coef", cfg.kl_coef), cfg.gammas or {"task": cfg.gamma}
     if saved["step"] == 0 and cfg.eval_prompts:
         with timer("sync"):
             sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), 0, device)
-        row = held_out(0)
+        row, kept = held_out(0)
+        run.samples(0, kept)
         nothing_yet = dict.fromkeys([*StepStats(device).row(), *StepStats(device).value_row(), *explain_values({}, {}, {}),
                                      *speed.COLUMNS, "zero_variance_groups", "critic_lr", "kl_coef"])  # null
         run.metrics({"step": 0, **nothing_yet, **row, "lr": 0.0, "prompts_seen": 0, **seconds(timer.take())})
@@ -479,17 +493,24 @@ def main():
     # ------------------------------------------------------------------------------------------------------------
     # training loop
     # ------------------------------------------------------------------------------------------------------------
+    saver = checkpoint.Saver(run.path, cfg.save_every, cfg.keep_checkpoints, run.say)
+    stop = checkpoint.Stop(device, cfg.max_hours)
     for step in range(saved["step"] + 1, cfg.num_steps + 1):
+        common.seed_generators(cfg.seed, step, rank)
         # 1) sample and score: this rank's share of the prompts, scored as they finish, then shared with all ranks
         with timer("sync"):
             sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), step, device)
+        common.fault("sync", step)
         asked = data.draw(prompts, mixture, cfg.seed, prompts_seen, cfg.prompts_per_step)
         seeds = [[common.stable_seed(cfg.seed, p.uid, prompts_seen + i, k) for k in range(cfg.group_size)]
                  for i, p in enumerate(asked)]  # by the number of the draw: no two groups of a run share one
         prompts_seen += cfg.prompts_per_step
+        by_uid = {p.uid: p for p in asked}
         rollouts = sampler.sample_and_score(asked, seeds, temperature=cfg.temperature, version=step, **sample)
+        common.fault("rollout", step)
         with timer("sync"):
             sampler.sleep(engine, device)
+        common.LAST.update(step=step, rollouts=rollouts)  # for a crash report
 
         # 2) pack: updates_per_step parts of whole groups, each balanced over ranks; values, old and reference log-probs
         #    are computed before any weight changes; old log-probs only where the training forward itself is not the old one
@@ -503,7 +524,7 @@ def main():
             weights_R = torch.zeros(len(rollouts))
             if len(chosen):
                 weights_R[chosen] = token_weights(response_lens[chosen], len(chosen), num_tokens, cfg.loss_agg, cfg.max_response_len)
-            micro_batches = model.pack(rollouts, chosen.tolist(), cfg.max_tokens_per_gpu, rank, world, device)
+            micro_batches = model.pack(rollouts, chosen.tolist(), micro_batch_tokens, rank, world, device)
             updates.append((micro_batches, weights_R.to(device), chosen))
         batches = [batch for micro_batches, _, _ in updates for batch in micro_batches]
         off_policy = len(updates) * cfg.epochs_per_step > 1
@@ -548,6 +569,7 @@ def main():
         train_policy = step > late
         lr = learning_rate(step - late, cfg.lr, cfg.lr_schedule, cfg.warmup_steps, cfg.num_steps - late, cfg.lr_min_ratio)
         critic_lr = learning_rate(step, cfg.critic_lr, cfg.critic_lr_schedule, cfg.warmup_steps, cfg.num_steps, cfg.lr_min_ratio)
+        common.fault("logprobs", step)
         with timer("train"):
             for micro_batches, weights_R, chosen in updates * cfg.epochs_per_step:
                 for batch in micro_batches:
@@ -566,6 +588,7 @@ def main():
                         loss = (weights * value_loss(values, batch.old_values, batch.returns, cfg.value_clip)).sum()
                         (loss * world).backward()
                         stats.add_values(batch, values.detach(), loss.detach(), cfg.value_clip)
+                    common.fault("backward", step)
                 stats.reduce()
                 stats.check_mismatch(bound)  # before the step: a broken engine must not touch the weights
                 penalised = cfg.entropy_coef != 0 or (cfg.kl_in in ("loss_k2", "loss_k3") and kl_coef != 0)
@@ -577,27 +600,32 @@ def main():
                     stats.skipped_updates += int(train_policy)
                 if critic is not None and len(chosen):
                     stats.critic_norms.append(model.clip_and_step(critic, critic_optimizer, cfg.grad_clip, critic_lr))
+                common.fault("optimizer", step)
                 bad_steps = 0 if stats.finite() else bad_steps + 1
                 if bad_steps == 3:
-                    raise FloatingPointError(f"step {step}: three updates in a row had a gradient that is not finite; "
-                                             "none was applied. Lower lr, or look at the last metrics")
+                    raise common.Broken(f"step {step}: three updates in a row had a gradient that is not finite; "
+                                        "none was applied. Lower lr, or look at the last metrics")
 
         # 5) log, evaluate, save
         row = {"step": step, **summarise(rollouts, tokenizer), **stats.row(), "lr": lr if train_policy else 0.0,
                **told, **stats.value_row(), "critic_lr": critic_lr if critic is not None else 0.0, "kl_coef": kl_coef,
                "zero_variance_groups": agreeing / len(scores), "prompts_seen": prompts_seen}
+        silent_steps = silent_steps + 1 if len({r.score.total for r in rollouts}) == 1 else 0
         if train_policy and row["kl_k1"] is not None:
             kl_coef = adapt_kl_coef(kl_coef, row["kl_k1"], cfg.kl_target, len(rollouts), cfg.kl_horizon)
         last = step == cfg.num_steps
+        kept = samples.trained_rows(step, rollouts, cfg.keep_rollouts, by_uid, batches, advantages_R, tokenizer)
         if cfg.eval_prompts and (last or (cfg.eval_every and step % cfg.eval_every == 0)):
             with timer("sync"):
                 sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), step, device)
-            row |= {k: v for k, v in held_out(step).items() if k.startswith("eval_")}
+            held_out_row, held_out_kept = held_out(step)
+            row |= {k: v for k, v in held_out_row.items() if k.startswith("eval_")}
+            kept += held_out_kept
             with timer("sync"):
                 sampler.sleep(engine, device)
             if warning := hacked(evaluated, row):
                 run.say(warning)
-            evaluated = row
+            evaluated = {"step": step, "reward": row["reward"], "eval_correct": row["eval_correct"]}
         row |= seconds(timer.take(), tokens=sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
         in_loss = [rollouts[i] for *_, chosen in updates for i in chosen.tolist()]
         passes = (3 if train_policy else 1) * cfg.epochs_per_step  # in forwards: a backward is two
@@ -605,15 +633,30 @@ def main():
         row |= speed.efficiency(row, rollouts=rollouts, trained=in_loss, policy_passes=passes, loads=loads,
                                 critic_passes=0 if critic is None else 3 * cfg.epochs_per_step + 1, **limits)
         run.metrics(row)
+        run.samples(step, kept)
         run.say(console_line(row, cfg.num_steps))
-        if last or (cfg.save_every and step % cfg.save_every == 0):
+        if warning := no_signal(silent_steps, row):
+            run.say(warning)
+        if not last and cfg.report_every and step % cfg.report_every == 0:
+            run.report()
+        common.fault("metrics", step)
+        stopped = stop.reason()  # "", a signal or max_hours; the same on all ranks
+        if last or stopped or saver.due(step):
             with timer("save"):  # counted in the next step
-                state = {"prompts_seen": prompts_seen, "kl_coef": kl_coef}
-                model.save_state(run.path, step, policy, optimizer, state, **pairs)
+                state = {"prompts_seen": prompts_seen, "bad_steps": bad_steps, "silent_steps": silent_steps, "evaluated": evaluated,
+                         "score": row.get("eval_correct"), "fingerprints": fingerprints, "kl_coef": kl_coef}
+                saver.save(step, policy, optimizer, state, must=last or stopped, **pairs)
+        if stopped and not last:
+            scorer.close()
+            run.close()
+            return run.say(f"stopped by {stopped} after step {step}; the same command continues")
     export = torch.float32 if device.type == "cpu" else torch.bfloat16
-    model.export_hf(policy, tokenizer, f"{run.path}/model", export, cfg.num_steps)
+    checkpoint.export_hf(policy, tokenizer, f"{run.path}/model", export, cfg.num_steps)
     scorer.close()
-    run.say(f"done: {run.path}  (metrics.jsonl, log.txt, samples/, code/, and the model as a Hugging Face directory: "
+    if cfg.report_every:
+        run.report(wait=True)
+    run.close()
+    run.say(f"done: {run.path}  (metrics.jsonl, log.txt, report.html, samples/, code/, and the model as a Hugging Face directory: "
             f"{run.path}/model)")
 
 

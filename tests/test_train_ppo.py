@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_script, save_tiny_model
+from runs import assert_same, everything_of
 from test_policy import make_rollouts
 
+import checkpoint
 import policy as model
 from config import ConfigError
 from metrics import StepStats
@@ -290,17 +292,18 @@ def test_a_checkpoint_holds_both_models_and_one_without_a_critic_is_told(tmp_pat
     model.token_values(critic, batch).sum().backward()
     model.clip_and_step(critic, critic_optimizer, 1.0, 1e-3)
     before = [p.full_tensor().clone() for p in policy.parameters()]
-    model.save_state(str(tmp_path), 1, policy, optimizer, {"kl_coef": 0.5}, critic=(critic, critic_optimizer))
+    checkpoint.save_state(str(tmp_path), 1, policy, optimizer, {"kl_coef": 0.5}, critic=(critic, critic_optimizer))
     assert all(torch.equal(b, p.full_tensor()) for b, p in zip(before, policy.parameters(), strict=False))
     (again, again_optimizer), pair = fresh()
-    model.load_state(str(tmp_path), 1, again, again_optimizer, critic=pair)
+    checkpoint.load_state(str(tmp_path), 1, again, again_optimizer, critic=pair)
     for a, b in zip([*policy.parameters(), *critic.parameters()], [*again.parameters(), *pair[0].parameters()], strict=False):
         assert torch.equal(a.full_tensor(), b.full_tensor())
     assert all(torch.equal(a["exp_avg"].full_tensor(), b["exp_avg"].full_tensor())
                for a, b in zip(critic_optimizer.state.values(), pair[1].state.values(), strict=False))
-    assert model.has_model(str(tmp_path), 1, "critic") and model.read_state(str(tmp_path))["kl_coef"] == 0.5
-    model.save_state(str(tmp_path), 2, policy, optimizer, {})
-    assert not model.has_model(str(tmp_path), 2, "critic")
+    first = checkpoint.find(str(tmp_path), {})
+    assert first["models"] == ["model", "critic"] and first["kl_coef"] == 0.5
+    checkpoint.save_state(str(tmp_path), 2, policy, optimizer, {})
+    assert checkpoint.find(str(tmp_path), {})["models"] == ["model"]
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -398,7 +401,7 @@ def test_the_defaults_and_demystifys_discounts_pass_the_check():
 
 TINY = ["--data", "tiny_countdown", "--template", "tiny_countdown", "--reward", "tinyzero_countdown", "--max_prompt_len", "16",
         "--max_response_len", "24", "--prompts_per_step", "8", "--num_steps", "3", "--eval_prompts", "0", "--save_every", "2",
-        "--checkpointing", "False", "--max_num_seqs", "16", "--lr", "3e-3", "--critic_lr", "1e-2", "--max_tokens_per_gpu", "200"]
+        "--checkpointing", "False", "--max_num_seqs", "16", "--lr", "3e-3", "--critic_lr", "1e-2", "--max_tokens_per_gpu", "200", "--report_every", "0"]
 FULL = ["--updates_per_step", "2", "--epochs_per_step", "2", "--critic_warmup_steps", "1", "--kl_in", "reward_k1", "--kl_coef", "0.1",
         "--kl_target", "0.05", "--entropy_coef", "0.01", "--lam", "0.9", "--dual_clip", "3", "--truncation_bootstrap", "value",
         "--repetition_coef", "0.05", "--repetition_ngram", "1", "--reward_parts", "{'soft_overlong': 1.0}"]
@@ -448,14 +451,14 @@ if policy.dist.get_rank() == 0:
 """
 
 
-def train(folder, path, *args, nproc=1, driver=False):
+def train(folder, path, *args, nproc=1, driver=False, env=None):
     os.makedirs(folder, exist_ok=True)
     script = os.path.join(ROOT, "train_ppo.py")
     if driver:
         script = os.path.join(folder, "train_ppo_watched.py")
         with open(script, "w") as f:
             f.write(DRIVER)
-    return run_script(script, *TINY, "--model", path, *args, nproc=nproc, cwd=folder)
+    return run_script(script, *TINY, "--model", path, *args, nproc=nproc, cwd=folder, env=env)
 
 
 def rows_of(folder):
@@ -516,14 +519,13 @@ def test_two_ranks_train_as_one_up_to_rounding(one_rank, tied_model, tmp_path):
             assert a[name] == pytest.approx(b[name], rel=3e-3, abs=2e-5), (a["step"], name)
 
 
-def test_a_run_continued_from_its_checkpoint_is_the_run_that_was_not_stopped(one_rank, tied_model, tmp_path):
-    first = train(tmp_path, tied_model, *FULL, "--num_steps", "2")
-    assert first.returncode == 0, first.stderr[-3000:]
-    second = train(tmp_path, tied_model, *FULL)
+def test_a_run_killed_after_its_last_step_and_started_again_is_the_run_that_was_not_stopped(one_rank, tied_model, tmp_path):
+    """kill -9 between the metrics of step 3 and its checkpoint, with the real engine; tests/test_faults.py has the rest."""
+    first = train(tmp_path, tied_model, *FULL, "--save_every", "2", env={"FAULT_AT": "metrics:3"})
+    assert first.returncode != 0 and "step    3/3" in first.stdout, first.stderr[-3000:]
+    second = train(tmp_path, tied_model, *FULL, "--save_every", "2")
     assert second.returncode == 0 and "resumed out/run at step 2" in second.stdout, second.stderr[-3000:]
-    straight, resumed = rows_of(one_rank[0])[2], rows_of(tmp_path)[2]
-    for name in ("reward", "loss", "grad_norm", "value_loss", "critic_grad_norm", "kl_coef", "value_mean"):
-        assert straight[name] == resumed[name], name
+    assert_same(everything_of(one_rank[0]), everything_of(tmp_path))
 
 
 @pytest.mark.parametrize("args", [["--estimator", "reinforce_pp"], ["--estimator", "rloo", "--group_size", "4", "--prompts_per_step", "2"]],
@@ -532,7 +534,9 @@ def test_the_estimators_without_a_critic_run_and_save_none(tied_model, tmp_path,
     done = train(tmp_path, tied_model, *args, "--num_steps", "1", "--max_response_len", "12")
     assert done.returncode == 0, done.stderr[-3000:]
     (row,) = rows_of(tmp_path)
-    assert row["value_mean"] == 0 and row["critic_lr"] == 0 and not model.has_model(str(tmp_path / "out/run"), 1, "critic")
+    assert row["value_mean"] == 0 and row["critic_lr"] == 0
+    with open(tmp_path / "out/run/step_000001/state.json") as f:
+        assert json.load(f)["models"] == ["model"]
 
 
 def test_a_critic_with_another_vocabulary_is_refused_within_seconds(tied_model, tmp_path):
@@ -555,7 +559,7 @@ def test_a_checkpoint_without_a_value_head_is_refused_within_seconds(tied_model,
     assert first.returncode == 0, first.stderr[-3000:]
     policy = model.load_policy(tied_model, one_process[2], "float32")
     run = str(tmp_path / "out/run")
-    model.save_state(run, 1, policy, torch.optim.AdamW(policy.parameters()), {"prompts_seen": 8})
+    checkpoint.save_state(run, 1, policy, torch.optim.AdamW(policy.parameters()), {"prompts_seen": 8})
     start = time.monotonic()
     done = train(tmp_path, tied_model, "--num_steps", "2", "--max_response_len", "4", nproc=None)
     assert done.returncode != 0 and "error: out/run/step_000001 holds no critic" in done.stderr, done.stderr[-2000:]

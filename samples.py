@@ -1,0 +1,53 @@
+"""
+What is kept of the rollouts: one JSON object a response in samples/step_000010.jsonl.gz, token by token, for report.py.
+"""
+
+import numpy as np
+from tokenizers.decoders import DecodeStream
+
+from policy import to_responses
+
+TOKEN_VALUES = ("logprobs", "old_logprobs", "ref_logprobs", "entropy", "ratio", "clipped", "old_values", "returns")
+
+
+def trained_rows(step, rollouts, keep, prompts, batches, advantages, tokenizer):
+    """
+    The first `keep` responses of a step with what the trainer computed for each token; every rank together.
+
+    prompts {uid: data.Prompt}       batches: this rank's micro-batches of the step, after the last update
+    advantages {response: number or (len,)}: of the responses that were trained on
+    """
+    watched = range(min(keep, len(rollouts)))
+    values = {name: to_responses(batches, name, set(watched)) for name in TOKEN_VALUES}
+    rows = []
+    for i in watched:
+        of_tokens = {name: of_response[i] for name, of_response in values.items() if i in of_response}
+        advantage = np.atleast_1d(advantages.get(i, 0.0))
+        if len(advantage) > 1:
+            of_tokens["advantages"] = advantage
+        rows.append({**row(rollouts[i], prompts[rollouts[i].uid], step, "train", tokenizer, of_tokens),
+                     "advantage": round(float(advantage.mean()), 4)})
+    return rows
+
+
+def row(r, prompt, step, split, tokenizer, token_values=None):
+    """
+    A scored Rollout -> one JSON object. split "train" or "held-out"; ends[t] is where token t ends in `response`, in code
+    points; token_values {name: (len,)} and rollout_logprobs have one number a token too.
+    """
+    lists = {"rollout_logprobs": r.rollout_logprobs, **(token_values or {})}
+    return {"step": step, "split": split, "uid": r.uid, "source": r.source, "sample": r.sample, "prompt": prompt.text,
+            "response": r.text, "gold": prompt.answer, "reward": r.score.total, "correct": r.score.correct,
+            "format_ok": r.score.format_ok, "parts": r.score.parts, "flags": sorted(r.score.flags),
+            "tokens": len(r.response_ids), "finish_reason": r.finish_reason, "truncated": r.truncated,
+            "ends": token_ends(r, tokenizer),
+            **{name: [round(float(x), 4) for x in numbers] for name, numbers in lists.items()}}
+
+
+def token_ends(r, tokenizer):
+    """Where each token of a response ends in its text; a character of several tokens ends with the last of them."""
+    stream, ends, length = DecodeStream(skip_special_tokens=False), [], 0
+    for token in r.response_ids:
+        length += len(stream.step(tokenizer.backend_tokenizer, token) or "")
+        ends.append(min(length, len(r.text)))  # the text is without the stop token
+    return ends

@@ -1,0 +1,409 @@
+"""
+python -m pytest tests/test_checkpoint.py: checkpoints written, damaged and read back in this process; what a run does with
+them is in test_faults.py.
+"""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+
+import pytest
+import torch
+from conftest import ROOT
+from test_policy import make_rollouts
+
+import checkpoint
+import common
+import policy as model
+from config import ConfigError
+
+
+def fresh(path, device):
+    policy = model.load_policy(path, device, "float32")
+    return policy, torch.optim.AdamW(policy.parameters(), lr=1e-3)
+
+
+def train(policy, optimizer, steps, device):
+    for _ in range(steps):
+        (batch,) = model.pack(make_rollouts(), range(5), 1000, 0, 1, device)
+        model.token_logprobs(policy, batch, 1.0)[0].mean().backward()
+        model.clip_and_step(policy, optimizer, 1.0, 1e-3)
+
+
+def weights_of(policy):
+    return [p.full_tensor().clone() for p in policy.parameters()]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, tied_model, one_process):
+    """Checkpoints of steps 1, 2 and 3, of a policy after 1, 2 and 3 updates; its weights at each."""
+    folder, pair, weights = tmp_path_factory.mktemp("saved"), fresh(tied_model, one_process[2]), {}
+    for step in (1, 2, 3):
+        train(*pair, 1, one_process[2])
+        assert checkpoint.save_state(str(folder), step, *pair, {"prompts_seen": 10 * step}, keep=3) == ""
+        weights[step] = weights_of(pair[0])
+    return folder, weights
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    """A copy of those three to damage, and what was said about it."""
+    shutil.copytree(saved[0], tmp_path / "run")
+    lines = []
+    return str(tmp_path / "run"), lines.append, lines
+
+
+def test_a_checkpoint_brings_back_weights_and_optimizer_to_the_bit(saved, tied_model, one_process):
+    straight, second = fresh(tied_model, one_process[2]), fresh(tied_model, one_process[2])
+    train(*straight, 4, one_process[2])
+    checkpoint.load_state(str(saved[0]), 2, *second)
+    train(*second, 2, one_process[2])
+    for a, b in zip(weights_of(straight[0]), weights_of(second[0]), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_newest_stay_and_the_best_one_however_old(tmp_path, tied_model, one_process):
+    pair, folder = fresh(tied_model, one_process[2]), str(tmp_path)
+    for step, score, left in [(1, 0.5, [1]), (2, 0.7, [1, 2]), (3, None, [2, 3]), (4, 0.6, [2, 3, 4]), (5, 0.1, [2, 4, 5]),
+                              (6, 0.7, [5, 6])]:  # at 6 as good as 2, and newer
+        assert checkpoint.save_state(folder, step, *pair, {"score": score}, keep=2) == ""
+        assert checkpoint.saved_steps(folder) == left
+    assert json.load(open(tmp_path / "best")) == {"step": 6, "score": 0.7}
+    assert checkpoint.save_state(folder, 7, *pair, {}, keep=0) == ""  # whatever keep is, the newest stays
+    assert checkpoint.saved_steps(folder) == [6, 7] and not [n for n in os.listdir(folder) if n.startswith("tmp")]
+
+
+def test_the_manifest_holds_size_and_sha256_of_every_file(saved):
+    path = os.path.join(saved[0], "step_000003")
+    manifest = json.load(open(os.path.join(path, "MANIFEST.json")))
+    files = {os.path.relpath(os.path.join(d, n), path) for d, _, names in os.walk(path) for n in names}
+    assert set(manifest["files"]) == files - {"MANIFEST.json"} and "dcp/.metadata" in files
+    assert manifest["step"] == 3 and manifest["world_size"] == 1 and "torch" in manifest["versions"]
+    sha = subprocess.run(["sha256sum", os.path.join(path, "state.json")], capture_output=True, text=True).stdout.split()[0]
+    assert manifest["files"]["state.json"] == [os.path.getsize(os.path.join(path, "state.json")), sha]
+
+
+def flip(path, start=2000, count=64):
+    """Overwrite `count` bytes in place: torch loads this without a word, see docs/faults.md."""
+    with open(path, "r+b") as f:
+        f.seek(start)
+        old = f.read(count)
+        f.seek(start)
+        f.write(bytes(255 - b for b in old))
+
+
+DAMAGE = {
+    "flipped bytes in the weights": lambda p: flip(p + "/dcp/__0_0.distcp", os.path.getsize(p + "/dcp/__0_0.distcp") // 2),
+    "flipped bytes in the metadata": lambda p: flip(p + "/dcp/.metadata", 100, 8),
+    "truncated shard": lambda p: os.truncate(p + "/dcp/__0_0.distcp", 5000),
+    "empty shard": lambda p: os.truncate(p + "/dcp/__0_0.distcp", 0),
+    "missing shard": lambda p: os.remove(p + "/dcp/__0_0.distcp"),
+    "missing metadata": lambda p: os.remove(p + "/dcp/.metadata"),
+    "missing manifest": lambda p: os.remove(p + "/MANIFEST.json"),
+    "half a manifest": lambda p: os.truncate(p + "/MANIFEST.json", 40),
+    "a manifest of another step": lambda p: shutil.copy(p.replace("3", "2") + "/MANIFEST.json", p),
+    "missing state": lambda p: os.remove(p + "/state.json"),
+    "another state": lambda p: flip(p + "/state.json", 0, 1),
+    "nothing at all": lambda p: (shutil.rmtree(p), os.makedirs(p)),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_used(copy, one_process, what):
+    folder, say, lines = copy
+    DAMAGE[what](folder + "/step_000003")
+    state = checkpoint.find(folder, {}, say=say)
+    assert (state["step"], state["prompts_seen"]) == (2, 20)
+    assert checkpoint.saved_steps(folder) == [1, 2] and os.path.isdir(folder + "/corrupt_step_000003")
+    assert len(lines) == 1 and "step_000003 is damaged" in lines[0], lines
+
+
+def test_two_damaged_ones_lead_to_the_third_and_none_left_is_an_error_with_exit_code_3(copy, one_process):
+    folder, say, lines = copy
+    for step in (3, 2):
+        flip(f"{folder}/step_{step:06d}/dcp/__0_0.distcp")
+    assert checkpoint.find(folder, {}, say=say)["step"] == 1 and len(lines) == 2
+    flip(f"{folder}/step_000001/dcp/__0_0.distcp")
+    for _ in range(2):  # and again at the next start: the corrupt ones are still there
+        with pytest.raises(ConfigError, match="no checkpoint that can be used") as error:
+            checkpoint.find(folder, {}, say=say)
+        assert error.value.exit_code == 3
+    assert len([n for n in os.listdir(folder) if n.startswith("corrupt_step")]) == 3
+
+
+def test_a_second_damaged_checkpoint_of_the_same_step_does_not_replace_the_first(copy, one_process):
+    folder, say, _ = copy
+    os.makedirs(folder + "/corrupt_step_000003")
+    os.remove(folder + "/step_000003/MANIFEST.json")
+    assert checkpoint.find(folder, {}, say=say)["step"] == 2
+    assert {"corrupt_step_000003", "corrupt_step_000003_2"} <= set(os.listdir(folder))
+
+
+def test_weights_that_are_not_finite_are_damage_although_every_hash_is_right(copy, tied_model, one_process):
+    folder, say, lines = copy
+    pair = fresh(tied_model, one_process[2])
+    checkpoint.load_state(folder, 3, *pair)
+    before = weights_of(pair[0])
+    with torch.no_grad():
+        next(pair[0].parameters()).to_local()[3, 3] = float("nan")
+    assert checkpoint.save_state(folder, 4, *pair, {}, keep=4) == ""
+    state = checkpoint.find(folder, {}, say=say)
+    assert state["step"] == 4
+    state = checkpoint.load(folder, state, *pair, say=say)
+    assert state["step"] == 3 and "is not finite" in lines[0] and lines[-1] == f"resumed {folder} at step 3"
+    assert all(torch.equal(a, b) for a, b in zip(before, weights_of(pair[0]), strict=True))
+
+
+def test_hashing_can_be_left_out_but_sizes_never(copy, one_process, monkeypatch):
+    folder, say, _ = copy
+    monkeypatch.setenv("CHECKPOINT_SKIP_SHA256", "1")
+    flip(folder + "/step_000003/dcp/__0_0.distcp")
+    assert checkpoint.find(folder, {}, say=say)["step"] == 3
+    os.truncate(folder + "/step_000003/dcp/__0_0.distcp", 5000)
+    assert checkpoint.find(folder, {}, say=say)["step"] == 2
+
+
+def test_a_checkpoint_from_before_manifests_is_told_apart_from_a_damaged_one(copy, one_process):
+    folder, say, _ = copy
+    os.remove(folder + "/step_000003/MANIFEST.json")
+    with open(folder + "/step_000003/state.json", "w") as f:
+        json.dump({"step": 3, "prompts_seen": 30}, f)
+    with pytest.raises(ConfigError, match="before checkpoints had a MANIFEST"):
+        checkpoint.find(folder, {}, say=say)
+    assert checkpoint.saved_steps(folder) == [1, 2, 3]  # nothing was touched
+
+
+def test_leftovers_of_a_kill_are_removed_and_a_new_run_starts_at_0(copy, tmp_path, one_process):
+    folder, say, _ = copy
+    for name in ("tmp_step_000004/dcp", "tmp_pruned_000001", "model.tmp", "model.old", "model"):
+        os.makedirs(os.path.join(folder, name))
+    assert checkpoint.find(folder, {}, say=say)["step"] == 3
+    assert not [n for n in os.listdir(folder) if n.startswith("tmp") or n in ("model.tmp", "model.old")]
+    assert os.path.isdir(folder + "/model")
+    os.makedirs(tmp_path / "new")
+    assert checkpoint.find(str(tmp_path / "new"), {}, say=say) == {"step": 0}
+
+
+def test_other_data_are_refused_unless_allowed_and_another_model_always(saved, one_process, tied_model, tmp_path):
+    pair, folder, said = fresh(tied_model, one_process[2]), str(tmp_path), []
+    before = {"model": "m", "training": "t", "held-out": "h"}
+    assert checkpoint.save_state(folder, 1, *pair, {"fingerprints": before}) == ""
+    assert checkpoint.find(folder, before)["step"] == 1
+    with pytest.raises(ConfigError, match="the training and held-out data are not those") as error:
+        checkpoint.find(folder, {"model": "m", "training": "T", "held-out": "H"})
+    assert error.value.exit_code == 2
+    assert checkpoint.find(folder, {**before, "training": "T"}, True, said.append)["step"] == 1 and "training data changed" in said[0]
+    with pytest.raises(ConfigError, match="model.s files are not those"):
+        checkpoint.find(folder, {**before, "model": "M"}, True)
+
+
+def test_the_fingerprint_of_a_model_sees_its_config_tokenizer_and_weights(tied_model, tmp_path):
+    seen = {checkpoint.fingerprint_of_model(tied_model)}
+    for name, start in (("config.json", 30), ("tokenizer.json", 100), ("model.safetensors", 60000)):
+        shutil.copytree(tied_model, tmp_path / name)
+        assert checkpoint.fingerprint_of_model(tmp_path / name) in seen  # a copy has other times, and is the same model
+        flip(tmp_path / name / name, start, 1)
+        seen.add(checkpoint.fingerprint_of_model(tmp_path / name))
+    assert len(seen) == 4
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# a disk that refuses
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def as_nobody(folder):
+    """chmod 555; root writes there all the same, so become nobody for the moment."""
+    os.chmod(folder, 0o555)
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+
+
+def as_before(folder):
+    if os.getuid() == 0:
+        os.seteuid(0)
+    os.chmod(folder, 0o755)
+
+
+def test_a_read_only_directory_fails_the_save_and_leaves_what_is_there(tied_model, one_process):
+    pair, folder = fresh(tied_model, one_process[2]), tempfile.mkdtemp()  # under /tmp: nobody may not even enter pytest's
+    assert checkpoint.save_state(folder, 1, *pair, {}) == ""
+    as_nobody(folder)
+    try:
+        problem = checkpoint.save_state(folder, 2, *pair, {})
+    finally:
+        as_before(folder)
+    assert "PermissionError" in problem and checkpoint.find(folder, {})["step"] == 1
+    assert checkpoint.save_state(folder, 2, *pair, {}) == "" and checkpoint.find(folder, {})["step"] == 2
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("where", ["os.fsync", "os.rename", "os.makedirs", "dcp.save"])
+def test_no_space_at_any_place_fails_the_save_and_leaves_what_is_there(copy, tied_model, one_process, monkeypatch, where):
+    folder, say, _ = copy
+    pair = fresh(tied_model, one_process[2])
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr({"os": os, "dcp": checkpoint.dcp}[where.split(".")[0]], where.split(".")[1], full)
+        assert "No space left" in checkpoint.save_state(folder, 4, *pair, {}, keep=2)
+    assert checkpoint.find(folder, {}, say=say)["step"] == 3 and checkpoint.saved_steps(folder) == [1, 2, 3]
+    assert checkpoint.save_state(folder, 4, *pair, {}, keep=2) == "" and checkpoint.saved_steps(folder) == [3, 4]
+
+
+def test_a_save_wants_more_than_twice_the_room_of_the_last_one(copy, tied_model, one_process, monkeypatch):
+    folder, _, _ = copy
+    size = sum(s for s, _ in json.load(open(folder + "/step_000003/MANIFEST.json"))["files"].values())
+    pair = fresh(tied_model, one_process[2])
+    for free, message in ((2.19 * size, "wants 2.2 times"), (2.21 * size, "")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: shutil._ntuple_diskusage(1, 1, free))
+        assert message in checkpoint.save_state(folder, 5, *pair, {}) and (message or os.path.isdir(folder + "/step_000005"))
+
+
+def test_three_failures_in_a_row_are_retried_later_and_end_with_exit_code_3(tmp_path, monkeypatch):
+    answers, said, calls = ["full", "full", "", "full", "full", "full"], [], []
+    monkeypatch.setattr(checkpoint, "save_state", lambda folder, step, *_, **__: calls.append(step) or answers[len(calls) - 1])
+    saver = checkpoint.Saver(str(tmp_path), every=10, keep=2, say=said.append)
+    for step in range(1, 21):
+        if saver.due(step):
+            saver.save(step, None, None, {})
+    assert calls == [10, 11, 13, 20] and saver.failures == 1  # at 10, one step later, two steps later; then all is well
+    monkeypatch.setattr(checkpoint, "RETRY_S", 0)
+    with pytest.raises(ConfigError, match="3 checkpoints in a row") as error:
+        saver.save(21, None, None, {}, must=True)
+    assert error.value.exit_code == 3 and calls[4:] == [21, 21] and "3 failed in a row" in said[-1]
+
+
+def test_an_export_replaces_the_one_before_whole_or_not_at_all(tied_model, one_process, tmp_path, monkeypatch):
+    from transformers import AutoTokenizer
+
+    pair, folder, tokenizer = fresh(tied_model, one_process[2]), str(tmp_path / "model"), AutoTokenizer.from_pretrained(tied_model)
+    checkpoint.export_hf(pair[0], tokenizer, folder, torch.float32, 1)
+    rename = os.rename
+
+    def fails(a, b):
+        if a.endswith(".tmp"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(a, b)
+
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match="could not be written") as error:
+        patch.setattr(os, "rename", fails)
+        checkpoint.export_hf(pair[0], tokenizer, folder, torch.float32, 2)
+    assert error.value.exit_code == 3 and checkpoint.exported_step(folder) == -1  # not a mixture: the run exports again
+    checkpoint.export_hf(pair[0], tokenizer, folder, torch.float32, 2)
+    assert checkpoint.exported_step(folder) == 2 and os.listdir(tmp_path) == ["model"]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the run directory
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Config:
+    name: str = "run"
+    lr: float = 1e-3
+    num_steps: int = 5
+    group_size: int = 8
+    seed: int = 0
+
+
+def test_all_changed_settings_are_listed_and_only_harmless_ones_are_allowed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.makedirs("out/run/step_000002")  # metrics.jsonl may be gone: a checkpoint is a run too
+    record = {"script": os.path.basename(__file__), "settings": common.as_json(Config())}
+    del record["settings"]["seed"]  # a setting that this run did not know: it had the default
+    with open("out/run/config.json", "w") as f:
+        json.dump(record, f)
+    assert common.run_folder(Config()) == "out/run"
+    assert common.run_folder(Config(num_steps=9)) == "out/run"
+    assert common.changed_settings("out/run", Config(num_steps=9)) == {"num_steps": "num_steps: 5 there, 9 now"}
+    with pytest.raises(ConfigError, match=r"lr: 0.001 there, 0.002 now, group_size: 8 there, 4 now, seed: 0 there, 1 now"):
+        common.run_folder(Config(lr=2e-3, group_size=4, seed=1))
+    with open("out/run/config.json", "w") as f:
+        json.dump({**record, "script": "sft.py"}, f)
+    with pytest.raises(ConfigError, match=r"script: 'sft.py' there"):
+        common.run_folder(Config())
+
+
+def test_a_directory_belongs_to_one_process_and_a_killed_one_leaves_no_lock(tmp_path, one_process):
+    folder = str(tmp_path / "out" / "run")
+    held = common.lock(folder)
+    code = ("import sys, time, common\ncommon.init_distributed()\nlock = common.lock(sys.argv[1])\n"
+            "print('mine', flush=True)\ntime.sleep(60)")
+    env = os.environ | {"PYTHONPATH": ROOT}
+    env = {k: v for k, v in env.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
+    other = subprocess.run([sys.executable, "-c", code, folder], env=env, capture_output=True, text=True, timeout=60)
+    assert other.returncode == 1 and f"is in use by pid {os.getpid()} on " in other.stderr and "Traceback" not in other.stderr
+    held.close()
+    other = subprocess.Popen([sys.executable, "-c", code, folder], env=env, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "mine\n"
+    with pytest.raises(ConfigError, match=f"in use by pid {other.pid} on "):
+        common.lock(folder)
+    other.kill()
+    other.wait()
+    common.lock(folder).close()
+
+
+def make_run(folder, monkeypatch):
+    run = common.Run.__new__(common.Run)
+    run.path, run.main, run.wandb, run.unwritten = str(folder), True, None, {}
+    os.makedirs(folder / "samples", exist_ok=True)
+    return run
+
+
+def test_a_resumed_run_forgets_the_rows_and_samples_after_its_checkpoint(tmp_path, monkeypatch):
+    run = make_run(tmp_path, monkeypatch)
+    for step in range(5):
+        run.metrics({"step": step, "loss": 1.0})
+        for name in (f"step_{step:06d}.jsonl", f"rollouts_{step:06d}.jsonl.gz"):
+            (tmp_path / "samples" / name).write_text("x")
+        with open(tmp_path / "samples" / "held_out.jsonl", "a") as f:
+            f.write(json.dumps({"step": step, "uid": "a"}) + "\n")
+    with open(tmp_path / "metrics.jsonl", "a") as f:
+        f.write('{"step": 1, "lo')  # a kill in the middle of a line
+    run.forget_after(2)
+    assert [json.loads(line)["step"] for line in open(tmp_path / "metrics.jsonl")] == [0, 1, 2]
+    assert [json.loads(line)["step"] for line in open(tmp_path / "samples" / "held_out.jsonl")] == [0, 1, 2]
+    assert len(os.listdir(tmp_path / "samples")) == 3 * 2 + 1
+    run.forget_after(-1)
+    assert os.path.getsize(tmp_path / "metrics.jsonl") == 0 and os.listdir(tmp_path / "samples") == ["held_out.jsonl"]
+
+
+def test_rows_that_a_full_disk_refuses_are_written_when_there_is_room_again(tmp_path, monkeypatch, capsys):
+    run = make_run(tmp_path, monkeypatch)
+    run.metrics({"step": 1})
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:5]))  # half a row, then nothing: as ENOSPC does
+    run.metrics({"step": 2})
+    run.metrics({"step": 3})
+    assert open(tmp_path / "metrics.jsonl").read() == '{"step": 1}\n' and "cannot be written" in capsys.readouterr().out
+    monkeypatch.setattr(os, "write", write)
+    run.metrics({"step": 4})
+    assert [json.loads(line)["step"] for line in open(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def test_the_generators_follow_from_seed_step_and_rank_alone():
+    def draw():
+        import random
+
+        import numpy as np
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    common.seed_generators(0, 3, 1)
+    first = draw()
+    draw()
+    common.seed_generators(0, 3, 1)
+    assert draw() == first
+    for other in ((1, 3, 1), (0, 4, 1), (0, 3, 0)):
+        common.seed_generators(*other)
+        assert all(a != b for a, b in zip(draw(), first, strict=True))
+
+

@@ -1,0 +1,341 @@
+"""
+python -m pytest tests/test_faults.py: runs that are killed, stopped, starved of disk or restarted end as the run that never
+was, to the bit (docs/faults.md). The scripts are real; the engine is fake_engine.py's, except where a test says otherwise.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, save_tiny_model
+from runs import (GRPO, PPO, SFT, Server, assert_same, checkpoints, everything_of, metrics_of, sha256, write_examples)
+from test_checkpoint import flip
+
+SCRIPTS = {"train_grpo.py": GRPO, "train_ppo.py": PPO, "sft.py": [*SFT, "--name", "run"]}
+POINTS = ["sync:1", "metrics:1", "save_write:2", "save_manifest:2", "after_rename:2", "rollout:3", "logprobs:3", "backward:3",
+          "optimizer:3", "metrics:4", "prune:4", "export:4"]
+OF_SFT = [point for point in POINTS if point.split(":")[0] not in ("sync", "rollout", "logprobs")]
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def straight(server, tied_model, tmp_path_factory):
+    """{script: folder of the run that nothing happened to}, with noise from the global generators in each step."""
+    folders = {}
+
+    def folder(script):
+        if script not in folders:
+            folders[script] = tmp_path_factory.mktemp("straight")
+            write_examples(folders[script])
+            done = start(server, folders[script], script, tied_model)
+            assert done.returncode == 0, done.stderr[-3000:]
+        return folders[script]
+
+    return folder
+
+
+def start(server, folder, script, model, *more, **job):
+    write_examples(folder)
+    env = {"NOISE": "1", **job.pop("env", {})}
+    return server.run(folder, script, [*SCRIPTS[script], "--model", model, *more], env=env, **job)
+
+
+@pytest.mark.parametrize("script, points", [("train_grpo.py", POINTS), ("train_ppo.py", ["logprobs:2", "backward:3", "save_write:4"]),
+                                            ("sft.py", ["backward:1", "save_manifest:2", "metrics:4"])], ids=["grpo", "ppo", "sft"])
+def test_a_run_killed_again_and_again_ends_as_the_one_that_never_was(server, straight, tied_model, tmp_path, script, points):
+    """kill -9 at one point after the other, in one directory; each start goes on from where the last one got to."""
+    for point in points:
+        done = start(server, tmp_path, script, tied_model, "--keep_checkpoints", 1, env={"FAULT_AT": point})
+        assert done.returncode == -signal.SIGKILL, (point, done.returncode, done.stderr[-2000:])
+    done = start(server, tmp_path, script, tied_model, "--keep_checkpoints", 1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same(everything_of(straight(script)), everything_of(tmp_path))
+    assert checkpoints(tmp_path / "out/run") == ["step_000004"]
+    assert not [n for n in os.listdir(tmp_path / "out/run") if n.startswith("tmp") or n.startswith("model.")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script, point", [(s, p) for s in SCRIPTS for p in (OF_SFT if s == "sft.py" else POINTS)])
+def test_a_run_killed_once_at_each_point_ends_as_the_one_that_never_was(server, straight, tied_model, tmp_path, script, point):
+    keep = ("--keep_checkpoints", 1)
+    done = start(server, tmp_path, script, tied_model, *keep, env={"FAULT_AT": point})
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    newest = {"prune": 4, "export": 4, "after_rename": 2, "metrics": 2 * (point == "metrics:4")}.get(
+        point.split(":")[0], 2 * (point[-1] in "34"))
+    done = start(server, tmp_path, script, tied_model, *keep)
+    assert done.returncode == 0 and (not newest or f"resumed out/run at step {newest}" in done.stdout), done.stderr[-3000:]
+    assert_same(everything_of(straight(script)), everything_of(tmp_path))
+
+
+def test_flipped_bytes_cost_two_steps_and_change_nothing(server, straight, tied_model, tmp_path):
+    shutil.copytree(straight("train_grpo.py"), tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "out/run/model")
+    flip(str(tmp_path / "out/run/step_000004/dcp/__0_0.distcp"), 100_000)
+    done = start(server, tmp_path, "train_grpo.py", tied_model)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "WARNING: out/run/step_000004 is damaged (dcp/__0_0.distcp has another sha256" in done.stdout
+    assert "resumed out/run at step 2" in done.stdout and "WARNING" in open(tmp_path / "out/run/log.txt").read()
+    assert_same(everything_of(straight("train_grpo.py")), everything_of(tmp_path))
+    assert checkpoints(tmp_path / "out/run") == ["corrupt_step_000004", "step_000002", "step_000004"]
+
+
+def test_a_run_with_only_damaged_checkpoints_never_starts_from_scratch(server, straight, tied_model, tmp_path):
+    shutil.copytree(straight("sft.py"), tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "out/run/model")
+    for step in (2, 4):
+        os.truncate(tmp_path / f"out/run/step_{step:06d}/dcp/__0_0.distcp", 1000)
+    before = metrics_of(tmp_path / "out/run")
+    done = start(server, tmp_path, "sft.py", tied_model)
+    assert done.returncode == 3 and "holds no checkpoint that can be used" in done.stderr and "Traceback" not in done.stderr
+    assert metrics_of(tmp_path / "out/run") == before
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# disk
+# ---------------------------------------------------------------------------------------------------------------
+
+FULL_AT = """
+import resource, checkpoint
+save_state = checkpoint.save_state
+def save(folder, step, *args, **kw):
+    if step in {steps}:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    problem = save_state(folder, step, *args, **kw)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return problem
+checkpoint.save_state, checkpoint.RETRY_S = save, 0
+"""
+
+
+def test_a_full_disk_does_not_stop_the_training_and_the_save_is_tried_again(server, straight, tied_model, tmp_path):
+    """A limit on file sizes, which the kernel enforces, during the save of step 2; step 3 has room again."""
+    done = start(server, tmp_path, "train_grpo.py", tied_model, "--keep_checkpoints", 9, setup=FULL_AT.format(steps={2}))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "WARNING: step 2 could not be saved" in done.stdout
+    assert checkpoints(tmp_path / "out/run") == ["step_000003", "step_000004"]
+    assert_same(everything_of(straight("train_grpo.py")), everything_of(tmp_path))
+
+
+def test_a_disk_that_stays_full_ends_the_run_with_exit_code_3_and_the_old_checkpoint(server, straight, tied_model, tmp_path):
+    done = start(server, tmp_path, "sft.py", tied_model, setup=FULL_AT.format(steps={3, 4}))
+    assert done.returncode == 3 and "3 checkpoints in a row could not be written" in done.stderr, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr and checkpoints(tmp_path / "out/run") == ["step_000002"]
+    done = start(server, tmp_path, "sft.py", tied_model)
+    assert done.returncode == 0 and "resumed out/run at step 2" in done.stdout
+    assert_same(everything_of(straight("sft.py")), everything_of(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_small_file_system_that_fills_up_behaves_the_same(server, straight, tied_model, tmp_path):
+    """A real ENOSPC, in metrics.jsonl and log.txt too: a tmpfs, where we may mount one."""
+    os.makedirs(tmp_path / "out")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", tmp_path / "out"], capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs is not permitted")
+    try:
+        fill = ("import common, os, checkpoint\nfault, checkpoint.RETRY_S = common.fault, 0\ndef full(point, step):\n"
+                "    if (point, step) == ('sync', 2): open('out/fill', 'wb').write(bytes(9 << 20))\n"
+                "    if (point, step) == ('sync', 3): os.remove('out/fill')\ncommon.fault = full\n")
+        fill = fill.replace("open('out/fill', 'wb').write(bytes(9 << 20))",
+                            "exec(\"try:\\n with open('out/fill', 'wb', 0) as f:\\n  while f.write(bytes(4096)): pass\\nexcept OSError: pass\")")
+        done = start(server, tmp_path, "train_grpo.py", tied_model, setup=fill)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "step 2 could not be saved" in done.stdout and "metrics.jsonl cannot be written" in done.stdout
+        assert_same(everything_of(straight("train_grpo.py")), everything_of(tmp_path))
+    finally:
+        subprocess.run(["umount", tmp_path / "out"], check=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# signals, time limit, two processes, changed data
+# ---------------------------------------------------------------------------------------------------------------
+
+SIGNAL_AT = """
+import common, os, signal, time
+def fault(point, step):
+    if (point, step) == ("optimizer", {step}):
+        for number in {signals}:
+            os.kill(os.getpid(), number)
+            time.sleep(0.3)
+common.fault = fault
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
+def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(server, straight, tied_model, tmp_path, number):
+    done = start(server, tmp_path, "train_grpo.py", tied_model, setup=SIGNAL_AT.format(step=3, signals=[int(number)]))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"stopped by {number.name} after step 3; the same command continues" in done.stdout
+    assert checkpoints(tmp_path / "out/run") == ["step_000002", "step_000003"]
+    assert not os.path.exists(tmp_path / "out/run/model")
+    done = start(server, tmp_path, "train_grpo.py", tied_model)
+    assert done.returncode == 0 and "resumed out/run at step 3" in done.stdout, done.stderr[-3000:]
+    assert_same(everything_of(straight("train_grpo.py")), everything_of(tmp_path))
+
+
+WAIT = "fault_then = common.fault\ncommon.fault = lambda point, step: (fault_then(point, step), time.sleep(30 * (point == 'metrics')))"
+
+
+def test_a_second_signal_ends_the_run_at_once(server, tied_model, tmp_path):
+    begin = time.monotonic()
+    done = start(server, tmp_path, "sft.py", tied_model, timeout=25,
+                 setup=SIGNAL_AT.format(step=1, signals=[15, 15]) + "\n" + WAIT)
+    assert done.returncode == 128 + signal.SIGTERM and time.monotonic() - begin < 20
+    assert checkpoints(tmp_path / "out/run") == []
+
+
+def test_max_hours_ends_the_run_after_the_step_in_which_they_are_over(server, straight, tied_model, tmp_path):
+    """A process that has run for two hours, by its monotonic clock."""
+    late = "import checkpoint; checkpoint.START -= 7200"
+    done = start(server, tmp_path, "sft.py", tied_model, "--max_hours", 1.9, setup=late)
+    assert done.returncode == 0 and "stopped by max_hours = 1.9 after step 1" in done.stdout, done.stderr[-2000:]
+    done = start(server, tmp_path, "sft.py", tied_model, "--max_hours", 2.1, setup=late)
+    assert done.returncode == 0 and "resumed out/run at step 1" in done.stdout and "done: out/run" in done.stdout
+    assert "max_hours: 1.9 there, 2.1 now" in done.stdout
+    assert_same(everything_of(straight("sft.py")), everything_of(tmp_path))
+
+
+def test_changed_examples_are_refused_with_exit_code_2_unless_allowed(server, tied_model, tmp_path):
+    args = [*SCRIPTS["sft.py"], "--model", tied_model]
+    write_examples(tmp_path)
+    assert server.run(tmp_path, "sft.py", [*args, "--num_steps", 2]).returncode == 0
+    write_examples(tmp_path, count=41)
+    refused = server.run(tmp_path, "sft.py", args)
+    assert refused.returncode == 2 and "training data are not those" in refused.stderr and "Traceback" not in refused.stderr
+    allowed = server.run(tmp_path, "sft.py", [*args, "--allow_data_change"])
+    assert allowed.returncode == 0 and "WARNING: the training data changed since step 2" in allowed.stdout
+
+
+@pytest.mark.slow
+def test_changed_prompts_and_another_tokenizer_are_refused(server, tmp_path):
+    model = save_tiny_model(tmp_path / "model")
+    rows = [{"nums": [1, 2, n], "target": 3 + n} for n in range(1, 40)]
+    for name, part in (("train.jsonl", rows[:30]), ("test.jsonl", rows[30:])):
+        with open(tmp_path / name, "w") as f:
+            f.writelines(json.dumps(row) + "\n" for row in part)
+    args = [*GRPO, "--data", "countdown", "--data_path", "train.jsonl", "--eval_path", "test.jsonl", "--data_limit", "0", "--model", model]
+    assert server.run(tmp_path, "train_grpo.py", [*args, "--num_steps", 2]).returncode == 0
+    with open(tmp_path / "test.jsonl", "a") as f:
+        f.write(json.dumps({"nums": [7, 7, 7], "target": 21}) + "\n")
+    held_out = server.run(tmp_path, "train_grpo.py", args)
+    shutil.copy(tmp_path / "train.jsonl", tmp_path / "test.jsonl")
+    with open(tmp_path / "model/tokenizer_config.json", "a") as f:
+        f.write("\n")
+    with open(tmp_path / "test.jsonl", "w") as f:
+        f.writelines(json.dumps(row) + "\n" for row in rows[30:])
+    tokenizer = server.run(tmp_path, "train_grpo.py", args)
+    assert held_out.returncode == 2 or "resumed" in held_out.stdout  # the first 3 held-out rows may be the same
+    assert tokenizer.returncode == 1 and "model's files are not those" in tokenizer.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# ranks: torchrun
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def torchrun(folder, nproc, *args, restarts=0, env=None, timeout=200, wait=True):
+    write_examples(folder)
+    keep = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
+    keep |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **(env or {})}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}", f"--max-restarts={restarts}",
+         "--shutdown-timeout=60", os.path.join(ROOT, "tests", "fake_engine.py"), *map(str, args)],
+        cwd=folder, env=keep, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if not wait:
+        return process
+    process.stdout, (out, err) = None, process.communicate(timeout=timeout)
+    return subprocess.CompletedProcess(args, process.returncode, out, err)
+
+
+@pytest.mark.slow
+def test_two_ranks_then_one_then_two_sample_the_same_and_learn_the_same_up_to_rounding(server, straight, tied_model, tmp_path):
+    quiet = {"NOISE": ""}
+    plain, args = tmp_path / "plain", [*GRPO, "--model", tied_model, "--save_every", "1"]
+    assert server.run(plain, "train_grpo.py", args).returncode == 0
+    for nproc, steps, begun in ((2, 1, "step    1/1"), (1, 3, "resumed out/run at step 1"), (2, 4, "resumed out/run at step 3")):
+        done = torchrun(tmp_path, nproc, "train_grpo.py", *args, "--num_steps", steps, "--lr_schedule", "constant", env=quiet)
+        assert done.returncode == 0 and begun in done.stdout, done.stderr[-3000:]
+    done = server.run(plain / "constant", "train_grpo.py", [*args, "--lr_schedule", "constant"])
+    assert done.returncode == 0
+    tokens = [{tuple(json.loads(line)[:3]): json.loads(line)[4] for line in open(f / "tokens.jsonl") if json.loads(line)[3] == 1.0}
+              for f in (plain / "constant", tmp_path)]
+    assert tokens[0] == tokens[1]
+    a, b = ({row["step"]: row for row in metrics_of(f / "out/run")} for f in (plain / "constant", tmp_path))
+    assert a.keys() == b.keys()
+    for step in a:
+        for name in ("reward", "loss", "grad_norm", "entropy", "prompts_seen", "response_len"):
+            if a[step][name] is not None:
+                assert a[step][name] == pytest.approx(b[step][name], rel=1e-5, abs=1e-6), (step, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", ["backward:3:1", "save_write:4:1", "after_rename:4:0"])
+def test_torchrun_recovers_by_itself_from_a_rank_that_is_killed(tied_model, tmp_path, point):
+    args = ["train_grpo.py", *GRPO, "--model", tied_model]
+    whole = torchrun(tmp_path / "whole", 2, *args)
+    killed = torchrun(tmp_path / "killed", 2, *args, restarts=3, env={"FAULT_AT": point})
+    assert whole.returncode == 0 and killed.returncode == 0, killed.stderr[-3000:]
+    assert f"resumed out/run at step {4 if 'rename' in point else 2}" in killed.stdout
+    a, b = (everything_of(folder) for folder in (tmp_path / "whole", tmp_path / "killed"))
+    assert_same(a, b)
+
+
+HANG = """
+import sys; sys.path.insert(0, {tests!r})
+import datetime, os, time, torch.distributed as dist
+import common, fake_engine
+init = dist.init_process_group
+dist.init_process_group = lambda backend, timeout: init(backend, timeout=datetime.timedelta(seconds=20))
+def fault(point, step):
+    if (point, step, os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("backward", 3, "1", "0"):
+        time.sleep(1000)
+common.fault = fault
+fake_engine.install()
+import train_grpo
+common.entry(train_grpo.main)
+"""
+
+
+@pytest.mark.slow
+def test_a_hung_rank_is_found_by_the_timeout_and_torchrun_goes_on_from_the_checkpoint(tied_model, tmp_path):
+    driver = tmp_path / "driver.py"
+    driver.write_text(HANG.format(tests=os.path.join(ROOT, "tests")))
+    whole = torchrun(tmp_path / "whole", 2, "train_grpo.py", *GRPO, "--model", tied_model)
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
+    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    os.makedirs(tmp_path / "hung")
+    hung = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=3",
+                           str(driver), *GRPO, "--model", tied_model], cwd=tmp_path / "hung", env=env, text=True, timeout=300,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert hung.returncode == 0 and "resumed out/run at step 2" in hung.stdout, hung.stderr[-3000:]
+    assert_same(everything_of(tmp_path / "whole"), everything_of(tmp_path / "hung"))
+
+
+@pytest.mark.slow
+def test_sigterm_to_torchrun_lets_all_ranks_save_the_same_step(tied_model, tmp_path):
+    args = ["train_grpo.py", *GRPO, "--model", tied_model, "--num_steps", 400, "--eval_prompts", 0]
+    process = torchrun(tmp_path, 2, *args, wait=False)
+    for line in process.stdout:
+        if line.startswith("step    2/"):
+            process.terminate()
+            break
+    out, err = process.communicate(timeout=120)
+    assert "stopped by SIGTERM after step" in out, err[-3000:]
+    step = int(out.partition("stopped by SIGTERM after step ")[2].split(";")[0])
+    assert f"step_{step:06d}" in checkpoints(tmp_path / "out/run")
+    assert [row["step"] for row in metrics_of(tmp_path / "out/run")] == list(range(1, step + 1))
+
+
+if __name__ == "__main__":
+    print(sha256(sys.argv[1]))

@@ -1,0 +1,253 @@
+"""python -m pytest tests/test_safety.py: what a run does when a part of it breaks; docs/faults.md lists the cases."""
+
+import gzip
+import json
+import os
+import sys
+import time
+import types
+
+import pytest
+import torch
+from conftest import ROOT, run_script
+from runs import Server
+
+import check
+import common
+import data
+import metrics
+import rewards
+import rollout
+from config import ConfigError
+
+TINY = ["--data", "tiny_countdown", "--template", "tiny_countdown", "--reward", "tinyzero_countdown", "--max_prompt_len", "16",
+        "--max_response_len", "24", "--prompts_per_step", "4", "--group_size", "4", "--num_steps", "3", "--eval_prompts", "0",
+        "--save_every", "1", "--checkpointing", "False", "--entropy_coef", "0.01", "--max_num_seqs", "16", "--lr", "3e-3",
+        "--max_tokens_per_gpu", "200", "--report_every", "0"]
+# One part of the script breaks: FAULT names it, FAULT_STEP the call of clip_and_step before which it happens.
+BREAK = """
+import os, torch, policy
+fault, at, steps = os.environ.get("FAULT"), int(os.environ.get("FAULT_STEP", 2)), []
+real_step, real_logprobs = policy.clip_and_step, policy.token_logprobs
+
+def step(model, *args):
+    steps.append(1)
+    bad = {"nan_once": len(steps) == at, "nan_always": len(steps) >= at}.get(fault)
+    if bad and policy.dist.get_rank() == policy.dist.get_world_size() - 1:  # one rank alone
+        next(p for p in model.parameters() if p.grad is not None and p.grad.to_local().numel()).grad.to_local()[0] = float("nan")
+    return real_step(model, *args)
+
+def logprobs(model, batch, temperature):
+    if fault == "memory" and len(steps) == at - 1 and len(batch.ids) > 100:
+        raise torch.OutOfMemoryError("planted")
+    return real_logprobs(model, batch, temperature)
+
+policy.clip_and_step, policy.token_logprobs = step, logprobs
+if fault == "weights":  # a weight becomes NaN after an update
+    def step(model, *args):
+        norm = real_step(model, *args)
+        next(p for p in model.parameters() if p.to_local().numel()).data.to_local()[0] = float("nan")
+        return norm
+    policy.clip_and_step = step
+"""
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = Server()
+    yield server
+    server.close()
+
+
+def rows_of(folder):
+    with open(os.path.join(folder, "out/run/metrics.jsonl")) as f:
+        return [json.loads(line) for line in f]
+
+
+def crash_files(folder):
+    crash = os.path.join(folder, "out/run/crash")
+    [report] = os.listdir(crash)
+    return os.path.join(crash, report)
+
+
+@pytest.fixture(scope="module")
+def train(server, tied_model):
+    """train(folder, fault, *settings) -> a run of train_grpo.py, with the stand-in for the engine and one planted fault."""
+    return lambda folder, fault="", *args: server.run(folder, "train_grpo.py", [*TINY, "--model", tied_model, *args],
+                                                      setup=BREAK, env={"FAULT": fault})
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory, train):
+    folder = tmp_path_factory.mktemp("clean")
+    done = train(folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return rows_of(folder)
+
+
+def test_a_gradient_that_is_not_finite_on_one_of_two_ranks_is_skipped_by_both(tied_model, tmp_path):
+    """The real engine, two processes."""
+    driver = tmp_path / "driver.py"
+    driver.write_text(BREAK + "import common, train_grpo\ncommon.entry(train_grpo.main)\n")
+    done = run_script(driver, *TINY, "--model", tied_model, nproc=2, cwd=tmp_path, env={"FAULT": "nan_once"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = rows_of(tmp_path)
+    assert [row["skipped_updates"] for row in rows] == [0, 1, 0]
+    assert rows[1]["grad_norm"] is None  # NaN, as null
+    assert rows[2]["mismatch_mean"] < 1e-4 and rows[2]["grad_norm"] > 0  # weights and Adam state are still whole
+    assert "SKIPPED 1 updates" in done.stdout
+
+
+def test_three_such_gradients_in_a_row_end_the_run_with_code_6_and_leave_a_report(train, tmp_path):
+    done = train(tmp_path, "nan_always", "--updates_per_step", "4")
+    assert done.returncode == 6 and "three updates in a row" in done.stderr
+    report = crash_files(tmp_path)
+    assert report.replace(str(tmp_path) + "/", "") in done.stderr  # the message names it
+    with open(os.path.join(report, "error.txt")) as f:
+        text = f.read()
+    assert "common.Broken: step 1: three updates" in text and "step 1; all threads" in text and "Thread 0x" in text
+    with gzip.open(os.path.join(report, "batch.jsonl.gz"), "rt") as f:
+        batch = [json.loads(line) for line in f]
+    assert len(batch) == 16 and all(len(r["rollout_logprobs"]) == len(r["response_ids"]) for r in batch)
+
+
+def test_a_weight_that_is_nan_stops_before_the_next_update(train, tmp_path):
+    done = train(tmp_path, "weights")
+    assert done.returncode == 6 and "error: Broken in step 2" in done.stderr
+    assert [row["step"] for row in rows_of(tmp_path)] == [1]
+    assert not os.path.exists(tmp_path / "out/run/model")
+    again = train(tmp_path)  # its checkpoint is not used either, and nothing begins anew without a word
+    assert again.returncode == 3 and "corrupt_step_000001" in again.stderr and "not finite" in again.stdout
+
+
+def test_out_of_memory_ends_with_code_4_and_the_same_command_goes_on_with_half_the_tokens(train, tmp_path, clean):
+    """Tokens of a micro-batch: 200 at first, 100 then; the steps are those of the run that had memory enough."""
+    done = train(tmp_path, "memory")
+    assert done.returncode == 4 and "max_tokens_per_gpu = 100 instead of 200" in done.stderr
+    again = train(tmp_path, "")
+    assert again.returncode == 0 and "resumed out/run at step 1" in again.stdout, again.stderr[-3000:]
+    assert "micro-batches of 100 tokens" in again.stdout
+    for a, b in zip(clean, rows_of(tmp_path), strict=True):
+        for name in ("reward", "response_len", "loss", "grad_norm", "entropy"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), (a["step"], name)
+
+
+def test_a_weight_sync_that_fails_half_way_is_broken_and_not_a_retry(monkeypatch):
+    seen = []
+
+    def stream(model, dtype):
+        for number in range(10):
+            if number == 7:
+                raise OSError("planted")
+            seen.append(number)
+            yield str(number), torch.zeros(1)
+
+    monkeypatch.setattr(rollout, "hf_stream", stream)
+    engine = types.SimpleNamespace(collective_rpc=lambda name, kwargs: list(kwargs["weights_iterator"]))
+    with pytest.raises(common.Broken, match=r"weight sync failed half-way \(OSError: planted\)"):
+        rollout.sync_weights(None, engine, torch.float32, 3)
+    assert seen == list(range(7))  # half of the engine's weights are new: only the end of the process is safe
+
+
+# ------------------------------------------------------------------------------------------------ without a run
+
+
+@pytest.mark.parametrize("error,code,told", [
+    (ConfigError("lr = -1"), 1, "error: lr = -1"), (data.DataError("no rows"), 2, "error: no rows"),
+    (ConfigError("all damaged", exit_code=3), 3, "all damaged"), (torch.OutOfMemoryError("CUDA out of memory"), 4, "OutOfMemory"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 4, "RuntimeError"),
+    (common.Broken("NaN"), 6, "Broken"), (KeyError("bug"), 1, "KeyError")])
+def test_every_kind_of_error_has_its_exit_code(error, code, told, capsys, monkeypatch):
+    monkeypatch.setattr(common, "LAST", {})
+
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        common.entry(main)
+    assert ended.value.code == code and told in capsys.readouterr().err
+
+
+def test_the_token_budget_is_halved_once_more_by_every_crash_and_a_new_setting_wins(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "LAST", {"folder": str(tmp_path)})
+    assert common.token_budget(tmp_path, 4096) == 4096
+    common.halve_tokens()
+    assert common.token_budget(tmp_path, 4096) == 2048
+    common.halve_tokens()
+    assert common.token_budget(tmp_path, 4096) == 1024
+    assert common.token_budget(tmp_path, 3000) == 3000
+
+
+@pytest.mark.parametrize("broken", ["import", "init", "log", "finish"])
+def test_wandb_may_fail_anywhere_and_only_says_so(broken, monkeypatch):
+    done, said = [], []
+
+    def fail(where):
+        def call(*args, **kwargs):
+            done.append(where)
+            if where == broken:
+                raise OSError(28, "No space left on device")
+            return module
+        return call
+
+    module = types.SimpleNamespace(init=fail("init"), log=fail("log"), finish=fail("finish"), Settings=lambda **kw: kw)
+    monkeypatch.setitem(sys.modules, "wandb", None if broken == "import" else module)
+    log = common.Wandb(said.append, project="p")
+    for step in range(3):
+        log.log({"step": step})
+    log.close(wait_s=10)
+    assert not log.is_alive() and len(said) == 1 and "going on without it" in said[0]
+    assert done.count("log") == {"import": 0, "init": 0, "log": 1, "finish": 3}[broken]
+
+
+def test_a_slow_wandb_holds_nobody_up(monkeypatch):
+    module = types.SimpleNamespace(init=lambda **kw: time.sleep(30), Settings=lambda **kw: kw)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    said, start = [], time.monotonic()
+    log = common.Wandb(said.append, project="p")
+    for step in range(1000):
+        log.log({"step": step})
+    log.close(wait_s=0.2)
+    assert time.monotonic() - start < 5 and "not waiting" in said[0]
+
+
+def prompts(n=40):
+    rows = data.tiny_countdown(n, 0)
+    return [types.SimpleNamespace(uid=str(i), text="<think>", answer={"numbers": r["nums"], "target": r["target"]},
+                                  reward="tinyzero_countdown", source="x") for i, r in enumerate(rows)]
+
+
+def test_a_verifier_that_fails_its_own_golds_stops_the_run_with_code_5(monkeypatch):
+    check.self_test(prompts())
+    real, calls = rewards.score, []
+
+    def broken(*args, **kwargs):
+        calls.append(1)
+        score = real(*args, **kwargs)
+        return score if len(calls) % 5 else rewards.Score(0.0, False, False, {})
+
+    monkeypatch.setattr(rewards, "score", broken)
+    with pytest.raises(ConfigError, match="fail 6 of 32 of their own gold answers") as stopped:  # every fifth of 32
+        check.self_test(prompts())
+    assert stopped.value.exit_code == 5
+
+
+def test_no_learning_signal_is_said_every_ten_steps():
+    row = {"reward": 0.1, "format_error": 0.5, "truncated": 0.25}
+    said = [step for step in range(31) if metrics.no_signal(step, row)]
+    assert said == [10, 20, 30]
+    assert "mean 0.100, format errors 50%, truncated 25%" in metrics.no_signal(10, row)
+
+
+def test_nothing_evaluates_text_or_unpickles_files_or_trusts_remote_code():
+    """Model text and data files only ever meet json, ast.literal_eval and our own parsers."""
+    for name in sorted(os.listdir(ROOT)):
+        if not name.endswith(".py"):
+            continue
+        with open(os.path.join(ROOT, name)) as f:
+            code = f.read()
+        for word in ("pickle.load", "torch.load(", "trust_remote_code=True", "os.system(", "shell=True", "yaml.load"):
+            assert word not in code, (name, word)
+        for line in code.splitlines():
+            for call in (" eval(", "=eval(", " exec("):
+                assert call not in line.split("#")[0] or line.lstrip().startswith(("def ", '"')), (name, line)
