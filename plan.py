@@ -73,7 +73,7 @@ CONTEXT_GB = 1.5  # CUDA context, NCCL buffers, fragmentation
 GRAPHS_GB = 2.0  # CUDA graphs and work space of vLLM
 # On a CPU, measured on one 2-core machine (results/bench_2026-11-22_plan.md)
 CPU_BASE_GB = 0.86  # a process with torch, transformers and vLLM imported, before any weights
-CPU_HEAP = 1.7  # glibc keeps freed activations: so many times what autograd holds
+CPU_HEAP = 1.6  # what a micro-batch takes, as glibc keeps freed memory in pieces: 1.4 to 2.0 times its tensors
 CPU_ENGINE_STEP_S, CPU_ENGINE_SEQ_S = 0.0012, 0.00006  # Python of one engine step, and of each sequence in it
 CPU_SYNC_S, CPU_SYNC_SHARE = 0.02, 1 / 32  # of one weight sync, and of the probed bandwidth
 
@@ -209,7 +209,6 @@ def micro_batch_memory(shape, tokens, bytes_each, checkpointing, on_cpu, head=Tr
 
     b, block = bytes_each, activation_bytes(shape, bytes_each, has_qk_norm(shape))
     kept = tokens * (shape.layers * (b * shape.hidden if checkpointing else block) + (4 + 3 * b) * shape.hidden)
-    kept *= CPU_HEAP if on_cpu else 1
     root = shape.vocab * shape.hidden * (1 if shape.tied or not head else 2)
     table = shape.vocab * shape.hidden if head else 0
     chunk = model.CHUNK_LOGITS if on_cpu else model.CHUNK_LOGITS_CUDA
@@ -223,7 +222,10 @@ def micro_batch_memory(shape, tokens, bytes_each, checkpointing, on_cpu, head=Tr
                   "gradient of a block": (b + 4) * shape.block_weights},
         "last": {"gathered weights": b * root, "gradient of embeddings and head": (b + 4) * root},
     }
-    return max(moments.values(), key=lambda parts: sum(parts.values()))
+    parts = max(moments.values(), key=lambda parts: sum(parts.values()))
+    if on_cpu:
+        parts["freed, and kept by glibc"] = (CPU_HEAP - 1) * sum(parts.values())
+    return parts
 
 
 def kv_cache(shape, cfg, options, bytes_each):

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from common import max_over_ranks
+import common
 from config import ConfigError
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -299,7 +299,7 @@ def fastest(work, device, budget_s):
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def dry_step(models, reference, cfg, vocab_size, world, device, say):
+def dry_step(models, reference, cfg, max_tokens, vocab_size, world, device, say):
     """
     One micro-batch as large as any that the run can meet, forward and backward by the same functions, so that out
     of memory comes before the first rollout and not at step 120. The engine must be asleep.
@@ -311,7 +311,7 @@ def dry_step(models, reference, cfg, vocab_size, world, device, say):
     import policy as model
 
     full = cfg.max_prompt_len + cfg.max_response_len - 1
-    count = min(max(1, cfg.max_tokens_per_gpu // full), math.ceil(cfg.prompts_per_step * cfg.group_size / world))
+    count = min(max(1, max_tokens // full), math.ceil(cfg.prompts_per_step * cfg.group_size / world))
     ids = np.arange(full + 1) % vocab_size
     fake = [FakeRollout(ids[:cfg.max_prompt_len], ids[cfg.max_prompt_len:], np.zeros(cfg.max_response_len))] * count
     start = time.monotonic()
@@ -333,13 +333,15 @@ def dry_step(models, reference, cfg, vocab_size, world, device, say):
             else:
                 logprobs, entropy = model.token_logprobs(trained, batch, cfg.temperature)
                 (logprobs - entropy).mean().backward()
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; a CPU's allocator raises the plain kind
-        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+    except RuntimeError as error:
+        if not common.out_of_memory(error):
             raise
-        raise ConfigError(f"out of memory in the dry step: a micro-batch of {count} x {full:,} tokens"
-                          f" does not fit beside weights, gradients and Adam: halve max_tokens_per_gpu (now "
-                          f"{cfg.max_tokens_per_gpu}; one sequence of {full:,} is the least), or see python plan.py",
-                          exit_code=4) from error
+        hint = "that is one sequence: take more GPUs, checkpointing or a shorter max_response_len, or ask plan.py"
+        if count > 1:
+            hint = (f"the same command goes on with {common.halve_tokens()}" if "max_tokens" in common.LAST else
+                    f"halve max_tokens_per_gpu (now {max_tokens})")
+        raise ConfigError(f"out of memory in the dry step: a micro-batch of {count} x {full:,} tokens does not fit beside "
+                          f"weights, gradients and Adam; {hint}", exit_code=4) from error
     finally:
         for trained, _ in models.values():
             trained.zero_grad(set_to_none=True)
@@ -350,7 +352,7 @@ def dry_step(models, reference, cfg, vocab_size, world, device, say):
         torch.cuda.empty_cache()
     else:
         peak, room = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, ""
-    peak, seconds = max_over_ranks(peak, device), time.monotonic() - start
+    peak, seconds = common.max_over_ranks(peak, device), time.monotonic() - start
     say(f"dry step: {count} x {full:,} tokens fit: peak {peak:.1f}{room} GB a process, {seconds:.1f} s")
 
 

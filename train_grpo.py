@@ -292,7 +292,7 @@ def main():
     sampler.sleep(engine, device)
     if cfg.dry_step == "on" or (cfg.dry_step == "auto" and device.type == "cuda"):
         models = {"policy": (policy, optimizer)}
-        speed.dry_step(models, reference, cfg, hf_config.vocab_size, world, device, run.say)
+        speed.dry_step(models, reference, cfg, micro_batch_tokens, hf_config.vocab_size, world, device, run.say)
     peaks, shape = speed.machine_peaks(device, dtype), speed.shape_of(hf_config)
     run.say(f"peak of a process: {peaks.flops / 1e12:.3g} TFLOP/s, {peaks.bandwidth / 1e9:.3g} GB/s ({peaks.source})")
     scorer = rewards.Scorer(part_weights=cfg.reward_parts)

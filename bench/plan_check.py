@@ -7,11 +7,12 @@ Each case is a run of the script itself, one process of one thread, a few steps 
 Predicted is the peak resident set (weights, gradients, Adam, activations, engine, and CPU_BASE_GB of a process that has
 imported everything) and the seconds of rollout + logprobs + values + train + sync. plan.py is told the mean lengths
 that the run had, since no plan can know them; everything else comes from the recipe. Measured memory is the kernel's
-peak for that process (ru_maxrss), with a dry step, so that the fullest micro-batch occurs; measured seconds are the
-median over the steps after the first.
+high-water mark of that process until its last step (the export that follows is not predicted), with a dry step, so
+that the fullest micro-batch occurs; measured seconds are the median over the steps after the first.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -43,6 +44,15 @@ CASES = {  # name: recipe, which model, settings
 PHASES = ("rollout", "logprobs", "values", "train", "sync")
 
 
+def high_water_mark(pid):
+    """Bytes of the largest resident set that the process has had; 0 when it is gone."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as f:
+        for line in f:
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
 def measure(name, recipe, script, model, settings):
     """A run of its own -> (peak GB, {phase: median seconds}, mean prompt and response tokens)."""
     folder = os.path.join("out", "plan_check", "".join(c if c.isalnum() else "_" for c in name))
@@ -70,10 +80,13 @@ def measure(name, recipe, script, model, settings):
         if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     }
     env |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    metrics, steps, peak = os.path.join(folder, "out", "run", "metrics.jsonl"), int(settings[1]), 0
     with open(os.path.join(folder, "log"), "w") as log:
         child = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
+        while child.poll() is None:
+            if not os.path.exists(metrics) or sum(1 for _ in open(metrics)) < steps:
+                peak = max(peak, high_water_mark(child.pid))
+            time.sleep(0.05)
     if child.returncode:
         raise SystemExit(f"error: {name} ended with {child.returncode}: see {folder}/log")
     with open(os.path.join(folder, "out", "run", "metrics.jsonl")) as f:
@@ -87,7 +100,7 @@ def measure(name, recipe, script, model, settings):
         - row["response_len"]
         for row in rows
     )
-    return usage.ru_maxrss * 1024 / 1e9, spent, prompt, response
+    return peak / 1e9, spent, prompt, response
 
 
 def main():

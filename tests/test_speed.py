@@ -286,7 +286,9 @@ def test_the_fastest_probe_is_kept_and_none_draws_a_random_number(one_process, t
     assert 1e9 < flops < 1e14 and 1e8 < bandwidth < 1e13 and torch.equal(before, torch.get_rng_state())
 
 
-def test_a_dry_step_changes_nothing_and_out_of_memory_says_what_to_halve(one_process, tied_model, monkeypatch):
+def test_a_dry_step_changes_nothing_and_out_of_memory_says_what_to_halve(
+    one_process, tied_model, monkeypatch, tmp_path
+):
     import policy as model
     from config import ConfigError
     from train_ppo import Config
@@ -302,7 +304,7 @@ def test_a_dry_step_changes_nothing_and_out_of_memory_says_what_to_halve(one_pro
     rng, said, seen = torch.get_rng_state(), [], []
     plain = model.token_logprobs
     monkeypatch.setattr(model, "token_logprobs", lambda p, batch, t: seen.append(batch.lens) or plain(p, batch, t))
-    speed.dry_step(models, policy, cfg, 128, 1, device, said.append)
+    speed.dry_step(models, policy, cfg, 40, 128, 1, device, said.append)
     assert seen == [[15, 15]] * 2  # two sequences of full length, through reference and policy
     assert "dry step: 2 x 15 tokens fit" in said[0] and torch.equal(rng, torch.get_rng_state())
     assert all(
@@ -316,11 +318,16 @@ def test_a_dry_step_changes_nothing_and_out_of_memory_says_what_to_halve(one_pro
 
     monkeypatch.setattr(model, "token_values", full)
     with pytest.raises(ConfigError, match="halve max_tokens_per_gpu .now 40") as error:
-        speed.dry_step(models, None, cfg, 128, 1, device, said.append)
+        speed.dry_step(models, None, cfg, 40, 128, 1, device, said.append)
     assert error.value.exit_code == 4 and all(p.grad is None for p in critic.parameters())
+    with pytest.raises(ConfigError, match="that is one sequence"):
+        speed.dry_step(models, None, cfg, 16, 128, 1, device, said.append)
+    monkeypatch.setattr(speed.common, "LAST", {"folder": str(tmp_path), "max_tokens": (40, 40)})
+    with pytest.raises(ConfigError, match="the same command goes on with max_tokens_per_gpu = 20 instead of 40"):
+        speed.dry_step(models, None, cfg, 40, 128, 1, device, said.append)
     monkeypatch.setattr(model, "token_values", lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))
     with pytest.raises(RuntimeError, match="something else"):
-        speed.dry_step(models, None, cfg, 128, 1, device, said.append)
+        speed.dry_step(models, None, cfg, 40, 128, 1, device, said.append)
 
 
 @pytest.mark.slow
