@@ -20,7 +20,6 @@ import importlib
 import json
 import math
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -73,7 +72,7 @@ CONTEXT_GB = 1.5  # CUDA context, NCCL buffers, fragmentation
 GRAPHS_GB = 2.0  # CUDA graphs and work space of vLLM
 # On a CPU, measured on one 2-core machine (results/bench_2026-11-22_plan.md)
 CPU_BASE_GB = 0.86  # a process with torch, transformers and vLLM imported, before any weights
-CPU_HEAP = 1.6  # what a micro-batch takes, as glibc keeps freed memory in pieces: 1.4 to 2.0 times its tensors
+CPU_HEAP = 1.8  # what a micro-batch takes, as glibc keeps freed memory in pieces: 1.4 to 2.0 times its tensors
 CPU_ENGINE_STEP_S, CPU_ENGINE_SEQ_S = 0.0012, 0.00006  # Python of one engine step, and of each sequence in it
 CPU_SYNC_S, CPU_SYNC_SHARE = 0.02, 1 / 32  # of one weight sync, and of the probed bandwidth
 
@@ -352,8 +351,8 @@ def cpu_work(shape, cfg, prompt_len, spread):
             Qwen2ForCausalLM(config).save_pretrained(folder)
             policy = model.load_policy(folder, torch.device("cpu"), dtype, checkpointing=cfg.checkpointing)
         optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0)
-        seconds[layers] = [statistics.median(times) for times in zip(
-            *[one_training_step(model, policy, batch, optimizer, cfg.temperature) for _ in range(4)][1:], strict=True)]
+        runs = [one_training_step(model, policy, batch, optimizer, cfg.temperature) for _ in range(4)]
+        seconds[layers] = [min(times) for times in zip(*runs[1:], strict=True)]  # the first one warms up
         params = sum(p.numel() for p in policy.parameters())
     flops = {layers: speed.forward_flops(dataclasses.replace(shape, layers=layers), batch.lens, len(batch.rows))
              for layers in (1, 2)}

@@ -340,8 +340,8 @@ def dry_step(models, reference, cfg, max_tokens, vocab_size, world, device, say)
         if count > 1:
             hint = (f"the same command goes on with {common.halve_tokens()}" if "max_tokens" in common.LAST else
                     f"halve max_tokens_per_gpu (now {max_tokens})")
-        raise ConfigError(f"out of memory in the dry step: a micro-batch of {count} x {full:,} tokens does not fit beside "
-                          f"weights, gradients and Adam; {hint}", exit_code=4) from error
+        raise ConfigError(f"out of memory in the dry step: a micro-batch of {count} x {full:,} tokens does not fit "
+                          f"beside weights, gradients and Adam; {hint}", exit_code=4) from error
     finally:
         for trained, _ in models.values():
             trained.zero_grad(set_to_none=True)

@@ -8,7 +8,8 @@ Predicted is the peak resident set (weights, gradients, Adam, activations, engin
 imported everything) and the seconds of rollout + logprobs + values + train + sync. plan.py is told the mean lengths
 that the run had, since no plan can know them; everything else comes from the recipe. Measured memory is the kernel's
 high-water mark of that process until its last step (the export that follows is not predicted), with a dry step, so
-that the fullest micro-batch occurs; measured seconds are the median over the steps after the first.
+that the fullest micro-batch occurs; measured seconds are those of
+the fastest step after the first, since a machine may be shared.
 """
 
 import argparse
@@ -18,7 +19,6 @@ import importlib
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -33,7 +33,7 @@ CASES = {  # name: recipe, which model, settings
         "tiny",
         "--num_steps 5 --prompts_per_step 64 --max_tokens_per_gpu 16384",
     ),
-    "tiny, PPO": ("demo_ppo", "tiny", "--num_steps 6"),
+    "tiny, PPO": ("demo_ppo", "tiny", "--num_steps 6 --critic_warmup_steps 0"),
     "SmolLM2-135M, GRPO": ("demo_smollm", "smollm", "--num_steps 3"),
     "SmolLM2-135M, GRPO, reference, checkpointing": (
         "demo_smollm",
@@ -54,7 +54,7 @@ def high_water_mark(pid):
 
 
 def measure(name, recipe, script, model, settings):
-    """A run of its own -> (peak GB, {phase: median seconds}, mean prompt and response tokens)."""
+    """A run of its own -> (peak GB, {phase: seconds}, mean prompt and response tokens)."""
     folder = os.path.join("out", "plan_check", "".join(c if c.isalnum() else "_" for c in name))
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
@@ -91,15 +91,10 @@ def measure(name, recipe, script, model, settings):
         raise SystemExit(f"error: {name} ended with {child.returncode}: see {folder}/log")
     with open(os.path.join(folder, "out", "run", "metrics.jsonl")) as f:
         rows = [json.loads(line) for line in f][1:]
-    spent = {phase: statistics.median(row.get(f"seconds_{phase}", 0.0) for row in rows) for phase in PHASES}
-    response = statistics.median(row["response_len"] for row in rows)
-    prompt = statistics.median(
-        row["tokens_per_second"]
-        * (row["seconds_step"] - row["seconds_eval"] - row["seconds_save"])
-        / row["num_rollouts"]
-        - row["response_len"]
-        for row in rows
-    )
+    row = min(rows, key=lambda row: sum(row.get(f"seconds_{phase}", 0.0) for phase in PHASES))
+    spent, response = {phase: row.get(f"seconds_{phase}", 0.0) for phase in PHASES}, row["response_len"]
+    tokens = row["tokens_per_second"] * (row["seconds_step"] - row["seconds_eval"] - row["seconds_save"])
+    prompt = tokens / row["num_rollouts"] - response
     return peak / 1e9, spent, prompt, response
 
 
