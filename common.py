@@ -51,7 +51,7 @@ from config import ConfigError, table  # noqa: E402
 # another run.
 MAY_CHANGE = ("num_steps", "eval_every", "save_every", "wandb", "check", "max_tokens_per_gpu", "checkpointing",
               "max_num_seqs", "kv_cache_gb", "rollout_deadline_s", "keep_rollouts", "report_every", "keep_checkpoints",
-              "max_hours", "allow_data_change")
+              "max_hours", "allow_data_change", "dry_step")
 START = time.monotonic()  # of this process, for max_hours: a clock that nobody sets
 
 

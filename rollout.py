@@ -201,6 +201,7 @@ def sample_and_score(prompts, seeds, *, engine, tokenizer, scorer, timer, temper
     with timer("reward"):
         for key, score in scorer.collect().items():
             rollouts[key].score = score
+    with timer("rollout"):  # waits for the slowest engine
         everyone = gather(rollouts.values() if leader else ())
     return sorted(everyone, key=lambda r: (r.prompt, r.sample))
 
