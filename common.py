@@ -216,21 +216,28 @@ class Run:
                 self.wandb = None
 
     def forget_after(self, step):
-        """Drop the rows after `step`: a resumed run writes them again."""
-        file = os.path.join(self.path, "metrics.jsonl")
-        if self.main and os.path.exists(file):
-            rows = []
-            with open(file) as f:
-                for line in f:
-                    try:
-                        keep = line.endswith("\n") and json.loads(line)["step"] <= step
-                    except (ValueError, KeyError, TypeError):
-                        keep = False  # a killed run may leave half a line
-                    if keep:
-                        rows.append(line)
-            with open(file + ".tmp", "w") as f:
-                f.writelines(rows)
-            os.replace(file + ".tmp", file)
+        """Drop what metrics.jsonl and held_out.jsonl say of later steps: a resumed run writes it again."""
+        for name in ("metrics.jsonl", "samples/held_out.jsonl"):
+            file = os.path.join(self.path, name)
+            if self.main and os.path.exists(file):
+                rows = []
+                with open(file) as f:
+                    for line in f:
+                        try:
+                            keep = line.endswith("\n") and json.loads(line)["step"] <= step
+                        except (ValueError, KeyError, TypeError):
+                            keep = False  # a killed run may leave half a line
+                        if keep:
+                            rows.append(line)
+                with open(file + ".tmp", "w") as f:
+                    f.writelines(rows)
+                os.replace(file + ".tmp", file)
+
+    def held_out(self, step, per_problem):
+        """Append to samples/held_out.jsonl how each held-out problem went: {uid: [share right sampled, greedy 0 or 1]}."""
+        if self.main:
+            with open(os.path.join(self.path, "samples", "held_out.jsonl"), "a") as f:
+                f.write(json.dumps({"step": step, "correct": per_problem}) + "\n")
 
     def samples(self, step, rows):
         """Keep some rollouts of an evaluation: out/<name>/samples/step_000000.jsonl"""

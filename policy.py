@@ -16,7 +16,12 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -471,6 +476,13 @@ def load_state(folder, step, policy, optimizer, **more):
     for name, pair in {"model": (policy, optimizer), **more}.items():
         optim_state = state["optimizer" if name == "model" else f"{name}_optimizer"]
         set_state_dict(*pair, model_state_dict=state[name], optim_state_dict=optim_state)
+
+
+def load_model_weights(folder, step, policy):
+    """Of a checkpoint the policy's weights alone, into a freshly built policy; every rank together."""
+    state = {"model": get_model_state_dict(policy)}
+    dcp.load(state, checkpoint_id=os.path.join(folder, f"step_{step:06d}", "dcp"))
+    set_model_state_dict(policy, state["model"])
 
 
 def export_hf(policy, tokenizer, folder, dtype, step):

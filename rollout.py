@@ -149,12 +149,13 @@ def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, deadl
 
 
 def sample_and_score(prompts, seeds, *, engine, tokenizer, scorer, timer, temperature, max_tokens, stop_ids, stop_strings,
-                     deadline_s, engines, engine_rank, leader, version, vocab_size):
+                     deadline_s, engines, engine_rank, leader, version, vocab_size, record=None):
     """
     Every engine samples its share of the prompts and scores each response as it finishes; then all ranks exchange.
 
     -> the rollouts of all ranks on every rank, ordered by prompt, then sample. `scorer` is rewards.Scorer, `leader`
-    tells which rank of a tensor-parallel group speaks for it.
+    tells which rank of a tensor-parallel group speaks for it. record(rollout): called for each of this rank's own as
+    soon as its score is final, so that an evaluation that is killed has kept them.
     """
     mine = range(engine_rank, len(prompts), engines)
     rollouts, inline_s = {}, 0.0
@@ -170,14 +171,22 @@ def sample_and_score(prompts, seeds, *, engine, tokenizer, scorer, timer, temper
             scorer.submit((r.prompt, r.sample), prompt.reward, r.text, prompt.answer, truncated=r.truncated or r.phantom,
                           num_tokens=len(r.response_ids), max_tokens=max_tokens)
             rollouts[r.prompt, r.sample] = r
+            if record is not None:
+                hand_over(scorer.settled(), rollouts, record)
             inline_s += time.monotonic() - start
     timer.seconds["rollout"] -= inline_s
     timer.seconds["reward"] += inline_s
     with timer("reward"):
-        for key, score in scorer.collect().items():
-            rollouts[key].score = score
+        hand_over(scorer.collect(), rollouts, record)
         everyone = gather(rollouts.values() if leader else ())
     return sorted(everyone, key=lambda r: (r.prompt, r.sample))
+
+
+def hand_over(scores, rollouts, record):
+    for key, score in scores.items():
+        rollouts[key].score = score
+        if record is not None:
+            record(rollouts[key])
 
 
 def too_late(deadline, steps):

@@ -449,8 +449,9 @@ def main():
                   engine_rank=engine_rank, leader=rank % cfg.tensor_parallel == 0, vocab_size=hf_config.vocab_size)
 
     def held_out(step):
-        row, kept = evaluate(eval_set, cfg.seed, cfg.eval_samples, cfg.temperature, version=step, **sample)
+        row, kept, per_problem = evaluate(eval_set, cfg.seed, cfg.eval_samples, cfg.temperature, version=step, **sample)
         run.samples(step, kept)
+        run.held_out(step, per_problem)
         return row
 
     prompts_seen, bad_steps, evaluated = saved["prompts_seen"], 0, None
@@ -580,7 +581,7 @@ def main():
         if cfg.eval_prompts and (last or (cfg.eval_every and step % cfg.eval_every == 0)):
             with timer("sync"):
                 sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), step, device)
-            row |= {k: v for k, v in held_out(step).items() if k.startswith("eval_")}
+            row |= {k: v for k, v in held_out(step).items() if k.startswith("eval")}
             sampler.sleep(engine, device)
             if warning := hacked(evaluated, row):
                 run.say(warning)
