@@ -88,7 +88,7 @@ def find_path(name, source, data_path, alone):
     if alone:
         return data_path
     if folder.is_file():
-        raise DataError(f"data_path {data_path!r} is one file for several benchmarks: give a directory, or {{name: file}}")
+        raise DataError(f"{data_path!r} is one file for several benchmarks: give a directory or {{name: path}}")
     named = [f for f in [*folder.glob("*"), *folder.glob("*/*")]
              if f.suffix in READERS and re.match(rf"{kind}(?![a-z0-9])", f.stem.lower())]
     if named or any(f.is_dir() and f.name.lower() == kind for f in folder.iterdir()):
@@ -116,7 +116,7 @@ class Task:
 
 
 def chosen(cfg):
-    """-> {name: Benchmark}: those of the suite, or the sources of `data` with the defaults of the benchmark nearest to them."""
+    """-> {name: Benchmark}: those of the suite, or the sources of `data` with the defaults of the nearest benchmark."""
     if cfg.suite and cfg.data:
         raise ConfigError("suite and data were both given: take one of them")
     if cfg.suite:
@@ -139,10 +139,10 @@ def per_benchmark(setting, name, source, default):
 def make_tasks(cfg, tokenizer, vocab_size, stop_ids, dtype):
     """Load and check all that the benchmarks ask -> list of Task; every error before any weights are loaded."""
     picked, tasks = chosen(cfg), []
+    known = {key for name, b in picked.items() for key in (name, b.source, *re.split("[:@]", b.source)[:1])}
     for setting in ("template", "reward", "samples", "limit", "data_path"):
         for key in getattr(cfg, setting) if isinstance(getattr(cfg, setting), dict) else ():
-            known = {k for name, b in picked.items() for k in (name, b.source, b.source.partition("@")[0], b.source.partition(":")[0])}
-            if key not in known:
+            if key not in known and key.partition("@")[0] not in known:
                 raise ConfigError(f"{setting} names {key!r}, which is not evaluated: {', '.join(picked)} are")
     for name, b in picked.items():
         template = per_benchmark(cfg.template, name, b.source, default_template(b, tokenizer))
@@ -152,7 +152,8 @@ def make_tasks(cfg, tokenizer, vocab_size, stop_ids, dtype):
         if type(samples) is not int or samples < 0 or type(limit) is not int or limit < 0:
             raise ConfigError(f"{name}: samples = {samples!r} and limit = {limit!r} must be whole numbers, 0 or more")
         if cfg.temperature == 0 and samples > 1 and cfg.samples is not None:
-            raise ConfigError(f"{name}: {samples} samples at temperature 0 are one and the same: give --samples 0 or a temperature")
+            raise ConfigError(f"{name}: {samples} samples at temperature 0 are one and the same: give --samples 0, or "
+                              "a temperature")
         samples = samples if cfg.temperature > 0 else 0
         try:
             rewards.check(reward)
@@ -162,10 +163,10 @@ def make_tasks(cfg, tokenizer, vocab_size, stop_ids, dtype):
             b.source, template, reward, tokenizer, split=cfg.split or b.split, limit=limit or None, seed=cfg.seed,
             max_prompt_len=cfg.max_prompt_len or None, vocab_size=vocab_size, check_answer=rewards.check_answer,
             paths=find_path(name, b.source, cfg.data_path, len(picked) == 1))
-        settings = {"source": b.source, "template": template, "reward": reward, "problems": len(prompts), "samples": samples,
-                    "greedy": cfg.greedy or not samples, "temperature": cfg.temperature if samples else 0.0, "seed": cfg.seed,
-                    "max_response_len": cfg.max_response_len, "stop": list(cfg.stop), "stop_ids": stop_ids, "dtype": dtype,
-                    "data": data.fingerprint(prompts)[:16]}
+        settings = {"source": b.source, "template": template, "reward": reward, "problems": len(prompts),
+                    "samples": samples, "greedy": cfg.greedy or not samples, "dtype": dtype, "seed": cfg.seed,
+                    "temperature": cfg.temperature if samples else 0.0, "max_response_len": cfg.max_response_len,
+                    "stop": list(cfg.stop), "stop_ids": stop_ids, "data": data.fingerprint(prompts)[:16]}
         tasks.append(Task(name, prompts, samples, cfg.greedy or not samples, settings))
     return tasks
 

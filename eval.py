@@ -1,9 +1,9 @@
 """
-Success of a model on benchmarks, with the same engine, prompts and rewards as training; and of every checkpoint of a run.
+Success of a model, or of every checkpoint of a run, on benchmarks; engine, prompts and rewards are those of training.
 
     python eval.py --model out/demo/model --suite gsm8k,math500,minerva,olympiadbench,aime24,amc23,countdown,kk
     torchrun --standalone --nproc-per-node=8 eval.py --model Qwen/Qwen2.5-3B --suite gsm8k --data_path DIR --limit 200
-    python eval.py --sweep out/demo                                   # every checkpoint; without --suite on the run's data
+    python eval.py --sweep out/demo       # every checkpoint; without --suite on the run's own held-out data
     python eval.py --model M --data tiny_countdown --template tiny_countdown --reward tinyzero_countdown
 
 benchmarks.py says what a name stands for, journal.py keeps completions as they finish (the same command goes on after a
@@ -42,12 +42,12 @@ class Config:
     sweep: str = ""                      # a run's directory, out/demo: every checkpoint instead of `model`
     suite: str = ""                      # benchmarks with commas, gsm8k,math500,...: benchmarks.py has the names
     data: str | dict = ""                # instead of suite: source name, or {name: weight}; both empty: tiny_countdown
-    data_path: str | dict = ""           # directory with files such as gsm8k_test.jsonl, a file, or {name: path}; else the hub
+    data_path: str | dict = ""           # directory with gsm8k_test.jsonl etc., a file, {name: path}; else the hub
     split: str = ""                      # of the data; empty = the benchmark's, mostly test
-    limit: int | dict = 0                # problems of each benchmark, a subset chosen by seed; 0 = the benchmark's default
+    limit: int | dict = 0                # problems of each benchmark, chosen by seed; 0 = the benchmark's default
     template: str | dict = ""            # prompt template, or {name: template}; empty = the benchmark's default
     reward: str | dict = ""              # reward that says what is correct; empty = the benchmark's default
-    samples: int | dict | None = None    # per problem at `temperature`, or {name: samples}; 0 = one greedy response only
+    samples: int | dict | None = None    # per problem at `temperature`, or {name: samples}; 0 = greedy only
     greedy: bool = True                  # one greedy response beside the samples
     temperature: float = 1.0             # of the samples; 0 = greedy only
     seed: int = 0                        # decides subset and every sampled token
@@ -60,7 +60,7 @@ class Config:
     kv_cache_gb: float = 0.0             # per engine; 0 = room for max_num_seqs full sequences, at most 35 % of the GPU
     tensor_parallel: int = 1             # GPUs per engine
     deadline_s: float = 7200.0           # of one benchmark; after it, responses are cut off and count as truncated
-    output: str = ""                     # directory of the results (empty: one made from model and settings), or a .jsonl file
+    output: str = ""                     # directory of the results, or a .jsonl file; empty: out/eval/MODEL-HASH
 
 
 class NoModel(ConfigError):
@@ -135,8 +135,9 @@ def check_rewards(reward, parts=None):
 
 def evaluate(prompts, seed, samples, temperature, *, version, keep=8, **sample):
     """
-    Held-out success -> (row, kept rollouts of the first prompts, per_problem). The seed of a sample depends on the run's
-    seed, the prompt and the sample alone: two evaluations of the same weights are the same, and training is not touched.
+    Held-out success -> (row, kept rollouts of the first prompts, per_problem). The seed of a sample depends on the
+    run's seed, the prompt and the sample alone: two evaluations of the same weights are the same, and training is not
+    touched.
 
     per_problem {uid: [share of samples right (None without samples), greedy right 0 or 1]}
     """
@@ -165,8 +166,8 @@ def evaluate(prompts, seed, samples, temperature, *, version, keep=8, **sample):
     right = {}
     for r in sampled:
         right.setdefault(r.prompt, []).append(r.score.correct)
-    per_problem = {prompts[r.prompt].uid: [sum(right[r.prompt]) / len(right[r.prompt]) if sampled else None, int(r.score.correct)]
-                   for r in greedy}
+    shares = {i: sum(found) / len(found) for i, found in right.items()}
+    per_problem = {prompts[r.prompt].uid: [shares.get(r.prompt), int(r.score.correct)] for r in greedy}
     return row, kept, per_problem
 
 
@@ -207,8 +208,8 @@ def check_config(cfg, world):
 
 def weights_fingerprint(folder):
     """
-    sha256 of what lies in a model's or checkpoint's directory: 16 hex digits. Files above 1 GB count with 1,024 blocks of
-    64 KiB, evenly spread: a training step changes nearly every weight.
+    sha256 of what lies in a model's or checkpoint's directory: 16 hex digits. Files above 1 GB count with 1,024 blocks
+    of 64 KiB, evenly spread: a training step changes nearly every weight.
     """
     def of_file(file):
         digest, size = hashlib.sha256(), os.path.getsize(file)
@@ -225,6 +226,9 @@ def weights_fingerprint(folder):
         return hashlib.sha256("\n".join(pool.map(of_file, sorted(files))).encode()).hexdigest()[:16]
 
 
+SWEEP_SETTINGS = ("model", "dtype", "seed", "temperature", "max_response_len", "stop")
+
+
 def sweep_settings(cfg, origin):
     """Of a run: its own settings wherever none were given, so that a sweep repeats the run's evaluations -> Config."""
     file = os.path.join(cfg.sweep, "config.json")
@@ -234,11 +238,15 @@ def sweep_settings(cfg, origin):
     except FileNotFoundError as error:
         raise ConfigError(f"sweep = {cfg.sweep!r} is no run's directory: it has no config.json") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file} cannot be read ({type(error).__name__}): the run's settings are needed for a sweep") from error
-    own = {name: run[name] for name in ("dtype", "seed", "temperature", "max_response_len", "stop", "model") if name in run}
+        raise ConfigError(f"{file} cannot be read ({type(error).__name__}): a sweep needs its settings") from error
+    needed = {*SWEEP_SETTINGS, "eval_data", "data", "eval_path", "data_path", "eval_samples", "eval_prompts",
+              "template", "reward", "max_prompt_len"}
+    if missing := sorted(needed - run.keys()):
+        raise ConfigError(f"{file} is not of a run of train_grpo.py or train_ppo.py: it has no {missing[0]}")
+    own = {name: run[name] for name in SWEEP_SETTINGS}
     if not cfg.suite and not cfg.data:
-        own |= {"data": run["eval_data"] or run["data"], "data_path": run["eval_path"] or run["data_path"], "split": "test",
-                "samples": run["eval_samples"], "limit": run["eval_prompts"]}
+        own |= {"data": run["eval_data"] or run["data"], "data_path": run["eval_path"] or run["data_path"],
+                "split": "test", "samples": run["eval_samples"], "limit": run["eval_prompts"]}
         own |= {name: run[name] for name in ("template", "reward", "max_prompt_len")}
     elif cfg.suite and isinstance(run["reward"], str) and isinstance(run["template"], str):
         alike = [name for name, b in benchmarks.chosen(cfg).items() if kind_of(b.reward) == kind_of(run["reward"])]
@@ -252,7 +260,7 @@ def kind_of(reward):
 
 
 def targets_of(cfg):
-    """-> {step: directory with weights}: the start model, every checkpoint, and the export where it is of another step."""
+    """-> {step: directory with weights}: every checkpoint, and the exported model where it is of another step."""
     from policy import exported_step, saved_steps
 
     saved, export = saved_steps(cfg.sweep), os.path.join(cfg.sweep, "model")
@@ -285,7 +293,8 @@ def ask(task, wanted, temperature, log, sample):
                                                           "flags": sorted(r.score.flags)})
 
     if prompts:
-        sampler.sample_and_score(prompts, seeds, temperature=temperature, record=record if sample["leader"] else None, **sample)
+        record = record if sample["leader"] else None
+        sampler.sample_and_score(prompts, seeds, temperature=temperature, record=record, **sample)
 
 
 def complete(task, folder, settings, rank, sample):
@@ -295,7 +304,7 @@ def complete(task, folder, settings, rank, sample):
     dist.barrier()  # nobody writes before all have read
     missing = [key for key in order if key not in done]
     if rank == 0:
-        journal.write_settings(folder, task.name, settings, journal.read_settings(folder).get(task.name, {}).get("seconds", 0.0))
+        journal.write_settings(folder, task.name, settings)
         journal.compact(folder, task.name, done)
     dist.barrier()
     if missing:
@@ -327,6 +336,7 @@ def main():
     if cfg.sweep:
         cfg = sweep_settings(cfg, origin)
     check_config(cfg, world)
+    benchmarks.chosen(cfg)  # a misspelled name is found first
     dtype = cfg.dtype if cfg.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
     targets = targets_of(cfg) if cfg.sweep else {}
     try:
@@ -344,8 +354,8 @@ def main():
     common.print0(benchmarks.plan(tasks))
     prompt_len = max(len(p.ids) for task in tasks for p in task.prompts)
     if prompt_len + cfg.max_response_len > (getattr(hf_config, "max_position_embeddings", None) or 1 << 40):
-        raise ConfigError(f"the longest prompt, {prompt_len} tokens, + max_response_len = {cfg.max_response_len} is more than the "
-                          f"{hf_config.max_position_embeddings} positions of {cfg.model!r}: give a smaller --max_response_len")
+        raise ConfigError(f"the longest prompt, {prompt_len} tokens, + max_response_len = {cfg.max_response_len} is "
+                          f"more than the {hf_config.max_position_embeddings} positions of {cfg.model!r}: lower the latter")
     prints = common.gather([weights_fingerprint(p) for p in targets.values()] if rank == 0 else [])
     prints = dict(zip(targets, prints, strict=True))
     folder, extra = output_of(cfg, tasks, prints)
@@ -353,6 +363,14 @@ def main():
     for step in targets:  # what lies there and does not fit is found before weights are loaded
         for task in tasks:
             journal.read_rows(folders[step], task.name, task.settings | {"model": prints[step]}, set(task.order()))
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"no results can be written to {folder!r} ({error.strerror}): another --output?") from error
+    if not os.path.isdir(os.path.dirname(extra) or "."):
+        raise ConfigError(f"output = {extra!r}: there is no directory {os.path.dirname(extra)!r}")
+
+    before = journal.read_table(folder) if cfg.sweep else []
 
     scorer, timer = rewards.Scorer(), common.Timer(device)
     engine, policy, held = None, None, None  # `held`: the step whose weights the engine has
@@ -373,9 +391,9 @@ def main():
             sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), step, device)
             held = step
         return dict(engine=engine, tokenizer=tokenizer, scorer=scorer, timer=timer, max_tokens=cfg.max_response_len,
-                    stop_ids=stop_ids, stop_strings=cfg.stop, deadline_s=cfg.deadline_s, engines=world // cfg.tensor_parallel,
-                    engine_rank=rank // cfg.tensor_parallel, leader=rank % cfg.tensor_parallel == 0,
-                    vocab_size=hf_config.vocab_size, version=step)
+                    stop_ids=stop_ids, stop_strings=cfg.stop, deadline_s=cfg.deadline_s, version=step,
+                    engines=world // cfg.tensor_parallel, engine_rank=rank // cfg.tensor_parallel,
+                    leader=rank % cfg.tensor_parallel == 0, vocab_size=hf_config.vocab_size)
 
     everything = []
     for step in targets:
@@ -386,13 +404,14 @@ def main():
             if rank == 0:
                 rows.append(row)
                 of_step = f"step {step:4d}  " if cfg.sweep else ""
-                common.print0(f"{of_step}{task.name}: {100 * row['avg_at_k']:.1f} % avg@{row['k']} of {row['problems']} problems, "
-                              f"95 % [{100 * row['low']:.1f}, {100 * row['high']:.1f}], {row['seconds']:.0f} s")
+                low, high = scoring.percent(row["low"]), scoring.percent(row["high"])
+                common.print0(f"{of_step}{task.name}: {scoring.percent(row['avg_at_k'])} % avg@{row['k']} of "
+                              f"{row['problems']} problems, 95 % [{low}, {high}], {row['seconds']:.0f} s")
         if rank == 0:
             everything += [{"step": step, **row} for row in rows]
             journal.save_results(folders[step], rows, about(cfg, targets[step], prints[step]))
             if cfg.sweep:
-                journal.save_sweep(folder, {task.name: task.settings for task in tasks}, everything)
+                journal.save_sweep(folder, {task.name: task.settings for task in tasks}, everything, before)
     scorer.close()
     if rank == 0:
         if extra:
@@ -419,15 +438,16 @@ def load_weights(policy, path, source, device, dtype):
 
 def about(cfg, source, fingerprint):
     """What results.json says beside the results."""
-    return {"model": source, "weights": fingerprint, "command": " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
-            "date": time.strftime("%Y-%m-%d %H:%M:%S"), "world_size": dist.get_world_size(), "machine": common.machine(),
-            "versions": common.versions(), "commit": common.commit()}
+    command = " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
+    return {"model": source, "weights": fingerprint, "command": command, "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "world_size": dist.get_world_size(), "machine": common.machine(), "versions": common.versions(),
+            "commit": common.commit()}
 
 
 def output_of(cfg, tasks, prints):
     """-> (directory of the results, "" or a .jsonl file that gets all completions too)."""
     if cfg.sweep:
-        return os.path.join(cfg.sweep, "eval"), ""
+        return cfg.output or os.path.join(cfg.sweep, "eval"), ""
     if cfg.output and not cfg.output.endswith(".jsonl"):
         if os.path.exists(cfg.output) and not os.path.isdir(cfg.output):
             raise ConfigError(f"output = {cfg.output!r} is a file: give a directory, or a name that ends in .jsonl")

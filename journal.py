@@ -37,17 +37,20 @@ def read_settings(folder):
     try:
         with open(file) as f:
             found = json.load(f)
-        return {name: {"settings": dict(entry["settings"]), "seconds": float(entry["seconds"])} for name, entry in found.items()}
+        return {name: {"settings": dict(entry["settings"]), "seconds": float(entry["seconds"])}
+                for name, entry in found.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{file} cannot be read ({type(error).__name__}: {error}): remove {folder}, or give --output "
                           "another directory") from error
 
 
-def write_settings(folder, name, settings, seconds=0.0):
-    """Rank 0 only."""
+def write_settings(folder, name, settings, seconds=None):
+    """Rank 0 only; seconds None: as they were."""
     os.makedirs(folder, exist_ok=True)
+    before = read_settings(folder)
+    seconds = before.get(name, {"seconds": 0.0})["seconds"] if seconds is None else round(seconds, 3)
     write(os.path.join(folder, "settings.json"),
-          json.dumps(read_settings(folder) | {name: {"settings": settings, "seconds": round(seconds, 3)}}, indent=1))
+          json.dumps(before | {name: {"settings": settings, "seconds": seconds}}, indent=1))
 
 
 def write(file, text):
@@ -68,12 +71,12 @@ def read_rows(folder, name, settings, wanted, cut_off=False):
     files = [f for f in [file_of(folder, name)] if os.path.exists(f)] + parts_of(folder, name)
     before, now = read_settings(folder).get(name), json.loads(json.dumps(settings))
     if before is None and files:
-        raise ConfigError(f"{files[0]} has no settings in {folder}/settings.json: remove it, or give --output another directory")
+        raise ConfigError(f"{files[0]} has no settings in {folder}/settings.json: remove it, or give another --output")
     if before is not None and before["settings"] != now:
         old = before["settings"]
         changed = [f"{k}: {old.get(k)!r} there, {now.get(k)!r} now" for k in {**old, **now} if old.get(k) != now.get(k)]
-        raise ConfigError(f"{folder} holds {name} evaluated with other settings ({', '.join(changed)[:300]}): give --output "
-                          "another directory, or remove it")
+        raise ConfigError(f"{folder} holds {name} evaluated with other settings ({', '.join(changed)[:300]}): give "
+                          "--output another directory, or remove it")
     rows = {}
     for file in files:
         with open(file, "rb") as f:
@@ -86,8 +89,8 @@ def read_rows(folder, name, settings, wanted, cut_off=False):
             if row is None and number == last:
                 continue  # half a line: this completion was not finished
             if row is None or (row["uid"], row["sample"]) not in wanted:
-                raise ConfigError(f"{file}, line {number + 1} is no completion of this evaluation: the file is damaged; "
-                                  "remove it to make its completions again")
+                raise ConfigError(f"{file}, line {number + 1} is no completion of this evaluation: the file is "
+                                  "damaged; remove it, and its completions are made again")
             if cut_off or row["finish_reason"] != "deadline":
                 rows[row["uid"], row["sample"]] = row
     return rows
@@ -120,7 +123,8 @@ class Journal:
         self.session, self.start = f"{time.time():.3f}", time.monotonic()
 
     def add(self, row):
-        self.file.write(json.dumps(row | {"session": self.session, "at": round(time.monotonic() - self.start, 3)}) + "\n")
+        row = row | {"session": self.session, "at": round(time.monotonic() - self.start, 3)}
+        self.file.write(json.dumps(row) + "\n")
         self.file.flush()
 
     def close(self):
@@ -161,30 +165,36 @@ def finite(rows):
     return [{k: None if isinstance(v, float) and v != v else v for k, v in row.items()} for row in rows]
 
 
-def save_sweep(folder, settings, rows):
-    """
-    table.json, .md and .csv of a run. Rows of other benchmarks from an earlier sweep stay, and of steps whose checkpoint
-    is gone, where they were made with the same settings.
-    """
+def read_table(folder):
+    """The rows of an earlier sweep's table.json, or none."""
     file = os.path.join(folder, "table.json")
+    if not os.path.exists(file):
+        return []
     try:
         with open(file) as f:
-            before = json.load(f)["rows"]
-        before = [row for row in before if (row["step"], row["benchmark"]) not in {(r["step"], r["benchmark"]) for r in rows}]
-    except FileNotFoundError:
-        before = []
+            rows = json.load(f)["rows"]
+        return [row for row in rows if row["step"] >= 0 and row["benchmark"] and row["avg_at_k"] >= 0]
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file} cannot be read ({type(error).__name__}): remove it, and the sweep writes it anew") from error
+        raise ConfigError(f"{file} cannot be read ({type(error).__name__}): remove it, it is written anew") from error
+
+
+def save_sweep(folder, settings, rows, before):
+    """
+    table.json, .md and .csv of a run. Of an earlier sweep (`before`) the rows of other benchmarks stay, and those of
+    steps whose checkpoint is gone where they were made with the same settings, {benchmark: settings}.
+    """
+    made = {(row["step"], row["benchmark"]) for row in rows}
+    before = [row for row in before if (row["step"], row["benchmark"]) not in made]
     now = json.loads(json.dumps(settings))
     for row in list(before):
         old = read_settings(os.path.join(folder, f"step_{row['step']:06d}")).get(row["benchmark"], {"settings": {}})
         old = {k: v for k, v in old["settings"].items() if k != "model"}
         if not old or old != now.get(row["benchmark"], old):
             before.remove(row)
-    keys = ("step", "benchmark", "avg_at_k", "pass_at_k", "maj_at_k", "k", "low", "high", "greedy", "truncated", "mean_len",
-            "problems")
+    keys = ("step", "benchmark", "avg_at_k", "pass_at_k", "maj_at_k", "k", "low", "high", "greedy", "truncated",
+            "mean_len", "problems")
     rows = sorted(before + [{k: row[k] for k in keys} for row in finite(rows)], key=lambda row: row["step"])
     head, lines = sweep_cells(rows)
-    write(file, json.dumps({"rows": rows}, indent=1))
+    write(os.path.join(folder, "table.json"), json.dumps({"rows": rows}, indent=1))
     write(os.path.join(folder, "table.md"), to_markdown(head, lines))
     write(os.path.join(folder, "table.csv"), to_csv([dict(zip(head, line, strict=True)) for line in lines]))

@@ -74,8 +74,8 @@ def summarise(rows, seconds, same=None):
     """
     The completions of one benchmark -> its row of the results.
 
-    rows     dicts with uid, sample (0 .. k-1, or "greedy"), correct, tokens, finish_reason, extracted; every problem has
-             the same samples. Without sampled ones the greedy response is the one sample (k = 1).
+    rows     dicts with uid, sample (0 .. k-1, or "greedy"), correct, tokens, finish_reason, extracted; every problem
+             has the same samples. Without sampled ones the greedy response is the one sample (k = 1).
     same     (row, row) -> whether their extracted answers are equal, for maj@k
     avg@k is the mean share right, with the bootstrap interval [low, high] over problems; pass@k and maj@k use all k
     (`pass_at` has the smaller ones); maj@k is None below 3 samples, or where the reward extracts no answer.
@@ -129,13 +129,14 @@ def percent(share):
 def result_cells(row):
     """One benchmark's row of the results -> the cells of RESULT_HEAD."""
     speed = row["tokens_per_second"]
-    return [row["benchmark"], row["problems"], row["k"], percent(row["avg_at_k"]), f"[{percent(row['low'])}, {percent(row['high'])}]",
-            percent(row["pass_at_k"]), percent(row["maj_at_k"]), percent(row["greedy"]), percent(row["truncated"]),
-            f"{row['mean_len']:.0f}", f"{row['seconds']:.0f}", "-" if speed is None else f"{speed:.0f}"]
+    return [row["benchmark"], row["problems"], row["k"], percent(row["avg_at_k"]),
+            f"[{percent(row['low'])}, {percent(row['high'])}]", percent(row["pass_at_k"]), percent(row["maj_at_k"]),
+            percent(row["greedy"]), percent(row["truncated"]), f"{row['mean_len']:.0f}", f"{row['seconds']:.0f}",
+            "-" if speed is None else f"{speed:.0f}"]
 
 
-RESULT_HEAD = ["benchmark", "problems", "k", "avg@k %", "95 % interval", "pass@k %", "maj@k %", "greedy %", "cut %", "tokens",
-               "seconds", "tokens/s"]
+RESULT_HEAD = ["benchmark", "problems", "k", "avg@k %", "95 % interval", "pass@k %", "maj@k %", "greedy %", "cut %",
+               "tokens", "seconds", "tokens/s"]
 
 
 def sweep_cells(rows):
@@ -154,8 +155,8 @@ def to_text(head, lines):
     """Aligned columns for a terminal: the first to the left, numbers to the right."""
     table = [[plain(cell) for cell in line] for line in [head, *lines]]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w)
-                               for i, (cell, w) in enumerate(zip(line, widths, strict=True))).rstrip() for line in table)
+    return "\n".join("  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in
+                               enumerate(zip(line, widths, strict=True))).rstrip() for line in table)
 
 
 def to_markdown(head, lines):
@@ -166,7 +167,7 @@ def to_markdown(head, lines):
 
 
 def to_csv(rows):
-    """A list of dicts with the same keys -> CSV with a header. Text that a spreadsheet would run (=, +, -, @) gets a '."""
+    """Dicts with the same keys -> CSV with a header. Text that a spreadsheet would run (=, +, -, @) gets a ' first."""
     def cell(value):
         if value is None or isinstance(value, (int, float)):
             return value
