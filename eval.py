@@ -355,7 +355,7 @@ def main():
     prompt_len = max(len(p.ids) for task in tasks for p in task.prompts)
     if prompt_len + cfg.max_response_len > (getattr(hf_config, "max_position_embeddings", None) or 1 << 40):
         raise ConfigError(f"the longest prompt, {prompt_len} tokens, + max_response_len = {cfg.max_response_len} is "
-                          f"more than the {hf_config.max_position_embeddings} positions of {cfg.model!r}: lower the latter")
+                          f"more than the {hf_config.max_position_embeddings} positions of {cfg.model!r}")
     prints = common.gather([weights_fingerprint(p) for p in targets.values()] if rank == 0 else [])
     prints = dict(zip(targets, prints, strict=True))
     folder, extra = output_of(cfg, tasks, prints)
@@ -370,7 +370,8 @@ def main():
     if not os.path.isdir(os.path.dirname(extra) or "."):
         raise ConfigError(f"output = {extra!r}: there is no directory {os.path.dirname(extra)!r}")
 
-    before = journal.read_table(folder) if cfg.sweep else []
+    before = {step: journal.read_table(os.path.join(folders[step], "results.json")) for step in targets}
+    table = journal.read_table(os.path.join(folder, "table.json")) if cfg.sweep else []
 
     scorer, timer = rewards.Scorer(), common.Timer(device)
     engine, policy, held = None, None, None  # `held`: the step whose weights the engine has
@@ -409,9 +410,9 @@ def main():
                               f"{row['problems']} problems, 95 % [{low}, {high}], {row['seconds']:.0f} s")
         if rank == 0:
             everything += [{"step": step, **row} for row in rows]
-            journal.save_results(folders[step], rows, about(cfg, targets[step], prints[step]))
+            journal.save_results(folders[step], rows, about(cfg, targets[step], prints[step]), before[step])
             if cfg.sweep:
-                journal.save_sweep(folder, {task.name: task.settings for task in tasks}, everything, before)
+                journal.save_sweep(folder, {task.name: task.settings for task in tasks}, everything, table)
     scorer.close()
     if rank == 0:
         if extra:

@@ -152,8 +152,14 @@ def finish(folder, name, settings, rows, order):
 # Tables
 
 
-def save_results(folder, rows, about):
-    """results.json (with `about`: model, versions, ...), .md and .csv of one model, from the rows of its benchmarks."""
+def save_results(folder, rows, about, before):
+    """
+    results.json (with `about`: model, weights, versions, ...), .md and .csv of one model, from its benchmarks' rows. Of
+    an earlier evaluation in this folder (`before`) the rows of other benchmarks stay, if it had the same weights.
+    """
+    settings, made = read_settings(folder), {row["benchmark"] for row in rows}
+    rows = [row for row in before if row["benchmark"] not in made and
+            settings.get(row["benchmark"], {"settings": {}})["settings"].get("model") == about["weights"]] + rows
     write(os.path.join(folder, "results.json"), json.dumps({**about, "rows": finite(rows)}, indent=1))
     write(os.path.join(folder, "results.md"), to_markdown(RESULT_HEAD, [result_cells(row) for row in rows]))
     write(os.path.join(folder, "results.csv"), to_csv([{k: v for k, v in row.items() if k != "pass_at"}
@@ -165,16 +171,15 @@ def finite(rows):
     return [{k: None if isinstance(v, float) and v != v else v for k, v in row.items()} for row in rows]
 
 
-def read_table(folder):
-    """The rows of an earlier sweep's table.json, or none."""
-    file = os.path.join(folder, "table.json")
+def read_table(file):
+    """The rows of an earlier table.json or results.json, or none."""
     if not os.path.exists(file):
         return []
     try:
         with open(file) as f:
             rows = json.load(f)["rows"]
-        return [row for row in rows if row["step"] >= 0 and row["benchmark"] and row["avg_at_k"] >= 0]
-    except (ValueError, KeyError, TypeError) as error:
+        return [row for row in rows if row.get("step", 0) >= 0 and row["benchmark"] and row["avg_at_k"] >= 0]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{file} cannot be read ({type(error).__name__}): remove it, it is written anew") from error
 
 

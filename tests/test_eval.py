@@ -114,8 +114,8 @@ def test_the_interval_is_over_problems_not_over_samples():
 
 # ---------------------------------------------------------------- tables
 
-HOSTILE = ['a"b', "two\nlines", "\x1b[31mred\x1b[0m", "=1+1", "@SUM(A1)", "-2", "pipe|pipe", "\u202eevil", "\x00", "<b>",
-           "a,b", "\t=1", "\ud800"]
+HOSTILE = ['a"b', "two\nlines", "\x1b[31mred\x1b[0m", "=1+1", "@SUM(A1)", "-2", "pipe|pipe", "\u202eevil", "\x00",
+           "<b>", "a,b", "\t=1", "\ud800"]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -193,14 +193,14 @@ def test_the_answer_a_reward_reads_is_what_is_voted_on():
     assert rewards.predicted("math", r"\boxed{5}", "5", truncated=True) is None
     assert rewards.predicted("math", "no box", "5") is None
     assert rewards.predicted("math", r"\boxed{ }", "5") is None
-    right = "x</think> <answer>1+2</answer>", {"target": 3, "numbers": [1, 2]}
-    assert rewards.score("tinyzero_countdown", *right).correct and rewards.predicted("tinyzero_countdown", *right) is None
+    right = "tinyzero_countdown", "x</think> <answer>1+2</answer>", {"target": 3, "numbers": [1, 2]}
+    assert rewards.score(*right).correct and rewards.predicted(*right) is None
 
 
 def test_verl_gsm8k_reads_the_first_number_after_hashes():
     for text, gold, total in (
-            ("x\n#### 18", "18", 1), ("#### 1,080", "1080", 1), ("#### 18.00", "18", 1), ("#### -3", "-3", 1), ("", "18", 0),
-            ("#### 18\n\nQuestion: y\n#### 7", "7", 0), ("####18", "18", 0), ("18", "18", 0)):
+            ("x\n#### 18", "18", 1), ("#### 1,080", "1080", 1), ("#### 18.00", "18", 1), ("#### -3", "-3", 1),
+            ("#### 18\n\nQuestion: y\n#### 7", "7", 0), ("####18", "18", 0), ("18", "18", 0), ("", "18", 0)):
         assert rewards.score("verl_gsm8k", text, gold).total == total, text
     assert rewards.score("verl_gsm8k", "#### 18", "18", truncated=True).total == 0
 
@@ -273,7 +273,20 @@ def test_a_table_keeps_what_a_later_sweep_does_not_make_again(tmp_path):
         (10, "kk", 0.5), (20, "gsm8k", 0.5), (20, "kk", None)]
     (tmp_path / "table.json").write_text('{"rows": [{"step": 1}]}')
     with pytest.raises(ConfigError, match="table.json cannot be read"):
-        journal.read_table(folder)
+        journal.read_table(folder + "/table.json")
+
+
+def test_results_of_another_benchmark_stay_with_the_same_weights_only(tmp_path):
+    def result(name):
+        return {"benchmark": name, **scoring.summarise(completions((1, 0)), 1.0)}
+
+    for name, weights in (("gsm8k", "w"), ("kk", "w"), ("math500", "v")):
+        journal.write_settings(str(tmp_path), name, {"model": weights})
+    journal.save_results(str(tmp_path), [result("gsm8k")], {"weights": "w"}, [])
+    old = journal.read_table(str(tmp_path / "results.json")) + [result("math500")]
+    journal.save_results(str(tmp_path), [result("kk")], {"weights": "w"}, old)
+    assert [row["benchmark"] for row in journal.read_table(str(tmp_path / "results.json"))] == ["gsm8k", "kk"]
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
 
 
 # ---------------------------------------------------------------- the script, with a tiny model and real vLLM
@@ -380,8 +393,9 @@ def test_bad_input_is_one_line_and_an_exit_code_before_weights_load(tied_model, 
     (tmp_path / "sft").mkdir()
     (tmp_path / "sft" / "config.json").write_text('{"settings": {"model": "m", "data": "d"}}')
     settings = {"model": tied_model, "data": "tiny_countdown", "eval_data": "", "eval_path": "", "data_path": "",
-                "stop": [], "eval_samples": 1, "eval_prompts": 2, "template": "tiny_countdown", "reward": "tinyzero_countdown",
-                "max_prompt_len": 16, "max_response_len": 24, "temperature": 1.0, "seed": 0, "dtype": "auto"}
+                "stop": [], "eval_samples": 1, "eval_prompts": 2, "template": "tiny_countdown", "seed": 0,
+                "reward": "tinyzero_countdown", "max_prompt_len": 16, "max_response_len": 24, "temperature": 1.0,
+                "dtype": "auto"}
     (tmp_path / "started" / "config.json").write_text(json.dumps({"settings": settings}))
     driver = tmp_path / "driver.py"
     driver.write_text(
@@ -405,8 +419,9 @@ def test_bad_input_is_one_line_and_an_exit_code_before_weights_load(tied_model, 
 
 def test_a_sweep_takes_the_runs_own_settings_unless_others_are_given(tmp_path):
     settings = {"model": "m", "data": "countdown", "eval_data": {"math500": 1.0, "aime24": 1.0}, "eval_path": "",
-                "data_path": "d", "stop": ["</answer>"], "eval_samples": 3, "eval_prompts": 50, "template": "dr_grpo_r1",
-                "reward": "dr_grpo_r1", "max_prompt_len": 99, "max_response_len": 77, "temperature": 0.7, "seed": 5, "dtype": "float32"}
+                "data_path": "d", "stop": ["</answer>"], "eval_samples": 3, "eval_prompts": 50, "seed": 5,
+                "template": "dr_grpo_r1", "reward": "dr_grpo_r1", "max_prompt_len": 99, "max_response_len": 77,
+                "temperature": 0.7, "dtype": "float32"}
     (tmp_path / "config.json").write_text(json.dumps({"settings": settings}))
     cfg = sweep_settings(Config(sweep=str(tmp_path), seed=1), {"sweep": "", "seed": ""})
     assert (cfg.seed, cfg.data, cfg.data_path, cfg.limit) == (1, {"math500": 1.0, "aime24": 1.0}, "d", 50)
