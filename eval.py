@@ -307,6 +307,8 @@ def complete(task, folder, settings, rank, sample):
         journal.write_settings(folder, task.name, settings)
         journal.compact(folder, task.name, done)
     dist.barrier()
+    if missing and done:
+        common.print0(f"{task.name}: {len(done)} of {len(order)} completions are there")
     if missing:
         arguments = sample()  # may load the engine: no time of this benchmark
         log = journal.Journal(folder, task.name, rank)
