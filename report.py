@@ -37,7 +37,9 @@ from report_read import (
     read_run,
     setting,
     short,
+    shorten,
     text_of,
+    thinking_end,
 )
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -121,6 +123,7 @@ SHARES = ("success", "errors", "word_share", "groups", "suspicious")  # drawn fr
 LOG = ("mismatch",)
 OVERVIEW = ("success", "reward", "errors", "length", "reflection", "entropy")
 COMPARED = ("eval_correct", "reward", "format_error", "response_len", "entropy", "grad_norm")
+EVAL_COLUMNS = ("problems", "k", "avg_at_k", "low", "high", "pass_at_k", "maj_at_k", "greedy", "truncated", "mean_len")
 COLORS = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#475569")
 
 
@@ -404,8 +407,7 @@ def examples(run):
                             "reward": r["reward"],
                             "correct": r["correct"],
                             "tokens": r["tokens"],
-                            "text": text_of(r["shown"]["text"], 6000),
-                            "think": r["shown"]["think"],
+                            **shorten(r["raw"]["response"], [], {}, thinking_end(r["raw"]["response"]), 6000),
                         }
                         for r in found
                     ],
@@ -429,7 +431,7 @@ def eval_table(run):
         {"step": r["step"], "benchmark": text_of(r["benchmark"], 40)}
         | {
             k: short(r.get(k))
-            for k in ("avg_at_k", "pass_at_k", "k", "low", "high", "truncated", "mean_len", "problems")
+            for k in EVAL_COLUMNS
         }
         for r in good
     ]

@@ -49,12 +49,13 @@ def benchmark_results(run):
 
 
 def benchmark_shares(path):
-    """-> {uid: share of its samples that are right}"""
+    """-> {uid: share right of its sampled responses, or of the greedy one where none was sampled}"""
     by_uid = {}
     for row in read_lines(path)[0]:
         if isinstance(row.get("uid"), (str, int)) and "correct" in row:
-            by_uid.setdefault(str(row["uid"]), []).append(bool(row["correct"]))
-    return {uid: sum(v) / len(v) for uid, v in by_uid.items()}
+            sampled = row.get("sample") != "greedy"
+            by_uid.setdefault(str(row["uid"]), ([], []))[sampled].append(bool(row["correct"]))
+    return {uid: sum(v or greedy) / len(v or greedy) for uid, (greedy, v) in by_uid.items()}
 
 
 def paired_bootstrap(before, after, draws=10_000, seed=0):
