@@ -29,6 +29,7 @@ from report_compare import MAX_DIFF_LINES, compare
 from report_read import (
     MAX_STEPS,
     code_folder,
+    evaluated_steps,
     evenly,
     number,
     pick_groups,
@@ -626,9 +627,13 @@ def main():
         raise SystemExit(__doc__)
     named, out = parse(sys.argv[1:])
     groups = {label: [read_run(folder) for folder in folders] for label, folders in named.items() if folders}
+    for label, runs in groups.items():
+        if len(runs) == 1:
+            runs[0]["name"] = label  # two directories may have the same last part
     everyone = [run for runs in groups.values() for run in runs]
+    common = set.intersection(*[set(evaluated_steps(run)) for run in everyone])
     for run in everyone:
-        read_rollouts(run, MAX_STEPS if len(everyone) == 1 else max(4, MAX_STEPS // len(everyone)))
+        read_rollouts(run, max(4, MAX_STEPS // len(everyone)), also=sorted(common)[-1:])
     if len(everyone) == 1:
         page = out or os.path.join(everyone[0]["folder"], "report.html")
     else:

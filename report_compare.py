@@ -9,7 +9,7 @@ import json
 import os
 import re
 
-from report_read import code_folder, number, read_lines, setting, text_of
+from report_read import code_folder, number, read_lines, setting, size_of, text_of
 
 MAX_DIFF_LINES = 3000
 
@@ -174,9 +174,12 @@ def code_diff(a, b):
     for folder in folders:
         files = {}
         for path in sorted(glob.glob(os.path.join(glob.escape(folder), "**"), recursive=True)):
-            if os.path.isfile(path) and os.path.getsize(path) < 400_000:
-                with open(path, encoding="utf-8", errors="replace") as f:
-                    files[os.path.relpath(path, folder)] = f.read().splitlines()
+            if os.path.isfile(path) and os.path.basename(path) != "git.txt" and size_of(path) < 400_000:
+                try:
+                    with open(path, encoding="utf-8", errors="replace") as f:
+                        files[os.path.relpath(path, folder)] = f.read().splitlines()
+                except OSError:
+                    return [], f"{path} cannot be read: the code cannot be compared"
         texts.append(files)
     made, left = [], MAX_DIFF_LINES
     for name in sorted(texts[0].keys() | texts[1].keys()):

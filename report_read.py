@@ -136,13 +136,20 @@ def evenly(items, count):
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
-def read_rollouts(run, count=MAX_STEPS):
-    """Adds run["rollouts"] {step: [clean rows]} of some steps, evenly spaced, the ones shown as examples among them."""
+def size_of(path):
+    try:
+        return os.path.getsize(path)
+    except OSError:  # a resumed run has just removed it
+        return 0
+
+
+def read_rollouts(run, count=MAX_STEPS, also=()):
+    """Adds run["rollouts"] {step: [clean rows]}: of steps evenly spaced, of those shown as examples and those of `also`."""
     steps = sorted(run["files"])
-    size = sum(os.path.getsize(path) for paths in run["files"].values() for path in paths) / max(1, len(steps))
+    size = sum(size_of(path) for paths in run["files"].values() for path in paths) / max(1, len(steps))
     count = min(count, max(4, int(READ_BYTES / max(1, size))))  # of long responses few fit the page anyway
     evaluated = [step for step in evaluated_steps(run) if step in run["files"]] or steps
-    chosen = sorted({*evenly(evaluated, 4), *(evenly(steps, count) if count > 8 else ())})
+    chosen = sorted({*evenly(evaluated, 4), *(evenly(steps, count) if count > 8 else ()), *({*also} & {*steps})})
     run["rollouts"], bad = {}, 0
     for step in chosen:
         kept = run["rollouts"].setdefault(step, [])
@@ -189,8 +196,8 @@ def thinking_end(text):
 def completion(clean):
     """
     A clean row -> a completion of the viewer, with offsets in UTF-16 units as in JavaScript. Numbers per token that are
-    of another length than the tokens are left out, one that is no finite number is None; `mismatch` is rollout - trainer
-    log-prob. (Not done for every row read: a file may hold millions of numbers.)
+    of another length than the tokens are left out, one that is no finite number is None; `mismatch` is the engine's
+    log-prob minus the trainer's. (Not done for every row read: a file may hold millions of numbers.)
     """
     row = clean["raw"]
     text, ends = row["response"], row.get("ends")
