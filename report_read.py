@@ -144,7 +144,7 @@ def size_of(path):
 
 
 def read_rollouts(run, count=MAX_STEPS, also=()):
-    """Adds run["rollouts"] {step: [clean rows]}: of steps evenly spaced, of those shown as examples and those of `also`."""
+    """Adds run["rollouts"] {step: [clean rows]}: steps evenly spaced, those shown as examples and those of `also`."""
     steps = sorted(run["files"])
     size = sum(size_of(path) for paths in run["files"].values() for path in paths) / max(1, len(steps))
     count = min(count, max(4, int(READ_BYTES / max(1, size))))  # of long responses few fit the page anyway
