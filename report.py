@@ -29,6 +29,7 @@ from report_compare import MAX_DIFF_LINES, compare
 from report_read import (
     MAX_STEPS,
     code_folder,
+    evaluated_steps,
     evenly,
     number,
     pick_groups,
@@ -37,7 +38,9 @@ from report_read import (
     read_run,
     setting,
     short,
+    shorten,
     text_of,
+    thinking_end,
 )
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -121,6 +124,7 @@ SHARES = ("success", "errors", "word_share", "groups", "suspicious")  # drawn fr
 LOG = ("mismatch",)
 OVERVIEW = ("success", "reward", "errors", "length", "reflection", "entropy")
 COMPARED = ("eval_correct", "reward", "format_error", "response_len", "entropy", "grad_norm")
+EVAL_COLUMNS = ("problems", "k", "avg_at_k", "low", "high", "pass_at_k", "maj_at_k", "greedy", "truncated", "mean_len")
 COLORS = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#475569")
 
 
@@ -404,8 +408,7 @@ def examples(run):
                             "reward": r["reward"],
                             "correct": r["correct"],
                             "tokens": r["tokens"],
-                            "text": text_of(r["shown"]["text"], 6000),
-                            "think": r["shown"]["think"],
+                            **shorten(r["raw"]["response"], [], {}, thinking_end(r["raw"]["response"]), 6000),
                         }
                         for r in found
                     ],
@@ -429,7 +432,7 @@ def eval_table(run):
         {"step": r["step"], "benchmark": text_of(r["benchmark"], 40)}
         | {
             k: short(r.get(k))
-            for k in ("avg_at_k", "pass_at_k", "k", "low", "high", "truncated", "mean_len", "problems")
+            for k in EVAL_COLUMNS
         }
         for r in good
     ]
@@ -624,9 +627,13 @@ def main():
         raise SystemExit(__doc__)
     named, out = parse(sys.argv[1:])
     groups = {label: [read_run(folder) for folder in folders] for label, folders in named.items() if folders}
+    for label, runs in groups.items():
+        if len(runs) == 1:
+            runs[0]["name"] = label  # two directories may have the same last part
     everyone = [run for runs in groups.values() for run in runs]
+    common = set.intersection(*[set(evaluated_steps(run)) for run in everyone])
     for run in everyone:
-        read_rollouts(run, MAX_STEPS if len(everyone) == 1 else max(4, MAX_STEPS // len(everyone)))
+        read_rollouts(run, max(4, MAX_STEPS // len(everyone)), also=sorted(common)[-1:])
     if len(everyone) == 1:
         page = out or os.path.join(everyone[0]["folder"], "report.html")
     else:

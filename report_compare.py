@@ -9,7 +9,7 @@ import json
 import os
 import re
 
-from report_read import code_folder, number, read_lines, setting, text_of
+from report_read import code_folder, number, read_lines, setting, size_of, text_of
 
 MAX_DIFF_LINES = 3000
 
@@ -49,12 +49,13 @@ def benchmark_results(run):
 
 
 def benchmark_shares(path):
-    """-> {uid: share of its samples that are right}"""
+    """-> {uid: share right of its sampled responses, or of the greedy one where none was sampled}"""
     by_uid = {}
     for row in read_lines(path)[0]:
         if isinstance(row.get("uid"), (str, int)) and "correct" in row:
-            by_uid.setdefault(str(row["uid"]), []).append(bool(row["correct"]))
-    return {uid: sum(v) / len(v) for uid, v in by_uid.items()}
+            sampled = row.get("sample") != "greedy"
+            by_uid.setdefault(str(row["uid"]), ([], []))[sampled].append(bool(row["correct"]))
+    return {uid: sum(v or greedy) / len(v or greedy) for uid, (greedy, v) in by_uid.items()}
 
 
 def paired_bootstrap(before, after, draws=10_000, seed=0):
@@ -173,9 +174,12 @@ def code_diff(a, b):
     for folder in folders:
         files = {}
         for path in sorted(glob.glob(os.path.join(glob.escape(folder), "**"), recursive=True)):
-            if os.path.isfile(path) and os.path.getsize(path) < 400_000:
-                with open(path, encoding="utf-8", errors="replace") as f:
-                    files[os.path.relpath(path, folder)] = f.read().splitlines()
+            if os.path.isfile(path) and os.path.basename(path) != "git.txt" and size_of(path) < 400_000:
+                try:
+                    with open(path, encoding="utf-8", errors="replace") as f:
+                        files[os.path.relpath(path, folder)] = f.read().splitlines()
+                except OSError:
+                    return [], f"{path} cannot be read: the code cannot be compared"
         texts.append(files)
     made, left = [], MAX_DIFF_LINES
     for name in sorted(texts[0].keys() | texts[1].keys()):

@@ -16,6 +16,9 @@ from analysis import split_thinking
 from config import ConfigError
 
 READ_CHARS = 8_000_000  # of one file of rollouts
+READ_BYTES = 10_000_000  # of all files together, about: they are compressed to a quarter
+TOKEN_COLUMNS = ("logprobs", "old_logprobs", "rollout_logprobs", "ratio", "entropy", "clipped", "advantages", "values",
+                 "old_values")
 MAX_STEPS = 24  # whose rollouts are shown, per run
 MAX_TOKENS, MAX_CHARS = 3000, 12_000  # of one response, else its head and tail
 
@@ -133,11 +136,20 @@ def evenly(items, count):
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
-def read_rollouts(run, count=MAX_STEPS):
-    """Adds run["rollouts"] {step: [clean rows]} of some steps, evenly spaced, the ones shown as examples among them."""
+def size_of(path):
+    try:
+        return os.path.getsize(path)
+    except OSError:  # a resumed run has just removed it
+        return 0
+
+
+def read_rollouts(run, count=MAX_STEPS, also=()):
+    """Adds run["rollouts"] {step: [clean rows]}: steps evenly spaced, those shown as examples and those of `also`."""
     steps = sorted(run["files"])
+    size = sum(size_of(path) for paths in run["files"].values() for path in paths) / max(1, len(steps))
+    count = min(count, max(4, int(READ_BYTES / max(1, size))))  # of long responses few fit the page anyway
     evaluated = [step for step in evaluated_steps(run) if step in run["files"]] or steps
-    chosen = sorted({*evenly(evaluated, 4), *evenly(steps, count)})
+    chosen = sorted({*evenly(evaluated, 4), *(evenly(steps, count) if count > 8 else ()), *({*also} & {*steps})})
     run["rollouts"], bad = {}, 0
     for step in chosen:
         kept = run["rollouts"].setdefault(step, [])
@@ -154,34 +166,46 @@ def read_rollouts(run, count=MAX_STEPS):
 
 
 def clean_rollout(row, step, old=False):
-    """
-    One stored line -> what the page shows of it, offsets in UTF-16 units as in JavaScript; None without uid, prompt or
-    response. Numbers per token that are of another length than the tokens are left out, one that is no finite number is
-    None; `mismatch` is rollout - trainer log-prob.
-    """
+    """One stored line -> what tables and examples need of it; None without uid, prompt or response."""
     text, prompt, uid = row.get("response"), row.get("prompt"), row.get("uid")
     if not isinstance(text, str) or not isinstance(prompt, str) or not isinstance(uid, (str, int)):
         return None
-    ends = row.get("ends")
-    if (
-        not isinstance(ends, list)
-        or not all(type(e) is int for e in ends)
-        or ends != sorted(ends)
-        or (ends and not 0 <= ends[0] <= ends[-1] <= len(text))
-    ):
+    split = row.get("split") if row.get("split") in ("train", "held-out") else "held-out" if old else "train"
+    tokens = number(row.get("tokens"))
+    return {
+        "step": step,
+        "uid": str(uid),
+        "split": split,
+        "sample": text_of(row.get("sample", ""), 20),
+        "prompt": prompt,
+        "gold": text_of(row["gold"], 1000) if row.get("gold") not in (None, "") else "",
+        "reward": short(row.get("reward")),
+        "correct": bool(row.get("correct")),
+        "tokens": int(tokens) if tokens is not None else None,
+        "thinking": split_thinking(text)[0],
+        "raw": row,
+    }
+
+
+def thinking_end(text):
+    """Where the thinking ends, in code points; -1 where it does not."""
+    thinking, answer = split_thinking(text)
+    return len(thinking) if answer else -1
+
+
+def completion(clean):
+    """
+    A clean row -> a completion of the viewer, with offsets in UTF-16 units as in JavaScript. Numbers per token that are
+    of another length than the tokens are left out, one that is no finite number is None; `mismatch` is the engine's
+    log-prob minus the trainer's. (Not done for every row read: a file may hold millions of numbers.)
+    """
+    row = clean["raw"]
+    text, ends = row["response"], row.get("ends")
+    good = isinstance(ends, list) and all(type(e) is int for e in ends) and ends == sorted(ends)
+    if not good or (ends and not 0 <= ends[0] <= ends[-1] <= len(text)):
         ends = []
     columns = {}
-    for name in (
-        "logprobs",
-        "old_logprobs",
-        "rollout_logprobs",
-        "ratio",
-        "entropy",
-        "clipped",
-        "advantages",
-        "values",
-        "old_values",
-    ):
+    for name in TOKEN_COLUMNS:
         values = row.get(name)
         if ends and isinstance(values, list) and len(values) == len(ends):
             columns[name] = [number(int(v) if isinstance(v, bool) else v) for v in values]
@@ -191,38 +215,31 @@ def clean_rollout(row, step, old=False):
     if "old_values" in columns:
         columns["values"] = columns.pop("old_values")
     gaps = [abs(v) for v in columns.get("mismatch", ()) if v is not None]
-    thinking, answer = split_thinking(text)
-    tokens = number(row.get("tokens"))
-    clean = {
-        "step": step,
-        "uid": str(uid),
-        "split": row.get("split") if row.get("split") in ("train", "held-out") else "held-out" if old else "train",
-        "source": text_of(row["source"], 80) if row.get("source") else "",
-        "prompt": prompt,
-        "gold": text_of(row["gold"], 1000) if row.get("gold") not in (None, "") else "",
-        "sample": text_of(row.get("sample", ""), 20),
-        "reward": short(row.get("reward")),
-        "correct": bool(row.get("correct")),
+    parts, flags = row.get("parts"), row.get("flags")
+    return {
+        "sample": clean["sample"],
+        "reward": clean["reward"],
+        "correct": clean["correct"],
         "format_ok": row.get("format_ok") is not False,
         "finish": text_of(row.get("finish_reason") or "", 20),
         "truncated": bool(row.get("truncated")) or row.get("finish_reason") in ("length", "deadline"),
-        "tokens": int(tokens) if tokens is not None else len(ends) or None,
+        "tokens": clean["tokens"] if clean["tokens"] is not None else len(ends) or None,
         "advantage": short(row.get("advantage")),
-        "parts": {text_of(k, 40): short(v) for k, v in row["parts"].items()}
-        if isinstance(row.get("parts"), dict)
-        else {},
-        "flags": [text_of(f, 40) for f in row["flags"]][:20] if isinstance(row.get("flags"), list) else [],
+        "parts": {text_of(k, 40): short(v) for k, v in parts.items()} if isinstance(parts, dict) else {},
+        "flags": [text_of(f, 40) for f in flags[:20]] if isinstance(flags, list) else [],
         "mean_mismatch": short(sum(gaps) / len(gaps), 3) if gaps else None,
-        "thinking": thinking,
-        "think_tokens": sum(e <= len(thinking) for e in ends) if ends else None,
+        "think_tokens": sum(e <= len(clean["thinking"]) for e in ends) if ends else None,
+        **shorten(text, ends, columns, thinking_end(text)),
     }
-    return clean | {"shown": shorten(text, ends, columns, len(thinking) if answer else -1)}
 
 
-def shorten(text, ends, columns, think):
-    """-> {text, think: where the thinking ends or -1, pieces: UTF-16 length of each token, a column a key}."""
+def shorten(text, ends, columns, think, max_chars=MAX_CHARS):
+    """
+    -> {text, think: where the thinking ends or -1, pieces: UTF-16 length of each token, a column a key}. A text of more
+    than MAX_TOKENS tokens, or max_chars characters where its tokens are not known, keeps its head and its tail.
+    """
     size = len(ends) if ends else len(text)
-    limit = MAX_TOKENS if ends else MAX_CHARS
+    limit = MAX_TOKENS if ends else max_chars
     if size > limit:
         head, tail = limit * 4 // 5, size - limit // 5
         a, b = (ends[head - 1], ends[tail - 1]) if ends else (head, tail)
@@ -243,23 +260,28 @@ def shorten(text, ends, columns, think):
 
 
 def groups_of(rows):
-    """The rollouts of one step -> groups of the same prompt, in their order; a prompt drawn twice is two groups."""
-    groups, open_ = [], {}
+    """The clean rows of one step -> lists of the same prompt, in their order; a prompt drawn twice is two groups."""
+    groups, latest = [], {}
     for row in rows:
         key = (row["split"], row["uid"])
-        if key not in open_ or any(s["sample"] == row["sample"] for s in open_[key]["samples"]):
-            open_[key] = {
-                "uid": row["uid"],
-                "split": row["split"],
-                "source": row["source"],
-                "gold": row["gold"],
-                "prompt": text_of(row["prompt"], 8000),
-                "samples": [],
-            }
-            groups.append(open_[key])
-        hide = ("step", "uid", "split", "source", "gold", "prompt", "thinking", "shown")
-        open_[key]["samples"].append({k: v for k, v in row.items() if k not in hide} | row["shown"])
+        if key not in latest or any(r["sample"] == row["sample"] for r in latest[key]):
+            groups.append([])
+            latest[key] = groups[-1]
+        latest[key].append(row)
     return groups
+
+
+def group_of(rows):
+    """One of groups_of -> a group of the viewer."""
+    first, source = rows[0], rows[0]["raw"].get("source")
+    return {
+        "uid": first["uid"],
+        "split": first["split"],
+        "source": text_of(source, 80) if source else "",
+        "gold": first["gold"],
+        "prompt": text_of(first["prompt"], 8000),
+        "samples": [completion(row) for row in rows],
+    }
 
 
 def spread(items):
@@ -275,20 +297,22 @@ def spread(items):
 
 def pick_groups(run, budget):
     """
-    Groups for the viewer -> ([{step, groups}], what is left out): the steps take turns until the budget is spent (bytes).
+    Groups for the viewer -> ([{step, groups}], what is left out). The steps take turns until the budget, in bytes, is
+    spent.
     """
     per_step = {step: groups_of(rows) for step, rows in run["rollouts"].items()}
     for step, groups in per_step.items():  # training and held-out in turn
-        by_split = [[g for g in groups if g["split"] == split] for split in ("train", "held-out")]
+        by_split = [[g for g in groups if g[0]["split"] == split] for split in ("train", "held-out")]
         per_step[step] = [g for pair in itertools.zip_longest(*by_split) for g in pair if g]
     picked, total = {step: [] for step in per_step}, sum(map(len, per_step.values()))
     for turn in range(max(map(len, per_step.values()), default=0)):
         for step in spread(sorted(per_step)):
             groups = per_step[step]
             if turn < len(groups) and budget > 0:
-                budget -= len(json.dumps(groups[turn]))
+                group = group_of(groups[turn])
+                budget -= len(json.dumps(group))
                 if budget > 0:
-                    picked[step].append(groups[turn])
+                    picked[step].append(group)
     shown = sum(map(len, picked.values()))
     left = [f"{total - shown} of the {total} groups of the steps shown"] * (shown < total)
     left += [f"{run['not_read']} of {len(run['files'])} steps"] * bool(run["not_read"])

@@ -15,7 +15,7 @@ import report
 import report_read
 from conftest import ROOT
 from report_compare import paired_bootstrap, verdict
-from report_read import clean_rollout, pick_groups, shorten
+from report_read import clean_rollout, completion, pick_groups, shorten
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_benchmarks_of_both_runs_are_compared(tmp_path):
             f.writelines(
                 json.dumps({"uid": f"g/{p}", "sample": k, "correct": bool(i or p % 2)}) + "\n"
                 for p in range(40)
-                for k in range(2)
+                for k in (0, 1, "greedy")
             )
             f.write('{"uid": "g/1", "sam')  # killed
         with open(os.path.join(folder, "eval", "table.json"), "w") as f:
@@ -212,16 +212,16 @@ def test_mismatch_is_that_of_the_policy_that_sampled():
         old_logprobs=[-1.0, -2.0, -3.0],
         rollout_logprobs=[-1.5, -2.0, -2.5],
     )
-    clean = clean_rollout(row, 1)
-    assert clean["shown"]["mismatch"] == [-0.5, 0, 0.5] and clean["mean_mismatch"] == pytest.approx(1 / 3, rel=1e-2)
+    clean = completion(clean_rollout(row, 1))
+    assert clean["mismatch"] == [-0.5, 0, 0.5] and clean["mean_mismatch"] == pytest.approx(1 / 3, rel=1e-2)
 
 
 def test_columns_that_do_not_fit_their_tokens_are_left_out():
     row = rollout_row(random.Random(0), 1, "train", "u", 0, "a b", True)
-    assert "entropy" not in clean_rollout(row | {"entropy": [1.0]}, 1)["shown"]
-    assert "pieces" not in clean_rollout(row | {"ends": [1, 99, 3]}, 1)["shown"]
-    assert "pieces" not in clean_rollout(row | {"ends": [3, 1, 3]}, 1)["shown"]
-    assert clean_rollout(row | {"ratio": [float("nan"), 10**400, "x"]}, 1)["shown"]["ratio"] == [None] * 3
+    assert "entropy" not in completion(clean_rollout(row | {"entropy": [1.0]}, 1))
+    assert "pieces" not in completion(clean_rollout(row | {"ends": [1, 99, 3]}, 1))
+    assert "pieces" not in completion(clean_rollout(row | {"ends": [3, 1, 3]}, 1))
+    assert completion(clean_rollout(row | {"ratio": [float("nan"), 10**400, "x"]}, 1))["ratio"] == [None] * 3
     assert clean_rollout({"step": 1, "uid": "u", "prompt": "p"}, 1) is None
     bare = clean_rollout({"uid": 3, "prompt": "p", "response": "r"}, 1)
     assert bare["uid"] == "3" and bare["reward"] is None and bare["split"] == "train"
