@@ -330,6 +330,7 @@ def test_an_evaluation_leaves_table_results_and_completions(evaluated):
     assert (found["problems"], found["k"], found["completions"], found["maj_at_k"]) == (12, 3, 48, None)
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_on_two_ranks_and_ends_the_same(evaluated, tied_model):
     folder, _ = evaluated
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT, "HF_HUB_OFFLINE": "1"}
@@ -353,6 +354,7 @@ def test_a_killed_evaluation_goes_on_on_two_ranks_and_ends_the_same(evaluated, t
     assert results(folder / "killed") == results(folder / "whole")
 
 
+@pytest.mark.slow
 def test_the_same_again_asks_nothing_and_other_settings_are_refused(evaluated, tied_model, untied_model):
     folder, _ = evaluated
     before, start = content(folder / "whole"), time.monotonic()
