@@ -9,7 +9,8 @@ harness generate (Hugging Face, greedy, fp32) and judge two tasks: `fewshot`, it
 `chat`, the prompt that eval.py gives a chat model. A third, `replay`, has no model: the data set's own worked
 solutions, every other one of the next problem, so that the graders meet many right answers. The second part feeds the
 very same prompts to our engine (vLLM, greedy, fp32), judges both sets of completions with our rewards, and writes
-OUT/agreement.md and OUT/verdicts.jsonl (no problem's text).
+OUT/agreement.md and OUT/verdicts.jsonl (no problem's text). With --completions gsm8k.jsonl of an evaluation the harness
+judges those instead of generating: Hugging Face's generation is slow on a CPU.
 """
 
 import argparse
@@ -39,20 +40,28 @@ def harness(args):
                "dataset_kwargs": {"data_files": {"train": args.train, "test": args.test}}}
     if args.task == "chat":
         config |= {"doc_to_text": "{{question}}" + SUFFIX, "num_fewshot": 0, "task": "gsm8k_chat"}
-    config["generation_kwargs"] = {"until": STOP[args.task], "do_sample": False, "max_gen_toks": MAX_TOKENS[args.task]}
+    config["generation_kwargs"] = {"until": STOP[args.task], "do_sample": False,
+                                   "max_gen_toks": args.max_tokens or MAX_TOKENS[args.task]}
     if args.task == "replay":
         config |= {"num_fewshot": 0}
+    ours = {}
+    if args.completions:
+        with open(args.completions) as f:
+            ours = {int(row["uid"].split("/")[-1]): row for row in map(json.loads, f)}
+    replay = args.task == "replay" or bool(ours)
     start = time.monotonic()
     found = lm_eval.simple_evaluate(
-        model=replayed(args.test) if args.task == "replay" else "hf", tasks=[ConfigurableTask(config=config)],
-        model_args=None if args.task == "replay" else f"pretrained={args.model},dtype=float32", limit=args.limit,
+        model=replayed(args.test, args.model, ours) if replay else "hf", tasks=[ConfigurableTask(config=config)],
+        model_args=None if replay else f"pretrained={args.model},dtype=float32", limit=None if replay else args.limit,
         batch_size=args.batch, device="cpu", log_samples=True, bootstrap_iters=0,
         apply_chat_template=args.task == "chat")
     by_problem = {}
     for sample in next(iter(found["samples"].values())):
+        if ours and sample["doc_id"] not in ours:
+            continue
         row = by_problem.setdefault(sample["doc_id"], {
             "index": sample["doc_id"], "prompt": sample["arguments"][0][0], "response": sample["resps"][0][0],
-            "verdicts": {}, "read": {}})
+            "verdicts": {}, "read": {}, "ours": ours[sample["doc_id"]]["correct"] if ours else None})
         row["verdicts"][sample["filter"]] = bool(sample["exact_match"])
         row["read"][sample["filter"]] = sample["filtered_resps"][0]
     os.makedirs(args.out, exist_ok=True)
@@ -61,21 +70,34 @@ def harness(args):
     import transformers
 
     about = {"lm_eval": lm_eval.__version__, "transformers": transformers.__version__,
-             "seconds": time.monotonic() - start}
+             "seconds": time.monotonic() - start, "max_tokens": args.max_tokens or MAX_TOKENS[args.task]}
     with open(os.path.join(args.out, f"about_{args.task}.json"), "w") as f:
         json.dump(about, f)
     print({k: v for k, v in next(iter(found["results"].values())).items() if "match" in k}, about)
 
 
-def replayed(test):
-    """A "model" that answers a problem with its own worked solution, and every other problem with the next one's."""
+def replayed(test, model, ours):
+    """
+    A "model" that says what is in `ours`, {index: completion row}; without any it answers a problem with its own worked
+    solution, and every other problem with the next one's.
+    """
     from lm_eval.api.model import LM
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model) if ours else None
 
     with open(test) as f:
         rows = [json.loads(line) for line in f]
 
     class Replay(LM):
+        tokenizer_name = model
+
+        def apply_chat_template(self, history, add_generation_prompt=True):
+            return tokenizer.apply_chat_template(history, tokenize=False, add_generation_prompt=add_generation_prompt)
+
         def generate_until(self, requests):
+            if ours:
+                return [ours[r.doc_id]["response"] if r.doc_id in ours else "" for r in requests]
             return [" " + rows[(r.doc_id + r.doc_id % 2) % len(rows)]["answer"] for r in requests]
 
         def loglikelihood(self, requests):
@@ -106,19 +128,24 @@ def ours(args):
             rows[task] = [json.loads(line) for line in f]
     problems = data.load_rows("gsm8k", "test", args.test)
     golds = [row["answer"] for row in problems]
-    engine = sampler.make_engine(path, config=config, dtype="float32", prompt_len=1600, response_len=320,
-                                 max_num_seqs=64, kv_cache_gb=0, tensor_parallel=1, seed=0, rank=rank, device=device,
-                                 stop_strings=True)
-    engine.update_weight_version("0")
-    reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    engine = reference = None
+    if any(row["ours"] is None for task in tasks if task != "replay" for row in rows[task]):
+        engine = sampler.make_engine(
+            path, config=config, dtype="float32", prompt_len=1600, response_len=320, max_num_seqs=64, kv_cache_gb=0,
+            tensor_parallel=1, seed=0, rank=rank, device=device, stop_strings=True)
+        engine.update_weight_version("0")
+        reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     lines, verdicts = [], []
     for task in tasks:
         prompts = [tuple(tokenizer.encode(row["prompt"], add_special_tokens=False)) for row in rows[task]]
         made = {}
-        todo = [] if task == "replay" else list(enumerate(prompts))
-        for r in sampler.generate(engine, todo, [[0]] * len(todo), temperature=0.0, version=0, stop_ids=stop_ids,
-                                  max_tokens=MAX_TOKENS[task] or 1, stop_strings=STOP[task], deadline_s=3600,
-                                  vocab_size=config.vocab_size):
+        theirs_made = task != "replay" and rows[task][0]["ours"] is None
+        todo = list(enumerate(prompts)) if theirs_made else []
+        with open(os.path.join(args.out, f"about_{task}.json")) as f:
+            about = json.load(f)
+        for r in [] if not todo else sampler.generate(
+                engine, todo, [[0]] * len(todo), temperature=0.0, version=0, stop_ids=stop_ids, deadline_s=3600,
+                max_tokens=about["max_tokens"], stop_strings=STOP[task], vocab_size=config.vocab_size):
             made[r.prompt] = r
         same, disagreements, differ, cut = 0, [], [], 0
         for i, row in enumerate(rows[task]):
@@ -131,6 +158,8 @@ def ours(args):
                 read = rewards.predicted(reward, theirs, gold)
                 disagreements.append((row["index"], right, row["read"][VERDICT[task]], verdict, read, gold,
                                       why(right, read, reward)))
+            if row["ours"] is not None:
+                verdicts[-1]["ours_in_the_evaluation"] = row["ours"]
             if i not in made:
                 continue
             text = tokenizer.decode(made[i].response_ids, skip_special_tokens=False)
@@ -145,8 +174,6 @@ def ours(args):
             mine = rewards.score(reward, text, gold, truncated=made[i].truncated).correct
             verdicts[-1] |= {"ours_own_completion": mine, "completion_equal": equal,
                              "ours_truncated": made[i].truncated}
-        with open(os.path.join(args.out, f"about_{task}.json")) as f:
-            about = json.load(f)
         n = len(rows[task])
         shares = {name: sum(row["verdicts"][name] for row in rows[task]) for name in rows[task][0]["verdicts"]}
         of_task = [v for v in verdicts if v["task"] == task]
@@ -155,12 +182,13 @@ def ours(args):
             equal = sum(row["prompt"] == data.build_prompt("deepscaler", problems[row["index"]], tokenizer)
                         for row in rows[task])
             asked = f" The prompt is that of eval.py, to the byte, for {equal} of {n}."
-        how = "no model: worked solutions" if not made else f"greedy, at most {MAX_TOKENS[task]} tokens"
+        how = f"greedy, at most {about['max_tokens']} tokens" + (", completions of eval.py" if not made else "")
+        how = "no model: worked solutions" if task == "replay" else how
         lines += [f"## {task}: {n} problems, {how}", "",
                   f"lm-eval {about['lm_eval']}, transformers {about['transformers']}, {about['seconds']:.0f} s for the "
                   f"harness.{asked}", "", f"| right | of {n} |", "|---|---|",
                   *[f"| harness, {name} | {count} |" for name, count in shares.items()],
-                  f"| ours ({REWARD[task]}), the harness's completions | "
+                  f"| ours ({REWARD[task]}), the same completions | "
                   f"{sum(v['ours_same_completion'] for v in of_task)} |",
                   *[f"| ours ({REWARD[task]}), our engine's completions, cut off = wrong ({cut} were) | "
                     f"{sum(v['ours_own_completion'] for v in of_task)} |" for _ in made and [1]], "",
@@ -210,6 +238,8 @@ def main():
     first.add_argument("--task", choices=list(MAX_TOKENS), required=True)
     first.add_argument("--limit", type=int, default=100)
     first.add_argument("--batch", type=int, default=20)
+    first.add_argument("--max_tokens", type=int, default=0, help="of a generated response; 0: the task's own")
+    first.add_argument("--completions", help="judge these instead of generating: gsm8k.jsonl of an evaluation")
     second = parts.add_parser("ours")
     for name in ("model", "test", "out"):
         second.add_argument(name)

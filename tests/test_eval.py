@@ -330,6 +330,7 @@ def test_an_evaluation_leaves_table_results_and_completions(evaluated):
     assert (found["problems"], found["k"], found["completions"], found["maj_at_k"]) == (12, 3, 48, None)
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_on_two_ranks_and_ends_the_same(evaluated, tied_model):
     folder, _ = evaluated
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT, "HF_HUB_OFFLINE": "1"}
@@ -353,6 +354,7 @@ def test_a_killed_evaluation_goes_on_on_two_ranks_and_ends_the_same(evaluated, t
     assert results(folder / "killed") == results(folder / "whole")
 
 
+@pytest.mark.slow
 def test_the_same_again_asks_nothing_and_other_settings_are_refused(evaluated, tied_model, untied_model):
     folder, _ = evaluated
     before, start = content(folder / "whole"), time.monotonic()
@@ -429,6 +431,41 @@ def test_a_sweep_takes_the_runs_own_settings_unless_others_are_given(tmp_path):
     assert (cfg.stop, cfg.temperature, cfg.template, cfg.max_response_len) == (("</answer>",), 0.7, "dr_grpo_r1", 77)
     cfg = sweep_settings(Config(sweep=str(tmp_path), suite="math500,kk"), {"sweep": "", "suite": ""})
     assert cfg.template == {"math500": "dr_grpo_r1"} == cfg.reward and cfg.data == "" and cfg.samples is None
+
+
+def test_an_evaluation_in_training_tells_benchmarks_and_problems_apart(monkeypatch):
+    """Two problems of one source, one of another; two samples each: 1 of 2, 0 of 2 and 2 of 2 right."""
+    from types import SimpleNamespace
+
+    import torch
+
+    import common
+    import eval as evaluation
+    from rollout import Rollout
+
+    prompts = [SimpleNamespace(uid=f"{source}/test/{i}", source=source, text="q")
+               for i, source in enumerate(["aime24", "aime24", "gsm8k"])]
+    right = {(0, 0): True, (0, 1): False, (1, 0): False, (1, 1): False, (2, 0): True, (2, 1): True}
+
+    def answer(prompts, seeds, temperature, **_):
+        assert len({seed for row in seeds for seed in row}) == (6 if temperature else 1)
+        return [Rollout(i, k, [1], [5, 6], None, "stop", "a", source=p.source, score=rewards.Score(
+                    1.0, right[i, k] if temperature else i == 1, True, {}))
+                for i, p in enumerate(prompts) for k in range(len(seeds[i]))]
+
+    monkeypatch.setattr(evaluation.sampler, "sample_and_score", answer)
+    row, kept, per_problem = evaluation.evaluate(
+        prompts, 0, 2, 1.0, version=3, keep=1, timer=common.Timer(torch.device("cpu")),
+        tokenizer=lambda texts, **_: {"input_ids": [[] for _ in texts]})
+    assert per_problem == {"aime24/test/0": [0.5, 0], "aime24/test/1": [0.0, 1], "gsm8k/test/2": [1.0, 0]}
+    assert (row["eval_correct"], row["eval_correct_greedy"]) == (0.5, pytest.approx(1 / 3))
+    assert (row["eval/aime24/correct"], row["eval/aime24/correct_greedy"]) == (0.25, 0.5)
+    assert (row["eval/gsm8k/correct"], row["eval/gsm8k/correct_greedy"]) == (1.0, 0.0)
+    assert [line["sample"] for line in kept] == [0, 1, "greedy"] and {line["step"] for line in kept} == {3}
+    _, _, greedy_only = evaluation.evaluate(
+        prompts[:1], 0, 0, 1.0, version=0, timer=common.Timer(torch.device("cpu")),
+        tokenizer=lambda texts, **_: {"input_ids": [[] for _ in texts]})
+    assert greedy_only == {"aime24/test/0": [None, 0]}
 
 
 def test_a_resumed_run_drops_what_held_out_says_of_later_steps(tmp_path):
