@@ -438,7 +438,7 @@ class Stop:
                     if self.seen:
                         os._exit(128 + number)
                     self.seen.append(number)
-                    print(f"{signal.Signals(number).name}: stopping after this step; once more: at once", flush=True)
+                    print0(f"{signal.Signals(number).name}: stopping after this step; once more: at once")
 
     def reason(self):
         """"" or why all ranks stop now; a collective, at the end of each step."""
