@@ -22,7 +22,12 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
 from torch.distributed.tensor import DTensor
 
 from common import START, commit, fault, gather, max_over_ranks, print0, versions
@@ -333,6 +338,18 @@ def load_state(folder, step, policy, optimizer, **more):
     for name, pair in {"model": (policy, optimizer), **more}.items():
         optim_state = state["optimizer" if name == "model" else f"{name}_optimizer"]
         set_state_dict(*pair, model_state_dict=state[name], optim_state_dict=optim_state)
+
+
+def load_model_weights(folder, step, policy):
+    """Of a checkpoint the policy's weights alone, for an evaluation; every rank together. ConfigError where it is damaged."""
+    state = {"model": get_model_state_dict(policy)}
+
+    def read():
+        dcp.load(state, checkpoint_id=os.path.join(folder, f"step_{step:06d}", "dcp"))
+
+    if problem := agree(damage(folder, step)) or agree(attempt(read) or not_finite(state)):
+        raise ConfigError(f"{folder}/step_{step:06d} is damaged ({problem}): remove it, or leave this step out", NO_CHECKPOINT)
+    set_model_state_dict(policy, state["model"])
 
 
 def not_finite(state):

@@ -51,7 +51,7 @@ from config import ConfigError, table  # noqa: E402
 # another run.
 MAY_CHANGE = ("num_steps", "eval_every", "save_every", "wandb", "check", "max_tokens_per_gpu", "checkpointing",
               "max_num_seqs", "kv_cache_gb", "rollout_deadline_s", "keep_rollouts", "report_every", "keep_checkpoints",
-              "max_hours", "allow_data_change")
+              "max_hours", "allow_data_change", "dry_step")
 START = time.monotonic()  # of this process, for max_hours: a clock that nobody sets
 
 
@@ -391,6 +391,11 @@ class Run:
                 os.replace(file + ".tmp", file)
                 if file.endswith("metrics.jsonl"):
                     self.say(f"{dropped} rows of metrics after the last checkpoint are dropped, their steps done again")
+
+    def held_out(self, step, per_problem):
+        """Append to samples/held_out.jsonl how each held-out problem went: {uid: [share right sampled, greedy 0 or 1]}."""
+        if self.main:
+            self.append("samples/held_out.jsonl", json.dumps({"step": step, "correct": per_problem}) + "\n")
 
     def samples(self, step, rows):
         """Keep some rollouts of a step in out/<name>/samples/step_000010.jsonl.gz, one object (samples.row) a line."""

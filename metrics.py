@@ -5,36 +5,21 @@ Sums are taken over all ranks and divided once: no mean of means.
 """
 
 import math
-import re
 
 import torch
 
+from analysis import split_thinking, word_columns
 from common import Broken, max_over_ranks, sum_over_ranks
-
-# Words of a model that checks itself: the survey's list and the longer published ones (lower case; "no" and
-# "try again" as whole words). Counted inside the thinking.
-REFLECTION = ("rethink", "recheck", "try again", "re-evaluate", "reevaluate", "check again", "think again", "too high",
-              "too low", "close but", "try another approach", "try different", "double-check", "reconsider", "wait", "no")
-REFLECTION_PATTERN = re.compile(r"\b(?:" + "|".join(REFLECTION) + r")\b", re.IGNORECASE)
-
 
 # Monitors that rewards.Score.flags may hold: each a way to look right, or a grader that gave up.
 FLAGS = ("several_answers", "answer_in_thinking", "several_boxes", "empty_thinking", "non_ascii_answer", "timeout", "error")
 
 
-def split_thinking(text):
-    """-> (thinking, answer part): at the first </think>, else at the first <answer>; the answer part holds the tag."""
-    for tag in ("</think>", "<answer>"):
-        at = text.find(tag)
-        if at >= 0:
-            return text[:at], text[at:]
-    return text, ""
-
-
 def summarise(rollouts, tokenizer):
     """
     Means over the rollouts of a step: reward, shares of right, wrong and badly formatted ones, lengths in tokens,
-    reflection words per response. think_len and answer_len re-tokenise the two parts of the text, for this only.
+    words of reasoning and of reflection (analysis.py). think_len and answer_len re-tokenise the two parts of the text,
+    for this only.
     """
     n = max(1, len(rollouts))
     parts = [split_thinking(r.text) for r in rollouts]
@@ -53,7 +38,7 @@ def summarise(rollouts, tokenizer):
         "response_len_max": max(lens, default=0),
         "think_len": (sum(lens) - sum(answer_lens)) / n,
         "answer_len": sum(answer_lens) / n,
-        "reflection_words": sum(len(REFLECTION_PATTERN.findall(thinking)) for thinking, _ in parts) / n,
+        **word_columns([thinking for thinking, _ in parts]),
         "num_rollouts": len(rollouts),
     }
     names = sorted({name for r in rollouts for name in r.score.parts})
@@ -188,10 +173,18 @@ class StepStats:
                 "critic_grad_norm": sum(finite) / len(finite) if finite else 0.0}
 
 
+PHASES = ("rollout", "reward", "logprobs", "train", "sync", "eval", "save")
+
+
 def seconds(spent, tokens=0):
-    """Timer phases -> columns; tokens_per_second counts prompt and response tokens over the whole step, all ranks."""
-    row = {f"seconds_{name}": spent.get(name, 0.0)
-           for name in ("rollout", "reward", "logprobs", "train", "sync", "eval", "save", "step")}
+    """
+    Timer phases -> columns, and `other`: the step less all that was timed (packing, summaries, writing the metrics). A
+    checkpoint is counted in the step after it. tokens_per_second: prompt and response tokens over the whole step but
+    its evaluation and checkpoint, all ranks.
+    """
+    names = dict.fromkeys([*PHASES, *spent])
+    row = {f"seconds_{name}": spent.get(name, 0.0) for name in names}
+    row["seconds_other"] = spent["step"] - sum(s for name, s in spent.items() if name != "step")
     row["tokens_per_second"] = tokens / max(1e-9, spent["step"] - spent.get("eval", 0.0) - spent.get("save", 0.0))
     return row
 
@@ -205,6 +198,13 @@ def console_line(row, num_steps):
             f"format-err {row['format_error']:3.0%} | len {row['response_len']:.0f}  cut {row['truncated']:.0%}  "
             f"no-variance {row['zero_variance_groups']:.0%} | |g| {row['grad_norm']:.2f}  ent {row['entropy']:.2f}  "
             f"clip {row['clip_frac']:.1%}{kl}  gap {row['mismatch_mean']:.0e}{critic} | "
-            f"rollout {row['seconds_rollout']:.1f} + reward {row['seconds_reward']:.1f} + train "
-            f"{row['seconds_logprobs'] + row.get('seconds_values', 0.0) + row['seconds_train']:.1f} + sync {row['seconds_sync']:.2f} s  "
-            f"{row['tokens_per_second'] / 1000:.1f}k tok/s{skipped}{held_out}")
+            f"{where_time_goes(row)}{skipped}{held_out}")
+
+
+def where_time_goes(row):
+    """'rollout 0.5 + ... + other 0.0 = 1.1 s ...': every second of the step, then how near to the machine's limits."""
+    phases = [name for name in ("rollout", "reward", "logprobs", "values", "train", "sync", "save", "eval", "other")
+              if name != "values" or "seconds_values" in row]
+    text = " + ".join(f"{name} {row[f'seconds_{name}']:.{1 if row[f'seconds_{name}'] >= 1 else 2}f}" for name in phases)
+    limits = "  ".join(f"{name} {row[name]:.0%}" for name in ("mfu", "mbu", "roofline") if row.get(name) is not None)
+    return f"{text} = {row['seconds_step']:.1f} s  {row['tokens_per_second'] / 1000:.1f}k tok/s  {limits}".rstrip()

@@ -25,6 +25,7 @@ import policy as model
 import rewards
 import rollout as sampler
 import samples
+import speed
 from check import check_recipe, self_test
 from config import ConfigError, load_config
 from eval import check_rewards, evaluate, resolve_model
@@ -54,6 +55,7 @@ class Config:
     checkpointing: bool = True           # recompute activations in backward: less memory, about a quarter slower
     max_tokens_per_gpu: int = 16384      # tokens of one micro-batch; halve it when out of memory, results stay the same
     shard_size: int = 0                  # ranks that share one copy of the weights; 0 = all, 8 = inside each node
+    dry_step: Literal["auto", "on", "off"] = "auto"  # a micro-batch of full length before the run; auto: on GPUs
     critic_model: str = ""               # where the critic starts, with a value head of zeros; empty = model
 
     # data
@@ -454,6 +456,11 @@ def main():
         max_num_seqs=cfg.max_num_seqs, kv_cache_gb=cfg.kv_cache_gb, tensor_parallel=cfg.tensor_parallel, seed=cfg.seed,
         rank=rank, device=device, stop_strings=bool(cfg.stop))
     sampler.sleep(engine, device)
+    if cfg.dry_step == "on" or (cfg.dry_step == "auto" and device.type == "cuda"):
+        models = {"policy": (policy, optimizer), **pairs}
+        speed.dry_step(models, reference, cfg, micro_batch_tokens, hf_config.vocab_size, world, device, run.say)
+    peaks, shape = speed.machine_peaks(device, dtype), speed.shape_of(hf_config)
+    run.say(f"peak of a process: {peaks.flops / 1e12:.3g} TFLOP/s, {peaks.bandwidth / 1e9:.3g} GB/s ({peaks.source})")
     scorer = rewards.Scorer(part_weights=cfg.reward_parts)
     timer = common.Timer(device)
     bound = cfg.mismatch_bound or (1e-3 if dtype == "float32" else 0.05)
@@ -461,9 +468,14 @@ def main():
                   stop_ids=stop_ids, stop_strings=cfg.stop, repetition_stop=cfg.repetition_stop,
                   deadline_s=cfg.rollout_deadline_s, engines=engines, engine_rank=engine_rank,
                   leader=rank % cfg.tensor_parallel == 0, vocab_size=hf_config.vocab_size)
+    limits = dict(shape=shape, peaks=peaks, world=world, tensor_parallel=cfg.tensor_parallel, dtype=dtype,
+                  max_num_seqs=cfg.max_num_seqs, round_size=cfg.prompts_per_step * cfg.group_size,
+                  critic_shape=None if critic is None else speed.shape_of(critic.trunk.config))
 
     def held_out(step):
-        return evaluate(eval_set, cfg.seed, cfg.eval_samples, cfg.temperature, version=step, **sample)
+        row, kept, per_problem = evaluate(eval_set, cfg.seed, cfg.eval_samples, cfg.temperature, version=step, **sample)
+        run.held_out(step, per_problem)
+        return row, kept
 
     prompts_seen, bad_steps, evaluated = saved.get("prompts_seen", 0), saved.get("bad_steps", 0), saved.get("evaluated")
     silent_steps = saved.get("silent_steps", 0)
@@ -474,7 +486,7 @@ def main():
         row, kept = held_out(0)
         run.samples(0, kept)
         nothing_yet = dict.fromkeys([*StepStats(device).row(), *StepStats(device).value_row(), *explain_values({}, {}, {}),
-                                     "zero_variance_groups", "critic_lr", "kl_coef"])  # null
+                                     *speed.COLUMNS, "zero_variance_groups", "critic_lr", "kl_coef"])  # null
         run.metrics({"step": 0, **nothing_yet, **row, "lr": 0.0, "prompts_seen": 0, **seconds(timer.take())})
         run.say(f"step {0:4d}/{cfg.num_steps} | held-out {row['eval_correct']:.1%} sampled, "
                 f"{row['eval_correct_greedy']:.1%} greedy | before any update")
@@ -498,7 +510,8 @@ def main():
         by_uid = {p.uid: p for p in asked}
         rollouts = sampler.sample_and_score(asked, seeds, temperature=cfg.temperature, version=step, **sample)
         common.fault("rollout", step)
-        sampler.sleep(engine, device)
+        with timer("sync"):
+            sampler.sleep(engine, device)
         common.LAST.update(step=step, rollouts=rollouts)  # for a crash report
 
         # 2) pack: updates_per_step parts of whole groups, each balanced over ranks; values, old and reference log-probs
@@ -517,6 +530,7 @@ def main():
             updates.append((micro_batches, weights_R.to(device), chosen))
         batches = [batch for micro_batches, _, _ in updates for batch in micro_batches]
         off_policy = len(updates) * cfg.epochs_per_step > 1
+        loads = speed.micro_batch_loads(batches, device)
         stats = StepStats(device)
         with timer("logprobs"), torch.no_grad():
             for batch in batches:
@@ -607,15 +621,19 @@ def main():
             with timer("sync"):
                 sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), step, device)
             held_out_row, held_out_kept = held_out(step)
-            row |= {k: v for k, v in held_out_row.items() if k.startswith("eval_")}
+            row |= {k: v for k, v in held_out_row.items() if k.startswith("eval")}
             kept += held_out_kept
-            sampler.sleep(engine, device)
+            with timer("sync"):
+                sampler.sleep(engine, device)
             if warning := hacked(evaluated, row):
                 run.say(warning)
             evaluated = {"step": step, "reward": row["reward"], "eval_correct": row["eval_correct"]}
-        spent = timer.take()
-        row |= seconds(spent, tokens=sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
-        row |= {"seconds_values": spent.get("values", 0.0)}
+        row |= seconds(timer.take(), tokens=sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
+        in_loss = [rollouts[i] for *_, chosen in updates for i in chosen.tolist()]
+        passes = (3 if train_policy else 1) * cfg.epochs_per_step  # in forwards: a backward is two
+        passes += (reference is not None) + (off_policy or cfg.kl_in == "reward_k1")
+        row |= speed.efficiency(row, rollouts=rollouts, trained=in_loss, policy_passes=passes, loads=loads,
+                                critic_passes=0 if critic is None else 3 * cfg.epochs_per_step + 1, **limits)
         run.metrics(row)
         run.samples(step, kept)
         run.say(console_line(row, cfg.num_steps))

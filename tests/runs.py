@@ -61,7 +61,8 @@ def metrics_of(run):
     """Rows of metrics.jsonl without what a clock says."""
     with open(os.path.join(run, "metrics.jsonl")) as f:
         rows = [json.loads(line) for line in f]
-    return [{k: v for k, v in row.items() if not k.startswith("seconds_") and k != "tokens_per_second"} for row in rows]
+    clock = ("tokens_per_second", "mfu", "mbu", "roofline")
+    return [{k: v for k, v in row.items() if not k.startswith("seconds_") and k not in clock} for row in rows]
 
 
 def sha256(path):

@@ -10,23 +10,25 @@ import types
 import pytest
 import torch
 from conftest import ROOT, run_script
+from runs import Server
 
 import check
 import common
 import data
 import metrics
 import rewards
+import rollout
 from config import ConfigError
 
 TINY = ["--data", "tiny_countdown", "--template", "tiny_countdown", "--reward", "tinyzero_countdown", "--max_prompt_len", "16",
         "--max_response_len", "24", "--prompts_per_step", "4", "--group_size", "4", "--num_steps", "3", "--eval_prompts", "0",
         "--save_every", "1", "--checkpointing", "False", "--entropy_coef", "0.01", "--max_num_seqs", "16", "--lr", "3e-3",
         "--max_tokens_per_gpu", "200", "--report_every", "0"]
-# The script with one part that breaks: FAULT names it, FAULT_STEP the call of clip_and_step before which it happens.
-DRIVER = """
-import os, sys, torch, common, policy, rollout, train_grpo
+# One part of the script breaks: FAULT names it, FAULT_STEP the call of clip_and_step before which it happens.
+BREAK = """
+import os, torch, policy
 fault, at, steps = os.environ.get("FAULT"), int(os.environ.get("FAULT_STEP", 2)), []
-real_step, real_logprobs, real_stream = policy.clip_and_step, policy.token_logprobs, rollout.hf_stream
+real_step, real_logprobs = policy.clip_and_step, policy.token_logprobs
 
 def step(model, *args):
     steps.append(1)
@@ -40,28 +42,21 @@ def logprobs(model, batch, temperature):
         raise torch.OutOfMemoryError("planted")
     return real_logprobs(model, batch, temperature)
 
-def stream(model, dtype):
-    for number, item in enumerate(real_stream(model, dtype)):
-        if fault == "sync" and len(steps) == at - 1 and number == 7:
-            raise OSError("planted")
-        yield item
-
-policy.clip_and_step, policy.token_logprobs, rollout.hf_stream = step, logprobs, stream
+policy.clip_and_step, policy.token_logprobs = step, logprobs
 if fault == "weights":  # a weight becomes NaN after an update
     def step(model, *args):
         norm = real_step(model, *args)
         next(p for p in model.parameters() if p.to_local().numel()).data.to_local()[0] = float("nan")
         return norm
     policy.clip_and_step = step
-common.entry(train_grpo.main)
 """
 
 
-def train(folder, model, fault="", *args, nproc=1, **env):
-    driver = os.path.join(folder, "driver.py")
-    with open(driver, "w") as f:
-        f.write(DRIVER)
-    return run_script(driver, *TINY, "--model", model, *args, nproc=nproc, cwd=folder, env={"FAULT": fault, **env})
+@pytest.fixture(scope="module")
+def server():
+    server = Server()
+    yield server
+    server.close()
 
 
 def rows_of(folder):
@@ -76,15 +71,25 @@ def crash_files(folder):
 
 
 @pytest.fixture(scope="module")
-def clean(tmp_path_factory, tied_model):
+def train(server, tied_model):
+    """train(folder, fault, *settings) -> a run of train_grpo.py, with the stand-in for the engine and one planted fault."""
+    return lambda folder, fault="", *args: server.run(folder, "train_grpo.py", [*TINY, "--model", tied_model, *args],
+                                                      setup=BREAK, env={"FAULT": fault})
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory, train):
     folder = tmp_path_factory.mktemp("clean")
-    done = train(folder, tied_model)
+    done = train(folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return rows_of(folder)
 
 
 def test_a_gradient_that_is_not_finite_on_one_of_two_ranks_is_skipped_by_both(tied_model, tmp_path):
-    done = train(tmp_path, tied_model, "nan_once", nproc=2)
+    """The real engine, two processes."""
+    driver = tmp_path / "driver.py"
+    driver.write_text(BREAK + "import common, train_grpo\ncommon.entry(train_grpo.main)\n")
+    done = run_script(driver, *TINY, "--model", tied_model, nproc=2, cwd=tmp_path, env={"FAULT": "nan_once"})
     assert done.returncode == 0, done.stderr[-3000:]
     rows = rows_of(tmp_path)
     assert [row["skipped_updates"] for row in rows] == [0, 1, 0]
@@ -93,8 +98,8 @@ def test_a_gradient_that_is_not_finite_on_one_of_two_ranks_is_skipped_by_both(ti
     assert "SKIPPED 1 updates" in done.stdout
 
 
-def test_three_such_gradients_in_a_row_end_the_run_with_code_6_and_leave_a_report(tied_model, tmp_path):
-    done = train(tmp_path, tied_model, "nan_always", "--updates_per_step", "4", nproc=None)
+def test_three_such_gradients_in_a_row_end_the_run_with_code_6_and_leave_a_report(train, tmp_path):
+    done = train(tmp_path, "nan_always", "--updates_per_step", "4")
     assert done.returncode == 6 and "three updates in a row" in done.stderr
     report = crash_files(tmp_path)
     assert report.replace(str(tmp_path) + "/", "") in done.stderr  # the message names it
@@ -106,19 +111,20 @@ def test_three_such_gradients_in_a_row_end_the_run_with_code_6_and_leave_a_repor
     assert len(batch) == 16 and all(len(r["rollout_logprobs"]) == len(r["response_ids"]) for r in batch)
 
 
-@pytest.mark.slow
-def test_a_weight_that_is_nan_stops_before_the_next_update(tied_model, tmp_path):
-    done = train(tmp_path, tied_model, "weights", nproc=None)
-    assert done.returncode == 6 and "not finite: its weights hold NaN" in done.stderr
+def test_a_weight_that_is_nan_stops_before_the_next_update(train, tmp_path):
+    done = train(tmp_path, "weights")
+    assert done.returncode == 6 and "error: Broken in step 2" in done.stderr
     assert [row["step"] for row in rows_of(tmp_path)] == [1]
     assert not os.path.exists(tmp_path / "out/run/model")
+    again = train(tmp_path)  # its checkpoint is not used either, and nothing begins anew without a word
+    assert again.returncode == 3 and "corrupt_step_000001" in again.stderr and "not finite" in again.stdout
 
 
-def test_out_of_memory_ends_with_code_4_and_the_same_command_goes_on_with_half_the_tokens(tied_model, tmp_path, clean):
+def test_out_of_memory_ends_with_code_4_and_the_same_command_goes_on_with_half_the_tokens(train, tmp_path, clean):
     """Tokens of a micro-batch: 200 at first, 100 then; the steps are those of the run that had memory enough."""
-    done = train(tmp_path, tied_model, "memory", nproc=None)
+    done = train(tmp_path, "memory")
     assert done.returncode == 4 and "max_tokens_per_gpu = 100 instead of 200" in done.stderr
-    again = train(tmp_path, tied_model, "", nproc=None)
+    again = train(tmp_path, "")
     assert again.returncode == 0 and "resumed out/run at step 1" in again.stdout, again.stderr[-3000:]
     assert "micro-batches of 100 tokens" in again.stdout
     for a, b in zip(clean, rows_of(tmp_path), strict=True):
@@ -126,10 +132,21 @@ def test_out_of_memory_ends_with_code_4_and_the_same_command_goes_on_with_half_t
             assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), (a["step"], name)
 
 
-def test_a_weight_sync_that_fails_half_way_ends_with_code_6(tied_model, tmp_path):
-    done = train(tmp_path, tied_model, "sync", nproc=None)
-    assert done.returncode == 6 and "weight sync failed half-way (OSError: planted)" in done.stderr
-    assert [row["step"] for row in rows_of(tmp_path)] == [1]  # the next start goes on from its checkpoint
+def test_a_weight_sync_that_fails_half_way_is_broken_and_not_a_retry(monkeypatch):
+    seen = []
+
+    def stream(model, dtype):
+        for number in range(10):
+            if number == 7:
+                raise OSError("planted")
+            seen.append(number)
+            yield str(number), torch.zeros(1)
+
+    monkeypatch.setattr(rollout, "hf_stream", stream)
+    engine = types.SimpleNamespace(collective_rpc=lambda name, kwargs: list(kwargs["weights_iterator"]))
+    with pytest.raises(common.Broken, match=r"weight sync failed half-way \(OSError: planted\)"):
+        rollout.sync_weights(None, engine, torch.float32, 3)
+    assert seen == list(range(7))  # half of the engine's weights are new: only the end of the process is safe
 
 
 # ------------------------------------------------------------------------------------------------ without a run

@@ -1,0 +1,239 @@
+"""python -m pytest tests/test_plan.py: memory against real tensors, and what is said when it does not fit."""
+
+import argparse
+import dataclasses
+import glob
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT, run_script
+
+import plan
+import speed
+import train_grpo
+import train_ppo
+from config import ConfigError, load_config
+
+RECIPES = sorted(os.path.basename(path)[:-3] for path in glob.glob(os.path.join(ROOT, "recipes", "*.py")))
+
+
+def recipe(name, *settings, script=train_grpo):
+    return load_config(script.Config, [os.path.join(ROOT, "recipes", f"{name}.py"), *settings])[0]
+
+
+def options(*argv):
+    return plan.parse(list(argv))[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3", "Llama"])
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_activations_are_as_large_as_the_tensors_that_autograd_keeps(one_process, family, dtype, checkpointing):
+    """The difference between four blocks and two, so that embeddings and head do not count."""
+    import transformers
+
+    import policy as model
+
+    kept = {}
+    for layers in (2, 4):
+        config = getattr(transformers, f"{family}Config")(
+            vocab_size=96,
+            hidden_size=64,
+            intermediate_size=144,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            attn_implementation="packed",
+        )
+        hf = getattr(transformers, f"{family}ForCausalLM")(config).to(dtype)
+        if checkpointing:
+            hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        hf.train(checkpointing)
+        weights = {p.untyped_storage().data_ptr() for p in hf.parameters()}
+        found, alive = {}, []
+        fake = [SimpleNamespace(prompt_ids=[1] * 10, response_ids=[2] * 41, rollout_logprobs=[0.0] * 41)] * 3
+        batch = model.to_micro_batch(fake, range(3), torch.device("cpu"))
+
+        def remember(x, weights=weights, found=found, alive=alive):
+            storage = x.untyped_storage()
+            if x.is_floating_point() and storage.data_ptr() not in weights:
+                found[storage.data_ptr()] = storage.nbytes()
+                alive.append(x)  # so that no address is used twice
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(remember, lambda x: x):
+            hf.get_decoder()(
+                input_ids=batch.ids[None], position_ids=batch.positions[None], use_cache=False, packed=batch
+            )
+        kept[layers] = sum(found.values())
+    shape = speed.shape_of(config)
+    b = dtype.itemsize
+    expected = b * 64 if checkpointing else plan.activation_bytes(shape, b, plan.has_qk_norm(shape))
+    assert (kept[4] - kept[2]) / 2 / (3 * 50) == expected
+
+
+def test_weights_gradients_and_adam_are_as_large_as_the_tensors(one_process, tied_model, untied_model):
+    import policy as model
+
+    for path in (tied_model, untied_model):
+        policy = model.load_policy(path, torch.device("cpu"), "float32")
+        optimizer = torch.optim.AdamW(policy.parameters())
+        for p in policy.parameters():
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+        weights = sum(p.nbytes for p in policy.parameters())
+        states = sum(s.nbytes for state in optimizer.state.values() for s in state.values() if s.dim())
+        cfg = recipe("demo", "--model", path, "--max_num_seqs", "4")
+        used = plan.memory(cfg, plan.architecture(path), None, options("--cpu", "--gpus", "1"))
+        assert used["training"]["policy, fp32"] == weights
+        assert used["training"]["policy: gradient, Adam"] == states + weights
+        assert used["sampling"]["policy: Adam"] == states
+
+
+def test_the_sizes_of_a_7b_policy_by_hand():
+    """7.6156 G parameters over 8 GPUs: 4, 12 and 2 bytes each; README's table."""
+    cfg = recipe("tinyzero_grpo_7b")
+    found = plan.predict(cfg, "train_grpo.py", options("--gpus", "8"))
+    used = {phase: {k: round(v / 1e9, 1) for k, v in parts.items()} for phase, parts in found["memory"].items()}
+    assert used["training"]["policy, fp32"] + used["training"]["policy: gradient, Adam"] == pytest.approx(15.2)
+    assert used["training"]["reference"] == 1.9
+    assert used["sampling"]["engine: weights"] == 15.2 and used["sampling"]["policy: Adam"] == 7.6
+    # 28 block inputs of 16,384 x 3,584 in bf16 (3.3) and the end; one block again: 16,384 x 346 kB with its gradients
+    assert used["training"]["activations"] == pytest.approx(3.9) and used["training"][
+        "one block recomputed"
+    ] == pytest.approx(5.7)
+    assert found["fits"] and found["kv"][2] == 24  # 192 responses over 8 engines
+
+
+def test_room_in_the_cache_by_hand():
+    shape = plan.architecture("Qwen2.5-7B")
+    assert speed.kv_bytes_per_token(shape) == 57_344  # 2 x 28 layers x 4 heads x 128 x 2 bytes
+    cfg = recipe("tinyzero_grpo_7b", "--kv_cache_gb", "1.5", "--max_num_seqs", "16")
+    size, room, together = plan.kv_cache(shape, cfg, options("--gpus", "8"), 2)
+    assert (size, room, together) == (1.5e9, int(1.5e9 / (1280 * 57_344)), 16)
+
+
+def test_what_does_not_fit_is_told_what_to_change_and_then_fits():
+    for name, script, args in [
+        ("tinyzero_grpo_7b", train_grpo, ["--gpus", "8", "--gpu_memory_gb", "40"]),
+        ("deepscaler_24k", train_grpo, ["--gpus", "8", "--gpu_memory_gb", "12"]),
+        ("simplerl_ppo", train_ppo, ["--gpus", "8", "--gpu_memory_gb", "48"]),
+        ("open_r1_math7b", train_grpo, ["--gpus", "2", "--gpu_memory_gb", "80"]),
+    ]:
+        cfg, chosen = recipe(name, script=script), options(*args)
+        file = f"{script.__name__}.py"
+        assert not plan.predict(cfg, file, chosen, times=False)["fits"], name
+        changes = plan.suggest(cfg, file, chosen)
+        assert changes, name
+        gpus = changes.pop("gpus", chosen.gpus)
+        again = argparse.Namespace(**{**vars(chosen), "gpus": gpus})
+        assert plan.predict(dataclasses.replace(cfg, **changes), file, again)["fits"], (name, changes)
+    assert plan.suggest(recipe("tinyzero_grpo_7b"), "train_grpo.py", options("--gpu_memory_gb", "2")) is None
+
+
+def test_the_exit_code_says_whether_it_fits_and_the_suggestion_is_a_command_line(tmp_path):
+    path = os.path.join(ROOT, "recipes", "tinyzero_grpo_7b.py")
+    good = run_script(os.path.join(ROOT, "plan.py"), path, "--gpus", "8", "--gpu_memory_gb", "80", cwd=tmp_path)
+    assert good.returncode == 0 and "seconds a step" in good.stdout and "assumed, not measured: MFU 0.4" in good.stdout
+    bad = run_script(os.path.join(ROOT, "plan.py"), path, "--gpus", "8", "--gpu_memory_gb", "40", cwd=tmp_path)
+    assert bad.returncode == 1 and "DOES NOT FIT" in bad.stdout and "Traceback" not in bad.stderr
+    changes = bad.stderr.strip().splitlines()[-1].partition("it does with ")[2].split()
+    assert changes, bad.stderr
+    fixed = run_script(
+        os.path.join(ROOT, "plan.py"), path, "--gpus", "8", "--gpu_memory_gb", "40", *changes, cwd=tmp_path
+    )
+    assert fixed.returncode == 0, fixed.stdout
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_can_be_planned_without_a_network_or_says_why_not(name, monkeypatch):
+    monkeypatch.setattr(plan.data, "hub_reachable", lambda: False)
+    path = os.path.join(ROOT, "recipes", f"{name}.py")
+    reasons = {
+        "demo_sft": "neither for train_grpo.py nor for train_ppo.py",
+        "demystify_ppo": "give --model",
+        "demystify_ppo_sparse": "give --model",
+    }
+    gpus = {"unsloth_gsm8k": "1", "demo_smollm": "2", "simplerl_ppo_32gpu": "32"}.get(name, "8")
+    if reasons.get(name):
+        with pytest.raises(ConfigError, match=reasons[name]):
+            script = plan.script_of(path)
+            plan.predict(recipe(name, script=train_ppo), script, options("--gpus", gpus))
+        if "demystify" in name:
+            assert plan.predict(
+                recipe(name, "--model", "meta-llama/Llama-3.1-8B", script=train_ppo), script, options("--gpus", "16")
+            )
+        return
+    script = plan.script_of(path)
+    found = plan.predict(recipe(name, script=sys.modules[script[:-3]]), script, options("--gpus", gpus))
+    assert found["fits"] and 0 < sum(found["seconds"].values()) < 3600 and found["tokens"] > 0
+    assert plan.report(recipe(name, script=sys.modules[script[:-3]]), found, options("--gpus", gpus))
+
+
+def test_work_and_seconds_of_a_gpu_by_hand():
+    """One update, no reference: training alone; MFU 0.5 of 989 TFLOP/s."""
+    cfg = recipe("tinyzero_grpo", "--kl_in", "none", "--checkpointing", "False", "--model", "Qwen/Qwen2.5-0.5B")
+    chosen = options("--gpus", "8", "--mfu", "0.5", "--mean_response_len", "512", "--mean_prompt_len", "128")
+    shape = plan.architecture(cfg.model)
+    found = plan.seconds(cfg, "train_grpo.py", shape, None, chosen)
+    spread = plan.response_lens(512, 1024, 24)
+    flops = 3 * speed.forward_flops(shape, [127 + n for n in spread], sum(spread))
+    adam = 28 * shape.params / 8 / (3.35e12 * 0.6)
+    assert found["train"] == pytest.approx(flops / (989e12 * 0.5) + adam) and found["logprobs"] == 0
+    with_ref = plan.seconds(dataclasses.replace(cfg, kl_in="loss_k3"), "train_grpo.py", shape, None, chosen)
+    assert with_ref["logprobs"] == pytest.approx(flops / 3 / (989e12 * 0.5))
+
+
+def test_assumed_lengths_have_the_mean_that_was_asked_for_and_end_at_the_longest():
+    for mean, longest, count in [(27, 200, 128), (512, 1024, 64), (90, 96, 16), (10, 10, 3)]:
+        found = plan.response_lens(mean, longest, count)
+        assert sum(found) / count == pytest.approx(mean, rel=0.03) and max(found) <= longest * 1.03
+        assert found == sorted(found, reverse=True) and min(found) >= 1
+
+
+BAD = [
+    ([], "wants a recipe first"),
+    (["recipes/tinyzero_gpro.py"], "did you mean"),
+    (["recipes/demo_sft.py"], "neither for"),
+    (["recipes/tinyzero_grpo.py", "--gpus", "0"], "gpus = 0"),
+    (["recipes/tinyzero_grpo.py", "--gpus", "x"], "invalid int"),
+    (["recipes/tinyzero_grpo.py", "--gpus", "3"], "divisible"),
+    (["recipes/tinyzero_grpo.py", "--gpu", "Z9"], "no peaks known"),
+    (["recipes/tinyzero_grpo.py", "--gpu_memory_gb", "nan"], "must be greater than 0"),
+    (["recipes/tinyzero_grpo.py", "--max_tokens_per_gpuu", "1"], "did you mean 'max_tokens_per_gpu'"),
+    (["recipes/tinyzero_grpo.py", "--model", "nobody/nothing"], "could not be fetched"),
+    (["recipes/tinyzero_grpo.py", "--model", "out/nothing/model"], "give --model"),
+]
+
+
+@pytest.mark.parametrize("argv, message", BAD, ids=[" ".join(argv) for argv, _ in BAD])
+def test_bad_input_is_one_line(argv, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(plan.data, "hub_reachable", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["plan.py", *argv])
+    with pytest.raises(ConfigError) as error:
+        plan.main()
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_config_that_is_none_is_one_line(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="not the config of a Llama-like model"):
+        plan.architecture(str(tmp_path))
+
+
+def test_on_a_cpu_the_blocks_are_timed_and_the_rest_is_a_multiple(one_process, tied_model):
+    cfg = recipe("demo", "--model", tied_model, "--prompts_per_step", "4", "--group_size", "4")
+    shape = plan.architecture(tied_model)
+    work = plan.cpu_work(shape, cfg, 8, [20, 10, 5])
+    once, deeper = work.train(shape, [30, 20], 35), work.train(dataclasses.replace(shape, layers=20), [30, 20], 35)
+    head = work.train(dataclasses.replace(shape, layers=0), [30, 20], 35)
+    assert work.train(shape, [30, 20] * 2, 70) == pytest.approx(2 * once)
+    assert deeper - head == pytest.approx(10 * (once - head)) and once > head >= 0
+    assert work.adam(2e6) == pytest.approx(2 * work.adam(1e6)) and work.peaks.flops > 1e9
+    found = plan.seconds(cfg, "train_grpo.py", shape, None, options("--cpu", "--gpus", "1"))
+    assert found["logprobs"] == 0 and 0 < found["rollout"] < 60 and 0 < found["train"] < 60
