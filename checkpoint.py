@@ -348,14 +348,15 @@ def load_state(folder, step, policy, optimizer, **more):
 
 
 def load_model_weights(folder, step, policy):
-    """Of a checkpoint the policy's weights alone, for an evaluation; every rank together. ConfigError where it is damaged."""
+    """The policy's weights of a checkpoint, for an evaluation; every rank together. ConfigError where it is damaged."""
     state = {"model": get_model_state_dict(policy)}
 
     def read():
         dcp.load(state, checkpoint_id=os.path.join(folder, f"step_{step:06d}", "dcp"))
 
-    if problem := agree(damage(folder, step)) or agree(attempt(read) or not_finite(state)):
-        raise ConfigError(f"{folder}/step_{step:06d} is damaged ({problem}): remove it, or leave this step out", NO_CHECKPOINT)
+    if problem := agree(damage_or_error(folder, step)) or agree(attempt(read) or not_finite(state)):
+        raise ConfigError(f"{folder}/step_{step:06d} is damaged ({problem}): remove it, or leave this step out",
+                          NO_CHECKPOINT)
     set_model_state_dict(policy, state["model"])
 
 
