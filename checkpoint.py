@@ -263,7 +263,7 @@ def newest(folder, say=print0):
         steps = gather(saved_steps(folder) if dist.get_rank() == 0 else [])  # the first rank looks for all
         if not steps:
             break
-        problem = agree(damage(folder, steps[-1]))
+        problem = agree(damage_or_error(folder, steps[-1]))
         if not problem:
             return read_json(folder, steps[-1], "state.json")
         quarantine(folder, steps[-1], problem, say)
@@ -273,10 +273,17 @@ def newest(folder, say=print0):
     return {"step": 0}
 
 
+def damage_or_error(folder, step):
+    try:
+        return damage(folder, step)
+    except OSError as error:  # a bad sector, a file that cannot be opened
+        return f"{type(error).__name__}: {error}"
+
+
 def damage(folder, step):
     """What is wrong with a checkpoint, "" if nothing; each rank hashes its share. ConfigError for the old format."""
     path = os.path.join(folder, f"step_{step:06d}")
-    if not os.path.isdir(path):
+    if not os.path.exists(path):
         raise ConfigError(f"rank {dist.get_rank()} does not see {path}: out/ must lie on a file system of all nodes")
     manifest, state = read_json(folder, step, "MANIFEST.json"), read_json(folder, step, "state.json")
     if not os.path.exists(os.path.join(path, "MANIFEST.json")) and state and "format" not in state:
@@ -341,14 +348,15 @@ def load_state(folder, step, policy, optimizer, **more):
 
 
 def load_model_weights(folder, step, policy):
-    """Of a checkpoint the policy's weights alone, for an evaluation; every rank together. ConfigError where it is damaged."""
+    """The policy's weights of a checkpoint, for an evaluation; every rank together. ConfigError where it is damaged."""
     state = {"model": get_model_state_dict(policy)}
 
     def read():
         dcp.load(state, checkpoint_id=os.path.join(folder, f"step_{step:06d}", "dcp"))
 
-    if problem := agree(damage(folder, step)) or agree(attempt(read) or not_finite(state)):
-        raise ConfigError(f"{folder}/step_{step:06d} is damaged ({problem}): remove it, or leave this step out", NO_CHECKPOINT)
+    if problem := agree(damage_or_error(folder, step)) or agree(attempt(read) or not_finite(state)):
+        raise ConfigError(f"{folder}/step_{step:06d} is damaged ({problem}): remove it, or leave this step out",
+                          NO_CHECKPOINT)
     set_model_state_dict(policy, state["model"])
 
 
@@ -418,11 +426,11 @@ def export_hf(policy, tokenizer, folder, dtype, step):
 
 
 def exported_step(folder):
-    """The step whose weights lie in an exported directory, -1 where there is none."""
+    """The step whose weights lie in an exported directory, -1 where there is none or it cannot be told."""
     try:
         with open(os.path.join(folder, "trained.json")) as f:
             return json.load(f)["step"]
-    except FileNotFoundError:
+    except (OSError, ValueError, KeyError, TypeError):
         return -1
 
 
@@ -455,7 +463,7 @@ class Stop:
                     if self.seen:
                         os._exit(128 + number)
                     self.seen.append(number)
-                    print(f"{signal.Signals(number).name}: stopping after this step; once more: at once", flush=True)
+                    print0(f"{signal.Signals(number).name}: stopping after this step; once more: at once")
 
     def reason(self):
         """"" or why all ranks stop now; a collective, at the end of each step."""

@@ -263,7 +263,7 @@ def run_folder(cfg):
 def changed_settings(path, cfg):
     """{"lr": "lr: 0.1 there, 0.2 now"} of a run directory against cfg; {} for a new one. What is missing had its default."""
     names, file = os.listdir(path) if os.path.isdir(path) else [], os.path.join(path, "config.json")
-    if "config.json" not in names or not any(re.match(r"metrics\.jsonl|(corrupt_)?step_", name) for name in names):
+    if not any(re.match(r"metrics\.jsonl|(corrupt_)?step_", name) for name in names):
         return {}
     try:
         with open(file) as f:
@@ -294,7 +294,10 @@ def lock(folder):
             file.seek(0)
             problem = f"{folder} is in use by {file.read()}: wait for it, stop it, or give this run another --name"
         except OSError as error:
-            problem = f"{folder} cannot be written or locked ({error}): mend that, or start from another directory"
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                print0(f"WARNING: {folder} is on a file system without locks: make sure that no second run writes there")
+            else:
+                problem = f"{folder} cannot be written ({error}): mend that, or start from another directory"
     for text in gather([problem]):
         if text:
             raise ConfigError(text)

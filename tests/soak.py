@@ -43,30 +43,41 @@ def wait_for(seen, process, timeout_s=120):
 
 
 def kill_once(folder, script, args, engine, rng, start_s, steps_s):
-    """Start the run and kill it -> (aim, seconds after the start, what lay there), or None if it was done before."""
+    """Start the run and kill it -> (aim, seconds after the start, in a save?, what lay there); None: it was done before."""
     run = os.path.join(folder, "out", "run")
-    names = lambda: sorted(n for n in (os.listdir(run) if os.path.isdir(run) else []) if "step_" in n or n.startswith("tmp"))  # noqa: E731
-    rows = os.path.join(run, "metrics.jsonl")
-    begin, before = time.monotonic(), os.stat(rows).st_mtime_ns if os.path.exists(rows) else 0
+    rows, began, begin = os.path.join(run, "metrics.jsonl"), time.time(), time.monotonic()
+
+    def changed(path):  # by this start, not by one before
+        try:
+            return os.stat(path).st_mtime > began
+        except FileNotFoundError:
+            return False
+
+    def names(*beginnings):
+        return sorted(n for n in (os.listdir(run) if os.path.isdir(run) else []) if n.startswith(beginnings))
+
+    def saving():
+        return any(changed(os.path.join(run, n)) for n in names("tmp_"))
+
+    def wait(seconds):
+        until = time.monotonic() + seconds
+        wait_for(lambda: time.monotonic() > until, process)
+
     process, aim = start(folder, script, args, engine), rng.choice(["start", "steps", "save"])
     if aim == "start":
-        until = begin + rng.uniform(0, 1.5 * start_s)
-        wait_for(lambda: time.monotonic() > until, process)
+        wait(rng.uniform(0, 1.5 * start_s))
     if aim == "steps":
-        wait_for(lambda: os.path.exists(rows) and os.stat(rows).st_mtime_ns > before, process)
-        until = time.monotonic() + rng.uniform(0, steps_s)
-        wait_for(lambda: time.monotonic() > until, process)
+        wait_for(lambda: changed(rows), process)
+        wait(rng.uniform(0, steps_s))
     if aim == "save":
-        skip = rng.randrange(3)
-        for _ in range(skip + 1):
-            wait_for(lambda: any(n.startswith("tmp_step") for n in names()), process)
-            if skip:
-                wait_for(lambda: not any(n.startswith("tmp_step") for n in names()), process)
-        until = time.monotonic() + rng.uniform(0, 0.02)
-        wait_for(lambda: time.monotonic() > until, process)
+        for _ in range(rng.randrange(3)):
+            wait_for(saving, process)
+            wait_for(lambda: not saving(), process)
+        wait_for(saving, process)
+        wait(rng.uniform(0, 0.02))
     process.kill()
     killed = process.wait() == -9
-    return (aim, time.monotonic() - begin, names()) if killed else None
+    return (aim, time.monotonic() - begin, saving(), names("step_", "tmp_", "model.")) if killed else None
 
 
 def main():
@@ -105,9 +116,10 @@ def main():
                 if found is None:
                     break
                 kills += 1
-                aim, seconds, names = found
-                in_save += any(n.startswith("tmp_step") for n in names)
-                say(f"kill {kills:3d}  aimed at {aim:5s}  after {seconds:5.1f} s  left {' '.join(names) or 'nothing'}")
+                aim, seconds, saving, names = found
+                in_save += saving
+                say(f"kill {kills:3d}  aimed at {aim:5s}  after {seconds:5.1f} s  {'in a save' if saving else ''}  "
+                    f"left {' '.join(names) or 'nothing'}")
             assert start(broken, options.script, args, options.engine).wait() == 0, open(os.path.join(broken, "output.txt")).read()[-3000:]
             a, b = everything_of(whole), everything_of(broken)
             differ = [key for key in a if a[key] != b[key]]
@@ -116,7 +128,7 @@ def main():
             if differ:
                 sys.exit(1)
             run_seed += 1
-    say(f"{kills} kills, {in_save} of them during a save (tmp_step_* was there), {run_seed} runs: all ended as if never killed")
+    say(f"{kills} kills, {in_save} of them during a save, {run_seed} runs: all ended as if never killed")
 
 
 if __name__ == "__main__":

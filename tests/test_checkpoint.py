@@ -120,6 +120,8 @@ DAMAGE = {
     "a manifest of another step": lambda p: shutil.copy(p.replace("3", "2") + "/MANIFEST.json", p),
     "missing state": lambda p: os.remove(p + "/state.json"),
     "another state": lambda p: flip(p + "/state.json", 0, 1),
+    "a file in its place": lambda p: (shutil.rmtree(p), open(p, "w").close()),
+    "a directory in place of a shard": lambda p: (os.remove(p + "/dcp/__0_0.distcp"), os.makedirs(p + "/dcp/__0_0.distcp")),
     "nothing at all": lambda p: (shutil.rmtree(p), os.makedirs(p)),
 }
 
@@ -130,7 +132,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_used(copy, one_
     DAMAGE[what](folder + "/step_000003")
     state = checkpoint.find(folder, {}, say=say)
     assert (state["step"], state["prompts_seen"]) == (2, 20)
-    assert checkpoint.saved_steps(folder) == [1, 2] and os.path.isdir(folder + "/corrupt_step_000003")
+    assert checkpoint.saved_steps(folder) == [1, 2] and os.path.exists(folder + "/corrupt_step_000003")
     assert len(lines) == 1 and "step_000003 is damaged" in lines[0], lines
 
 
@@ -331,6 +333,8 @@ def test_all_changed_settings_are_listed_and_only_harmless_ones_are_allowed(tmp_
     os.makedirs("out/run/step_000002")  # metrics.jsonl may be gone: a checkpoint is a run too
     record = {"script": os.path.basename(__file__), "settings": common.as_json(Config())}
     del record["settings"]["seed"]  # a setting that this run did not know: it had the default
+    with pytest.raises(ConfigError, match="config.json cannot be read"):
+        common.run_folder(Config())  # nobody can tell what run this was
     with open("out/run/config.json", "w") as f:
         json.dump(record, f)
     assert common.run_folder(Config()) == "out/run"
