@@ -223,9 +223,9 @@ def known_gpu(name, dtype):
 def machine_peaks(device, dtype, cache=None):
     """
     Peaks of this process: a table for known GPUs, else the fastest that any start on this machine has seen in a probe
-    (the first takes a second, later ones 0.2), so that a busy neighbour does not lower it for good (~/.cache/onebox-r1/peaks.json; remove it
-    after a change of the machine). A collective: all ranks probe at once, since they share a CPU's memory. Draws no
-    random number.
+    (the first takes a second, later ones 0.2), so that a busy neighbour does not lower it for good. They are kept in
+    ~/.cache/onebox-r1/peaks.json: remove it after a change of the machine. A collective: all ranks probe at once, since
+    they share a CPU's memory. Draws no random number.
     """
     world = dist.get_world_size()
     if device.type == "cuda":
