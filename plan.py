@@ -115,6 +115,9 @@ def parse(argv):
     for name in ("gpus", "gpu_memory_gb", "mfu", "mbu"):
         if not 0 < getattr(options, name) < math.inf:
             raise ConfigError(f"plan.py: {name} = {getattr(options, name)} must be greater than 0")
+    for name in ("mfu", "mbu"):
+        if getattr(options, name) > 1:
+            raise ConfigError(f"plan.py: {name} = {getattr(options, name)} is a share of the peak: at most 1")
     for name in ("mean_response_len", "mean_prompt_len"):
         if not 0 <= getattr(options, name) < math.inf:
             raise ConfigError(f"plan.py: {name} = {getattr(options, name)} must not be negative")

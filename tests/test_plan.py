@@ -201,6 +201,7 @@ BAD = [
     (["recipes/tinyzero_grpo.py", "--gpus", "0"], "gpus = 0"),
     (["recipes/tinyzero_grpo.py", "--gpus", "x"], "invalid int"),
     (["recipes/tinyzero_grpo.py", "--gpus", "3"], "divisible"),
+    (["recipes/tinyzero_grpo.py", "--mfu", "40"], "at most 1"),
     (["recipes/tinyzero_grpo.py", "--gpu", "Z9"], "no peaks known"),
     (["recipes/tinyzero_grpo.py", "--gpu_memory_gb", "nan"], "must be greater than 0"),
     (["recipes/tinyzero_grpo.py", "--max_tokens_per_gpuu", "1"], "did you mean 'max_tokens_per_gpu'"),
