@@ -20,7 +20,7 @@ from eval import NoModel, check_rewards, resolve_model
 ROWS = 1000  # of each data set that are looked at; training looks at all of them
 FULL_MARK = {"tinyzero_countdown": 1.0, "logic_rl_kk": 3.0, "simplerl_math": 1.0, "open_r1_math": 2.0,
              "dr_grpo_math": 1.0, "dr_grpo_r1": 1.0, "demystify_cosine": 2.0, "deepscaler_math": 1.0,
-             "unsloth_gsm8k": 4.0, "math": 1.0}
+             "unsloth_gsm8k": 4.0, "verl_gsm8k": 1.0, "math": 1.0}
 
 
 def check_recipe(cfg):
@@ -128,6 +128,8 @@ def gold_response(prompt):
     gold = rewards.gold_answers(prompt.answer)[0]
     if prompt.reward == "unsloth_gsm8k":
         return f"<reasoning>\nI worked it out.\n</reasoning>\n<answer>\n{gold}\n</answer>\n"
+    if prompt.reward == "verl_gsm8k":
+        return f"I worked it out.\n#### {gold}"
     if prompt.reward in ("open_r1_math", "dr_grpo_r1"):
         return f"{thinking} <answer>\\boxed{{{gold}}}</answer>"
     if prompt.reward == "deepscaler_math" or prefilled:

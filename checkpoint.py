@@ -22,7 +22,12 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
 from torch.distributed.tensor import DTensor
 
 from common import START, commit, fault, gather, max_over_ranks, print0, versions
@@ -78,8 +83,8 @@ class Saver:
             self.say(f"WARNING: step {step} could not be saved ({problem}; {free:.2f} GB free): {self.failures} failed "
                      f"in a row. Older checkpoints are as they were: {saved_steps(self.folder) or 'there is none'}")
             if self.failures >= MAX_FAILURES:
-                raise ConfigError(f"{self.folder}: {MAX_FAILURES} checkpoints in a row could not be written ({problem}): "
-                                  "make room; the same command continues from the newest one", NO_CHECKPOINT)
+                raise ConfigError(f"{self.folder}: {MAX_FAILURES} checkpoints in a row could not be written ({problem}"
+                                  "): make room; the same command continues from the newest one", NO_CHECKPOINT)
             if not must:
                 self.retry_at = step + self.failures
                 return
@@ -107,6 +112,10 @@ def save_state(folder, step, policy, optimizer, state, *, keep=2, **more):
             os.makedirs(tmp)
             write_json(os.path.join(tmp, "state.json"), state)
 
+    def look():
+        if not os.path.isdir(tmp):
+            raise OSError(f"rank {rank} does not see {tmp}: out/ must lie on a file system of all nodes")
+
     def write():
         dcp.save(sharded_state(policy, optimizer, more), checkpoint_id=os.path.join(tmp, "dcp"))
         fault("save_write", step)
@@ -133,7 +142,7 @@ def save_state(folder, step, policy, optimizer, state, *, keep=2, **more):
             sync_folder(folder)
             fault("after_rename", step)
 
-    for part in (prepare, write, hash_own, publish):
+    for part in (prepare, look, write, hash_own, publish):
         if problem := agree(attempt(part)):
             if rank == 0:
                 shutil.rmtree(tmp, ignore_errors=True)
@@ -259,30 +268,35 @@ def newest(folder, say=print0):
             return read_json(folder, steps[-1], "state.json")
         quarantine(folder, steps[-1], problem, say)
     if held := gather([n for n in os.listdir(folder) if n.startswith("corrupt_step_")] if dist.get_rank() == 0 else []):
-        raise ConfigError(f"{folder} holds no checkpoint that can be used, only {', '.join(sorted(held))}: repair one and "
-                          "call it step_... again, or start anew with another --name", NO_CHECKPOINT)
+        raise ConfigError(f"{folder} holds no checkpoint that can be used, only {', '.join(sorted(held))}: repair one "
+                          "and call it step_... again, or start anew with another --name", NO_CHECKPOINT)
     return {"step": 0}
 
 
 def damage(folder, step):
     """What is wrong with a checkpoint, "" if nothing; each rank hashes its share. ConfigError for the old format."""
     path = os.path.join(folder, f"step_{step:06d}")
+    if not os.path.isdir(path):
+        raise ConfigError(f"rank {dist.get_rank()} does not see {path}: out/ must lie on a file system of all nodes")
     manifest, state = read_json(folder, step, "MANIFEST.json"), read_json(folder, step, "state.json")
     if not os.path.exists(os.path.join(path, "MANIFEST.json")) and state and "format" not in state:
-        raise ConfigError(f"{path} is from before checkpoints had a MANIFEST.json and cannot be verified: go on with "
-                          f"the code in {folder}/code, or give this run another --name", NO_CHECKPOINT)
-    files = manifest.get("files")
+        raise ConfigError(f"{path} is from before checkpoints had a MANIFEST.json and cannot be verified: go on "
+                          f"with the code in {folder}/code, or give this run another --name", NO_CHECKPOINT)
+    try:
+        files = [(name, size, sha256) for name, (size, sha256) in sorted(manifest["files"].items())]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        files = []
     if not files or manifest.get("step") != step:
         return "MANIFEST.json is missing or cannot be read"
-    for name, (size, _) in files.items():
+    for name, size, _ in files:
         found = os.path.getsize(os.path.join(path, name)) if os.path.exists(os.path.join(path, name)) else None
         if found != size:
             return f"{name} {'is missing' if found is None else f'has {found} bytes, not {size}'}"
-    if os.environ.get("CHECKPOINT_SKIP_SHA256") != "1":  # an hour-long load of a huge model may do without
-        for name in sorted(files)[dist.get_rank()::dist.get_world_size()]:
-            if size_and_sha256(os.path.join(path, name))[1] != files[name][1]:
+    if os.environ.get("CHECKPOINT_SKIP_SHA256") != "1":  # for a huge model on a slow disk
+        for name, _, sha256 in files[dist.get_rank()::dist.get_world_size()]:
+            if size_and_sha256(os.path.join(path, name))[1] != sha256:
                 return f"{name} has another sha256 than when it was written"
-    return ""
+    return "" if state.get("step") == step else "state.json is missing or of another step"
 
 
 def quarantine(folder, step, problem, say):
@@ -324,6 +338,18 @@ def load_state(folder, step, policy, optimizer, **more):
     for name, pair in {"model": (policy, optimizer), **more}.items():
         optim_state = state["optimizer" if name == "model" else f"{name}_optimizer"]
         set_state_dict(*pair, model_state_dict=state[name], optim_state_dict=optim_state)
+
+
+def load_model_weights(folder, step, policy):
+    """Of a checkpoint the policy's weights alone, for an evaluation; every rank together. ConfigError where it is damaged."""
+    state = {"model": get_model_state_dict(policy)}
+
+    def read():
+        dcp.load(state, checkpoint_id=os.path.join(folder, f"step_{step:06d}", "dcp"))
+
+    if problem := agree(damage(folder, step)) or agree(attempt(read) or not_finite(state)):
+        raise ConfigError(f"{folder}/step_{step:06d} is damaged ({problem}): remove it, or leave this step out", NO_CHECKPOINT)
+    set_model_state_dict(policy, state["model"])
 
 
 def not_finite(state):

@@ -392,6 +392,11 @@ class Run:
                 if file.endswith("metrics.jsonl"):
                     self.say(f"{dropped} rows of metrics after the last checkpoint are dropped, their steps done again")
 
+    def held_out(self, step, per_problem):
+        """Append to samples/held_out.jsonl how each held-out problem went: {uid: [share right sampled, greedy 0 or 1]}."""
+        if self.main:
+            self.append("samples/held_out.jsonl", json.dumps({"step": step, "correct": per_problem}) + "\n")
+
     def samples(self, step, rows):
         """Keep some rollouts of a step in out/<name>/samples/step_000010.jsonl.gz, one object (samples.row) a line."""
         if not self.main or not rows:

@@ -1,18 +1,38 @@
 """
-Held-out success of a checkpoint, with the same engine, prompts and rewards as training.
+Success of a model, or of every checkpoint of a run, on benchmarks; engine, prompts and rewards are those of training.
 
-    python eval.py --model out/demo/model --data tiny_countdown --template tiny_countdown --reward tinyzero_countdown
+    python eval.py --model out/demo/model --suite gsm8k,math500,minerva,olympiadbench,aime24,amc23,countdown,kk
+    torchrun --standalone --nproc-per-node=8 eval.py --model Qwen/Qwen2.5-3B --suite gsm8k --data_path DIR --limit 200
+    python eval.py --sweep out/demo       # every checkpoint; without --suite on the run's own held-out data
+    python eval.py --model M --data tiny_countdown --template tiny_countdown --reward tinyzero_countdown
+
+benchmarks.py says what a name stands for, journal.py keeps completions as they finish (the same command goes on after a
+kill), scoring.py holds the statistics. During training, evaluate() below does the same with the run's own engine.
 """
 
+import dataclasses
+import glob
+import hashlib
+import json
 import os
+import re
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+import torch.distributed as dist
+
+import benchmarks
 import common
 import data
+import journal
 import rewards
 import rollout as sampler
 import samples as samples_file
+import scoring
 from config import ConfigError, load_config
 from metrics import summarise
 
@@ -20,24 +40,28 @@ from metrics import summarise
 @dataclass(frozen=True)
 class Config:
     model: str = "out/demo/model"        # Hugging Face directory or hub id
+    sweep: str = ""                      # a run's directory, out/demo: every checkpoint instead of `model`
+    suite: str = ""                      # benchmarks with commas, gsm8k,math500,...: benchmarks.py has the names
+    data: str | dict = ""                # instead of suite: source name, or {name: weight}; both empty: tiny_countdown
+    data_path: str | dict = ""           # directory with gsm8k_test.jsonl etc., a file, {name: path}; else the hub
+    split: str = ""                      # of the data; empty = the benchmark's, mostly test
+    limit: int | dict = 0                # problems of each benchmark, chosen by seed; 0 = the benchmark's default
+    template: str | dict = ""            # prompt template, or {name: template}; empty = the benchmark's default
+    reward: str | dict = ""              # reward that says what is correct; empty = the benchmark's default
+    samples: int | dict | None = None    # per problem at `temperature`, or {name: samples}; 0 = greedy only
+    greedy: bool = True                  # one greedy response beside the samples
+    temperature: float = 1.0             # of the samples; 0 = greedy only
+    seed: int = 0                        # decides subset and every sampled token
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # auto: bfloat16 on GPU, float32 on CPU
-    seed: int = 0                        # decides every sampled token
-    data: str | dict = "tiny_countdown"  # source name, or {name: weight}
-    data_path: str | dict = ""           # local JSONL, parquet or directory instead of the hub, or {source: path}
-    split: str = "test"
-    limit: int = 0                       # use only so many rows, 0 = all
-    template: str | dict = "tiny_countdown"
-    reward: str | dict = "tinyzero_countdown"
-    samples: int = 4                     # per prompt, at `temperature`; one greedy response beside them
-    temperature: float = 1.0
-    max_prompt_len: int = 256            # tokens
+    max_prompt_len: int = 0              # tokens; longer prompts are refused and counted; 0 = whatever the longest has
     max_response_len: int = 1024         # tokens
     stop: tuple = ()                     # strings that end a response; EOS always does
-    max_num_seqs: int = 256
-    kv_cache_gb: float = 0.0
-    tensor_parallel: int = 1
-    deadline_s: float = 7200.0           # after it, unfinished responses are cut off and count as truncated
-    output: str = ""                     # write every completion and its score to this JSONL file
+    stop_ids: int | tuple = ()           # token ids that end a response, beside the model's EOS
+    max_num_seqs: int = 256              # sequences decoded together in one engine
+    kv_cache_gb: float = 0.0             # per engine; 0 = room for max_num_seqs full sequences, at most 35 % of the GPU
+    tensor_parallel: int = 1             # GPUs per engine
+    deadline_s: float = 7200.0           # of one benchmark; after it, responses are cut off and count as truncated
+    output: str = ""                     # directory of the results, or a .jsonl file; empty: out/eval/MODEL-HASH
 
 
 class NoModel(ConfigError):
@@ -106,66 +130,337 @@ def check_rewards(reward, parts=None):
         raise ConfigError(str(error)) from error
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# In training
+
+
 def evaluate(prompts, seed, samples, temperature, *, version, keep=8, **sample):
     """
-    Held-out success -> (row, kept rollouts of the first prompts). The seed of a sample depends on the run's seed,
-    the prompt and the sample alone: two evaluations of the same weights are the same, and training is not touched.
+    Held-out success -> (row, kept rollouts of the first prompts, per_problem). The seed of a sample depends on the
+    run's seed, the prompt and the sample alone: two evaluations of the same weights are the same, and training is not
+    touched.
+
+    per_problem {uid: [share of samples right (None without samples), greedy right 0 or 1]}
     """
     timer = sample["timer"]
     inner = common.Timer(timer.device)  # generating for an evaluation is not the step's rollout time
     start = timer.now()
     sampled = []
     if samples:
-        seeds = [[common.stable_seed(seed, "eval", p.uid, k) for k in range(samples)] for p in prompts]
+        seeds = [sample_seeds(seed, p.uid, range(samples)) for p in prompts]
         sampled = sampler.sample_and_score(prompts, seeds, temperature=temperature, version=version,
                                            **{**sample, "timer": inner})
     greedy = sampler.sample_and_score(prompts, [[0]] * len(prompts), temperature=0.0, version=version,
                                       **{**sample, "timer": inner})
     row = summarise(sampled or greedy, sample["tokenizer"])
-    row |= {"eval_correct": row["correct"], "eval_correct_greedy": sum(r.score.correct for r in greedy) / max(1, len(greedy)),
+    row |= {"eval_correct": row["correct"], "eval_correct_greedy": share_right(greedy),
             "eval_reward": row["reward"], "eval_response_len": row["response_len"], "eval_truncated": row["truncated"],
             "eval_format_error": row["format_error"], "eval_reflection_words": row["reflection_words"],
             "eval_rollouts": len(sampled)}
+    sources = sorted({p.source for p in prompts})
+    for source in sources if len(sources) > 1 else ():  # of a mixture: each benchmark by itself
+        row[f"eval/{source}/correct"] = share_right([r for r in sampled or greedy if r.source == source])
+        row[f"eval/{source}/correct_greedy"] = share_right([r for r in greedy if r.source == source])
     timer.seconds["eval"] += timer.now() - start
     kept = [samples_file.row(r, prompts[r.prompt], version, "held-out", sample["tokenizer"]) for r in sampled if r.prompt < keep]
     kept += [{**samples_file.row(r, prompts[r.prompt], version, "held-out", sample["tokenizer"]), "sample": "greedy"}
              for r in greedy if r.prompt < keep]
-    return row, kept
+    right = {}
+    for r in sampled:
+        right.setdefault(r.prompt, []).append(r.score.correct)
+    shares = {i: sum(found) / len(found) for i, found in right.items()}
+    per_problem = {prompts[r.prompt].uid: [shares.get(r.prompt), int(r.score.correct)] for r in greedy}
+    return row, kept, per_problem
+
+
+def sample_seeds(seed, uid, samples):
+    return [common.stable_seed(seed, "eval", uid, k) for k in samples]
+
+
+def share_right(rollouts):
+    return sum(r.score.correct for r in rollouts) / max(1, len(rollouts))
+
+
+def as_json(r, prompts, step):
+    return {"step": step, "uid": prompts[r.prompt].uid, "sample": r.sample, "prompt": prompts[r.prompt].text,
+            "response": r.text, "reward": r.score.total, "correct": r.score.correct, "format_ok": r.score.format_ok,
+            "parts": r.score.parts, "tokens": len(r.response_ids), "finish_reason": r.finish_reason}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# By itself
+
+
+def check_config(cfg, world):
+    for name in ("max_response_len", "max_num_seqs", "tensor_parallel", "deadline_s"):
+        if getattr(cfg, name) <= 0:
+            raise ConfigError(f"{name} = {getattr(cfg, name)} must be greater than 0")
+    for name in ("max_prompt_len", "kv_cache_gb"):
+        if getattr(cfg, name) < 0:
+            raise ConfigError(f"{name} = {getattr(cfg, name)} must not be negative")
+    if cfg.temperature and not 0.01 <= cfg.temperature <= 2:
+        raise ConfigError(f"temperature = {cfg.temperature} must be 0 or lie in 0.01 ... 2")
+    if world % cfg.tensor_parallel:
+        raise ConfigError(f"tensor_parallel = {cfg.tensor_parallel} does not divide the {world} processes")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Whose weights: a model's directory, or the checkpoints of a run
+
+
+def weights_fingerprint(folder):
+    """
+    sha256 of what lies in a model's or checkpoint's directory: 16 hex digits. Files above 1 GB count with 1,024 blocks
+    of 64 KiB, evenly spread: a training step changes nearly every weight.
+    """
+    def of_file(file):
+        digest, size = hashlib.sha256(), os.path.getsize(file)
+        step, block = (size // 1024, 1 << 16) if size > 1e9 else (1 << 20, 1 << 20)
+        with open(file, "rb") as f:
+            for start in range(0, size, step):
+                f.seek(start)
+                digest.update(f.read(block))
+        return f"{os.path.relpath(file, folder)} {size} {digest.hexdigest()}"
+
+    files = [f for f in glob.glob(os.path.join(glob.escape(folder), "**"), recursive=True, include_hidden=True)
+             if os.path.isfile(f) and os.path.basename(f) != "trained.json"]
+    with ThreadPoolExecutor(8) as pool:
+        return hashlib.sha256("\n".join(pool.map(of_file, sorted(files))).encode()).hexdigest()[:16]
+
+
+SWEEP_SETTINGS = ("model", "dtype", "seed", "temperature", "max_response_len", "stop")
+
+
+def sweep_settings(cfg, origin):
+    """Of a run: its own settings wherever none were given, so that a sweep repeats the run's evaluations -> Config."""
+    file = os.path.join(cfg.sweep, "config.json")
+    try:
+        with open(file) as f:
+            run = json.load(f)["settings"]
+    except FileNotFoundError as error:
+        raise ConfigError(f"sweep = {cfg.sweep!r} is no run's directory: it has no config.json") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} cannot be read ({type(error).__name__}): a sweep needs its settings") from error
+    needed = {*SWEEP_SETTINGS, "eval_data", "data", "eval_path", "data_path", "eval_samples", "eval_prompts",
+              "template", "reward", "max_prompt_len"}
+    if missing := sorted(needed - run.keys()):
+        raise ConfigError(f"{file} is not of a run of train_grpo.py or train_ppo.py: it has no {missing[0]}")
+    own = {name: run[name] for name in SWEEP_SETTINGS}
+    if not cfg.suite and not cfg.data:
+        own |= {"data": run["eval_data"] or run["data"], "data_path": run["eval_path"] or run["data_path"],
+                "split": "test", "samples": run["eval_samples"], "limit": run["eval_prompts"]}
+        own |= {name: run[name] for name in ("template", "reward", "max_prompt_len")}
+    elif cfg.suite and isinstance(run["reward"], str) and isinstance(run["template"], str):
+        alike = [name for name, b in benchmarks.chosen(cfg).items() if kind_of(b.reward) == kind_of(run["reward"])]
+        own |= {"template": dict.fromkeys(alike, run["template"]), "reward": dict.fromkeys(alike, run["reward"])}
+    own = {name: tuple(value) if type(value) is list else value for name, value in own.items() if name not in origin}
+    return dataclasses.replace(cfg, **own)
+
+
+def kind_of(reward):
+    return "countdown" if "countdown" in reward else "kk" if reward.endswith("kk") else "math"
+
+
+def targets_of(cfg):
+    """-> {step: directory with weights}: every checkpoint, and the exported model where it is of another step."""
+    from checkpoint import exported_step, saved_steps
+
+    saved, export = saved_steps(cfg.sweep), os.path.join(cfg.sweep, "model")
+    targets = {step: os.path.join(cfg.sweep, f"step_{step:06d}") for step in saved}
+    if exported_step(export) > 0:
+        targets.setdefault(exported_step(export), export)
+    if not targets:
+        raise ConfigError(f"sweep: {cfg.sweep} has no checkpoint and no exported model yet")
+    return dict(sorted(targets.items()))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Asking
+
+
+def ask(task, wanted, temperature, log, sample):
+    """Sample the completions `wanted`, [(uid, sample), ...]; each goes into the journal as its score is final."""
+    numbers = {p.uid: i for i, p in enumerate(task.prompts)}
+    todo = {}
+    for uid, k in wanted:
+        todo.setdefault(numbers[uid], []).append(k)
+    prompts = [task.prompts[i] for i in todo]
+    seeds = [[0] if ks == ["greedy"] else sample_seeds(task.settings["seed"], p.uid, ks)
+             for p, ks in zip(prompts, todo.values(), strict=True)]
+    names = list(todo.values())
+
+    def record(r):
+        answer = rewards.predicted(prompts[r.prompt].reward, r.text, prompts[r.prompt].answer, r.truncated or r.phantom)
+        log.add(as_json(r, prompts, sample["version"]) | {"sample": names[r.prompt][r.sample], "extracted": answer,
+                                                          "flags": sorted(r.score.flags)})
+
+    if prompts:
+        record = record if sample["leader"] else None
+        sampler.sample_and_score(prompts, seeds, temperature=temperature, record=record, **sample)
+
+
+def complete(task, folder, settings, rank, sample):
+    """Ask what is missing of one benchmark -> its row of the results; every rank together, the row on rank 0."""
+    order = task.order()
+    done = journal.read_rows(folder, task.name, settings, set(order))
+    dist.barrier()  # nobody writes before all have read
+    missing = [key for key in order if key not in done]
+    if rank == 0:
+        journal.write_settings(folder, task.name, settings)
+        journal.compact(folder, task.name, done)
+    dist.barrier()
+    if missing and done:
+        common.print0(f"{task.name}: {len(done)} of {len(order)} completions are there")
+    if missing:
+        arguments = sample()  # may load the engine: no time of this benchmark
+        log = journal.Journal(folder, task.name, rank)
+        ask(task, [key for key in missing if key[1] != "greedy"], task.settings["temperature"], log, arguments)
+        ask(task, [key for key in missing if key[1] == "greedy"], 0.0, log, arguments)
+        log.close()
+    dist.barrier()
+    if rank != 0:
+        return None
+    rows = journal.read_rows(folder, task.name, settings, set(order), cut_off=True)
+    rows, seconds = journal.finish(folder, task.name, settings, rows, order)
+    return {"benchmark": task.name, **scoring.summarise(rows, seconds, same_answer)}
+
+
+def same_answer(a, b):
+    """Two completions of one problem: both right, or both wrong with answers that the strict grader calls equal."""
+    if a["correct"] or b["correct"]:
+        return a["correct"] and b["correct"]
+    if max(len(a["extracted"]), len(b["extracted"])) > 200:
+        return a["extracted"] == b["extracted"]
+    return rewards.ask_now([a["extracted"]], b["extracted"], "strict") == "right"
 
 
 def main():
-    cfg, _ = load_config(Config)
+    cfg, origin = load_config(Config)
     rank, world, device = common.init_distributed(cfg.deadline_s + 3600)
-    if cfg.tensor_parallel < 1 or world % cfg.tensor_parallel:
-        raise ConfigError(f"tensor_parallel = {cfg.tensor_parallel} does not divide the {world} processes")
+    if cfg.sweep:
+        cfg = sweep_settings(cfg, origin)
+    check_config(cfg, world)
+    benchmarks.chosen(cfg)  # a misspelled name is found first
     dtype = cfg.dtype if cfg.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
-    check_rewards(cfg.reward)
-    path, hf_config, tokenizer, stop_ids = resolve_model(cfg.model, cfg.max_prompt_len + cfg.max_response_len)
-    prompts, _ = data.load_prompts(cfg.data, cfg.template, cfg.reward, tokenizer, split=cfg.split, limit=cfg.limit or None,
-                                   seed=cfg.seed, max_prompt_len=cfg.max_prompt_len, paths=cfg.data_path or None,
-                                   vocab_size=hf_config.vocab_size, check_answer=rewards.check_answer)
-    engine = sampler.make_engine(
-        path, config=hf_config, dtype=dtype, prompt_len=cfg.max_prompt_len, response_len=cfg.max_response_len,
-        max_num_seqs=cfg.max_num_seqs, kv_cache_gb=cfg.kv_cache_gb, tensor_parallel=cfg.tensor_parallel, seed=cfg.seed,
-        rank=rank, device=device, stop_strings=bool(cfg.stop))
-    engine.update_weight_version("0")
+    targets = targets_of(cfg) if cfg.sweep else {}
+    try:
+        path, hf_config, tokenizer, stop_ids = resolve_model(cfg.model, cfg.max_response_len)
+        targets = {0: path, **targets}
+    except NoModel as error:
+        if not cfg.sweep or not os.path.exists(os.path.join(cfg.sweep, "model", "config.json")):
+            raise
+        common.print0(f"no step 0: {error.reason}")
+        path, hf_config, tokenizer, stop_ids = resolve_model(os.path.join(cfg.sweep, "model"), cfg.max_response_len)
+    stop_ids = sorted({*stop_ids, *([cfg.stop_ids] if isinstance(cfg.stop_ids, int) else cfg.stop_ids)})
+    if not all(isinstance(i, int) and 0 <= i < hf_config.vocab_size for i in stop_ids):
+        raise ConfigError(f"stop_ids = {cfg.stop_ids} must be token ids, 0 to {hf_config.vocab_size - 1}")
+    tasks = benchmarks.make_tasks(cfg, tokenizer, hf_config.vocab_size, stop_ids, dtype)
+    common.print0(benchmarks.plan(tasks))
+    prompt_len = max(len(p.ids) for task in tasks for p in task.prompts)
+    if prompt_len + cfg.max_response_len > (getattr(hf_config, "max_position_embeddings", None) or 1 << 40):
+        raise ConfigError(f"the longest prompt, {prompt_len} tokens, + max_response_len = {cfg.max_response_len} is "
+                          f"more than the {hf_config.max_position_embeddings} positions of {cfg.model!r}")
+    prints = common.gather([weights_fingerprint(p) for p in targets.values()] if rank == 0 else [])
+    prints = dict(zip(targets, prints, strict=True))
+    folder, extra = output_of(cfg, tasks, prints)
+    folders = {step: os.path.join(folder, f"step_{step:06d}") if cfg.sweep else folder for step in targets}
+    for step in targets:  # what lies there and does not fit is found before weights are loaded
+        for task in tasks:
+            journal.read_rows(folders[step], task.name, task.settings | {"model": prints[step]}, set(task.order()))
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"no results can be written to {folder!r} ({error.strerror}): another --output?") from error
+    if not os.path.isdir(os.path.dirname(extra) or "."):
+        raise ConfigError(f"output = {extra!r}: there is no directory {os.path.dirname(extra)!r}")
+
+    before = {step: journal.read_table(os.path.join(folders[step], "results.json")) for step in targets}
+    table = journal.read_table(os.path.join(folder, "table.json")) if cfg.sweep else []
+
     scorer, timer = rewards.Scorer(), common.Timer(device)
-    row, kept = evaluate(
-        prompts, cfg.seed, cfg.samples, cfg.temperature, version=0, keep=len(prompts), engine=engine, tokenizer=tokenizer,
-        scorer=scorer, timer=timer, max_tokens=cfg.max_response_len, stop_ids=stop_ids, stop_strings=cfg.stop, repetition_stop=0,
-        deadline_s=cfg.deadline_s, engines=world // cfg.tensor_parallel, engine_rank=rank // cfg.tensor_parallel,
-        leader=rank % cfg.tensor_parallel == 0, vocab_size=hf_config.vocab_size)
+    engine, policy, held = None, None, None  # `held`: the step whose weights the engine has
+
+    def sample(step):
+        """The arguments of sample_and_score, with an engine that has this step's weights; made when first needed."""
+        nonlocal engine, policy, held
+        if engine is None:
+            engine = sampler.make_engine(
+                path, config=hf_config, dtype=dtype, prompt_len=prompt_len, response_len=cfg.max_response_len,
+                max_num_seqs=cfg.max_num_seqs, kv_cache_gb=cfg.kv_cache_gb, tensor_parallel=cfg.tensor_parallel,
+                seed=cfg.seed, rank=rank, device=device, stop_strings=bool(cfg.stop))
+            engine.update_weight_version("0")
+            held = 0
+        if held != step:
+            sampler.sleep(engine, device)
+            policy = load_weights(policy, path, targets[step], device, dtype)
+            sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), step, device)
+            held = step
+        return dict(engine=engine, tokenizer=tokenizer, scorer=scorer, timer=timer, max_tokens=cfg.max_response_len,
+                    stop_ids=stop_ids, stop_strings=cfg.stop, repetition_stop=0, deadline_s=cfg.deadline_s, version=step,
+                    engines=world // cfg.tensor_parallel, engine_rank=rank // cfg.tensor_parallel,
+                    leader=rank % cfg.tensor_parallel == 0, vocab_size=hf_config.vocab_size)
+
+    everything = []
+    for step in targets:
+        rows = []
+        for task in tasks:
+            settings = task.settings | {"model": prints[step]}
+            row = complete(task, folders[step], settings, rank, lambda step=step: sample(step))
+            if rank == 0:
+                rows.append(row)
+                of_step = f"step {step:4d}  " if cfg.sweep else ""
+                low, high = scoring.percent(row["low"]), scoring.percent(row["high"])
+                common.print0(f"{of_step}{task.name}: {scoring.percent(row['avg_at_k'])} % avg@{row['k']} of "
+                              f"{row['problems']} problems, 95 % [{low}, {high}], {row['seconds']:.0f} s")
+        if rank == 0:
+            everything += [{"step": step, **row} for row in rows]
+            journal.save_results(folders[step], rows, about(cfg, targets[step], prints[step]), before[step])
+            if cfg.sweep:
+                journal.save_sweep(folder, {task.name: task.settings for task in tasks}, everything, table)
     scorer.close()
     if rank == 0:
-        if cfg.output:
-            import json
+        if extra:
+            with open(extra, "w") as f:
+                for task in tasks:
+                    with open(journal.file_of(folders[0], task.name)) as done:
+                        f.write(done.read())
+        head, lines = (scoring.sweep_cells(everything) if cfg.sweep else
+                       (scoring.RESULT_HEAD, [scoring.result_cells(row) for row in everything]))
+        common.print0(f"\n{cfg.sweep or cfg.model}\n{scoring.to_text(head, lines)}\n\nwritten to {folder}/")
 
-            with open(cfg.output, "w") as f:
-                f.writelines(json.dumps(r) + "\n" for r in kept)
-        print(f"{cfg.model}: {len(prompts)} held-out problems, {cfg.samples} samples each at temperature {cfg.temperature}: "
-              f"right {row['eval_correct']:.1%}, greedy {row['eval_correct_greedy']:.1%}, format errors "
-              f"{row['format_error']:.1%}, truncated {row['truncated']:.1%}, mean length {row['response_len']:.0f} tokens, "
-              f"{timer.take()['step']:.0f} s")
+
+def load_weights(policy, path, source, device, dtype):
+    """The weights of one checkpoint, in a policy that is made when first needed; every rank together."""
+    import checkpoint
+    import policy as model
+
+    if os.path.exists(os.path.join(source, "config.json")):  # an exported model, or the start
+        return model.load_policy(source, device, dtype, trainable=False)
+    if policy is None:
+        policy = model.load_policy(path, device, dtype, trainable=False)
+    checkpoint.load_model_weights(os.path.dirname(source), int(source[-6:]), policy)
+    return policy
+
+
+def about(cfg, source, fingerprint):
+    """What results.json says beside the results."""
+    command = " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
+    return {"model": source, "weights": fingerprint, "command": command, "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "world_size": dist.get_world_size(), "machine": common.machine(), "versions": common.versions(),
+            "commit": common.commit()}
+
+
+def output_of(cfg, tasks, prints):
+    """-> (directory of the results, "" or a .jsonl file that gets all completions too)."""
+    if cfg.sweep:
+        return cfg.output or os.path.join(cfg.sweep, "eval"), ""
+    if cfg.output and not cfg.output.endswith(".jsonl"):
+        if os.path.exists(cfg.output) and not os.path.isdir(cfg.output):
+            raise ConfigError(f"output = {cfg.output!r} is a file: give a directory, or a name that ends in .jsonl")
+        return cfg.output, ""
+    label = re.sub(r"[^\w.-]+", "-", cfg.model.removeprefix("out/").strip("/."))[-60:].strip("-")
+    what = json.dumps([prints[0], [[task.name, task.settings] for task in tasks]], sort_keys=True)
+    return os.path.join("out", "eval", f"{label}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"), cfg.output
 
 
 if __name__ == "__main__":

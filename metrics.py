@@ -5,36 +5,21 @@ Sums are taken over all ranks and divided once: no mean of means.
 """
 
 import math
-import re
 
 import torch
 
+from analysis import split_thinking, word_columns
 from common import Broken, max_over_ranks, sum_over_ranks
-
-# Words of a model that checks itself: the survey's list and the longer published ones (lower case; "no" and
-# "try again" as whole words). Counted inside the thinking.
-REFLECTION = ("rethink", "recheck", "try again", "re-evaluate", "reevaluate", "check again", "think again", "too high",
-              "too low", "close but", "try another approach", "try different", "double-check", "reconsider", "wait", "no")
-REFLECTION_PATTERN = re.compile(r"\b(?:" + "|".join(REFLECTION) + r")\b", re.IGNORECASE)
-
 
 # Monitors that rewards.Score.flags may hold: each a way to look right, or a grader that gave up.
 FLAGS = ("several_answers", "answer_in_thinking", "several_boxes", "empty_thinking", "non_ascii_answer", "timeout", "error")
 
 
-def split_thinking(text):
-    """-> (thinking, answer part): at the first </think>, else at the first <answer>; the answer part holds the tag."""
-    for tag in ("</think>", "<answer>"):
-        at = text.find(tag)
-        if at >= 0:
-            return text[:at], text[at:]
-    return text, ""
-
-
 def summarise(rollouts, tokenizer):
     """
     Means over the rollouts of a step: reward, shares of right, wrong and badly formatted ones, lengths in tokens,
-    reflection words per response. think_len and answer_len re-tokenise the two parts of the text, for this only.
+    words of reasoning and of reflection (analysis.py). think_len and answer_len re-tokenise the two parts of the text,
+    for this only.
     """
     n = max(1, len(rollouts))
     parts = [split_thinking(r.text) for r in rollouts]
@@ -53,7 +38,7 @@ def summarise(rollouts, tokenizer):
         "response_len_max": max(lens, default=0),
         "think_len": (sum(lens) - sum(answer_lens)) / n,
         "answer_len": sum(answer_lens) / n,
-        "reflection_words": sum(len(REFLECTION_PATTERN.findall(thinking)) for thinking, _ in parts) / n,
+        **word_columns([thinking for thinking, _ in parts]),
         "num_rollouts": len(rollouts),
     }
     names = sorted({name for r in rollouts for name in r.score.parts})

@@ -391,6 +391,22 @@ def open_r1_math(sample, equal):
     return sample.finish({"answer": float(correct), "format": float(format_ok)}, correct, format_ok)
 
 
+HASHES = re.compile(r"#### (-?[0-9.,]{1,200})")
+
+
+def verl_gsm8k(sample, equal):
+    """
+    1 / 0. verl @945104d verl/utils/reward_score/gsm8k.py ("strict"), the prompt of base models with worked examples: the
+    first '#### N' of the completion; format: there is one. As we differ: 18.00 and '18.' are 18, truncated is 0.
+    """
+    found = HASHES.search(sample.text)
+    sample.note("the first '#### N'", found[1] if found else "none")
+    if sample.truncated or not found:
+        return sample.finish({"answer": 0.0})
+    correct = is_right(sample, equal, found[1].rstrip(".,"))
+    return sample.finish({"answer": float(correct)}, correct, True)
+
+
 INTEGER = re.compile(r"[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+")
 
 
@@ -545,6 +561,7 @@ REWARDS = {
     "demystify_cosine": demystify_cosine,
     "deepscaler_math": deepscaler_math,
     "unsloth_gsm8k": unsloth_gsm8k,
+    "verl_gsm8k": verl_gsm8k,
     "math": boxed,
 }
 
@@ -602,6 +619,18 @@ def run(reward, equal, response, answer, truncated=False, num_tokens=None, max_t
         if notes is not None:
             notes.append(("error", repr(e)))
         return replace(failed, flags=frozenset({"error"}))
+
+
+def predicted(reward, response, answer, truncated=False):
+    """The answer that this reward compares with the gold, None without one: Countdown, K&K, no or an empty box, cut off."""
+    asked = []
+
+    def equal(golds, prediction, rules):
+        asked.append(prediction)
+        return "wrong"
+
+    run(reward, equal, response, answer, truncated, num_tokens=0, max_tokens=1 << 30)
+    return asked[0] if asked and asked[0].strip() else None
 
 
 def score(reward, response, answer, *, truncated=False, num_tokens=None, max_tokens=None) -> Score:
@@ -686,6 +715,11 @@ class Scorer:
             remember(self.known, question, verdict)
             for key, reward, arguments in self.waiting.pop(question):
                 self.keep(key, reward, lambda *_, verdict=verdict: verdict, arguments)
+
+    def settled(self):
+        """{key: Score} of what no grader process has to decide any more; collect() will not return these again."""
+        undecided = {key for asked in self.waiting.values() for key, *_ in asked}
+        return {key: self.scores.pop(key) for key in [key for key in self.scores if key not in undecided]}
 
     def collect(self, budget_s=60.0):
         """All scores since the last collect, as {key: Score}."""

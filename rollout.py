@@ -173,14 +173,16 @@ def run_requests(engine, requests, deadline, version, desc):
 
 
 def sample_and_score(prompts, seeds, *, engine, tokenizer, scorer, timer, temperature, max_tokens, stop_ids, stop_strings,
-                     repetition_stop, deadline_s, engines, engine_rank, leader, version, vocab_size):
+                     repetition_stop, deadline_s, engines, engine_rank, leader, version, vocab_size, record=None):
     """
     Every engine samples its share of the prompts and scores each response as it finishes; then all ranks exchange.
 
     -> the rollouts of all ranks on every rank, ordered by prompt, then sample. `scorer` is rewards.Scorer, `leader`
-    tells which rank of a tensor-parallel group speaks for it.
+    tells which rank of a tensor-parallel group speaks for it. record(rollout): called for each of this rank's own as
+    soon as its score is final, so that an evaluation that is killed has kept them.
     """
-    mine = range(engine_rank, len(prompts), engines)
+    # longest prompt first: they tend to have the longest responses, which should not be the last to start
+    mine = sorted(range(engine_rank, len(prompts), engines), key=lambda i: -len(prompts[i].ids))
     rollouts, inline_s = {}, 0.0
     with timer("rollout"):
         for r in generate(engine, [(i, prompts[i].ids) for i in mine], [seeds[i] for i in mine], temperature=temperature,
@@ -194,15 +196,23 @@ def sample_and_score(prompts, seeds, *, engine, tokenizer, scorer, timer, temper
             scorer.submit((r.prompt, r.sample), prompt.reward, r.text, prompt.answer, truncated=r.truncated or r.phantom,
                           num_tokens=len(r.response_ids), max_tokens=max_tokens)
             rollouts[r.prompt, r.sample] = r
+            if record is not None:
+                hand_over(scorer.settled(), rollouts, record)
             inline_s += time.monotonic() - start
     timer.seconds["rollout"] -= inline_s
     timer.seconds["reward"] += inline_s
     with timer("reward"):
-        for key, score in scorer.collect().items():
-            rollouts[key].score = score
+        hand_over(scorer.collect(), rollouts, record)
     with timer("rollout"):  # waits for the slowest engine
         everyone = gather(rollouts.values() if leader else ())
     return sorted(everyone, key=lambda r: (r.prompt, r.sample))
+
+
+def hand_over(scores, rollouts, record):
+    for key, score in scores.items():
+        rollouts[key].score = score
+        if record is not None:
+            record(rollouts[key])
 
 
 def shares_engine():

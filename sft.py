@@ -176,9 +176,11 @@ def main():
             state = {"examples_seen": seen, "fingerprints": fingerprints}
             saver.save(step, policy, optimizer, state, must=last or stopped)
         if stopped and not last:
+            run.close()
             return run.say(f"stopped by {stopped} after step {step}; the same command continues")
     export = torch.float32 if device.type == "cpu" else torch.bfloat16
     checkpoint.export_hf(policy, tokenizer, f"{run.path}/model", export, cfg.num_steps)
+    run.close()
     run.say(f"done: {run.path}/model")
 
 

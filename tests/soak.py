@@ -19,7 +19,7 @@ import time
 sys.path[:0] = [os.path.dirname(os.path.abspath(__file__)), os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
 
 from conftest import ROOT, save_tiny_model  # noqa: E402
-from runs import GRPO, PPO, SFT, everything_of, write_examples  # noqa: E402
+from runs import GRPO, PPO, SFT, environment, everything_of, write_examples  # noqa: E402
 
 SCRIPTS = {"train_grpo.py": GRPO, "train_ppo.py": PPO, "sft.py": [*SFT, "--name", "run"]}
 
@@ -27,11 +27,9 @@ SCRIPTS = {"train_grpo.py": GRPO, "train_ppo.py": PPO, "sft.py": [*SFT, "--name"
 def start(folder, script, args, engine):
     os.makedirs(folder, exist_ok=True)
     write_examples(folder)
-    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
-    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [os.path.join(ROOT, "tests", "fake_engine.py"), script] if engine == "fake" else [os.path.join(ROOT, script)]
     with open(os.path.join(folder, "output.txt"), "a") as out:
-        return subprocess.Popen([sys.executable, *command, *args], cwd=folder, env=env, stdout=out, stderr=out)
+        return subprocess.Popen([sys.executable, *command, *args], cwd=folder, env=environment(), stdout=out, stderr=out)
 
 
 def wait_for(seen, process, timeout_s=120):

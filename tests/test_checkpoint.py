@@ -97,6 +97,15 @@ def flip(path, start=2000, count=64):
         f.write(bytes(255 - b for b in old))
 
 
+def without_state(path):
+    with open(path + "/MANIFEST.json") as f:
+        manifest = json.load(f)
+    del manifest["files"]["state.json"]
+    with open(path + "/MANIFEST.json", "w") as f:
+        json.dump(manifest, f)
+    os.remove(path + "/state.json")
+
+
 DAMAGE = {
     "flipped bytes in the weights": lambda p: flip(p + "/dcp/__0_0.distcp", os.path.getsize(p + "/dcp/__0_0.distcp") // 2),
     "flipped bytes in the metadata": lambda p: flip(p + "/dcp/.metadata", 100, 8),
@@ -106,6 +115,8 @@ DAMAGE = {
     "missing metadata": lambda p: os.remove(p + "/dcp/.metadata"),
     "missing manifest": lambda p: os.remove(p + "/MANIFEST.json"),
     "half a manifest": lambda p: os.truncate(p + "/MANIFEST.json", 40),
+    "a manifest of nonsense": lambda p: open(p + "/MANIFEST.json", "w").write('{"step": 3, "files": {"state.json": 7}}'),
+    "a manifest that leaves the state out": lambda p: without_state(p),
     "a manifest of another step": lambda p: shutil.copy(p.replace("3", "2") + "/MANIFEST.json", p),
     "missing state": lambda p: os.remove(p + "/state.json"),
     "another state": lambda p: flip(p + "/state.json", 0, 1),

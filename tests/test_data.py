@@ -161,7 +161,7 @@ TEMPLATE_HASHES = {  # sha256 of system + "|" + user + "|" + text as published
     "simplerl_v1_qwen_boxed": "d059770501ff0d14", "simplerl_v1_abel": "d269dad78b8e71ae",
     "no_template": "cfd633c94669232b", "open_r1_demo": "7272f36d07265a43", "open_r1_simple_rl": "eac48f71886e5cf9",
     "unsloth_gemma3": "1634efd2b05fc77c", "deepscaler": "2ad9edbd3a593828", "tiny_countdown": "99108a4ade75bce7",
-    "chat": "93c406a46faedd7e",
+    "chat": "93c406a46faedd7e", "boxed_text": "1bad2f477b8d2a1d",
 }
 
 

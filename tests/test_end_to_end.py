@@ -202,3 +202,50 @@ def test_sft_lowers_the_loss_and_counts_bad_lines(tied_model, tmp_path):
     shutil.rmtree(tmp_path / "out")
     refused = run_script(os.path.join(ROOT, "sft.py"), *args, cwd=tmp_path)
     assert refused.returncode != 0 and "6 of 206 lines cannot be used" in refused.stderr
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+def test_evaluating_changes_nothing_of_the_training(one_rank, tied_model, tmp_path):
+    """The same three steps without any evaluation: the same weights and the same metrics, bit for bit."""
+    done = train(tmp_path, tied_model, "--eval_prompts", "0", "--save_every", "0")
+    assert done.returncode == 0, done.stderr[-3000:]
+    a, b = (load_weights(os.path.join(folder, "out/run/model")) for folder in (one_rank[0], tmp_path))
+    assert a.keys() == b.keys() and all((a[name] == b[name]).all() for name in a)
+    ours, theirs = ([row for row in rows_of(folder) if row["step"]] for folder in (one_rank[0], tmp_path))
+    assert len(ours) == len(theirs) == 3 and not any(name.startswith("eval") for row in theirs for name in row)
+    for one, other in zip(ours, theirs, strict=True):
+        for name in other:
+            if not name.startswith(("seconds", "tokens_per_second")):
+                assert one[name] == other[name], name
+
+
+def test_every_held_out_problem_is_on_record_at_every_evaluation(one_rank):
+    with open(os.path.join(one_rank[0], "out/run/samples/held_out.jsonl")) as f:
+        lines = [json.loads(line) for line in f]
+    assert [line["step"] for line in lines] == [0, 2, 3] and all(len(line["correct"]) == 6 for line in lines)
+    for line, row in zip(lines, [row for row in rows_of(one_rank[0]) if "eval_correct" in row], strict=True):
+        shares = np.array(list(line["correct"].values()))
+        assert shares.mean(axis=0) == pytest.approx([row["eval_correct"], row["eval_correct_greedy"]])
+
+
+def test_a_sweep_of_a_run_repeats_its_evaluations_and_prints_the_table(one_rank):
+    from conftest import ROOT
+
+    run = one_rank[0] / "out/run"
+    done = run_script(os.path.join(ROOT, "eval.py"), "--sweep", "out/run", cwd=one_rank[0])
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads((run / "eval/table.json").read_text())["rows"]
+    assert [(row["step"], row["benchmark"]) for row in rows] == [(step, "tiny_countdown") for step in (0, 2, 3)]
+    for step in (0, 2, 3):  # the weights of that step, and no others: each response is the one the run itself sampled
+        own, swept = ([json.loads(line)["response"] for line in (run / file).read_text().splitlines()] for file in (
+            f"samples/step_{step:06d}.jsonl", f"eval/step_{step:06d}/tiny_countdown.jsonl"))
+        assert len(own) == 18 and own == swept
+    for row, metrics in zip(rows, [row for row in rows_of(one_rank[0]) if "eval_correct" in row], strict=True):
+        assert (row["avg_at_k"], row["greedy"]) == pytest.approx((metrics["eval_correct"], metrics["eval_correct_greedy"]))
+        assert {"pass_at_k", "maj_at_k", "k", "low", "high", "truncated", "mean_len", "problems"} <= set(row)
+    markdown = (run / "eval/table.md").read_text().splitlines()
+    assert markdown[0] == "| step | tiny_countdown | average |" and len(markdown) == 5
+    assert (run / "eval/table.csv").read_text().splitlines()[0] == "step,tiny_countdown,average"
+    assert "step  tiny_countdown  average" in done.stdout

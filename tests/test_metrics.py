@@ -1,12 +1,14 @@
 """python -m pytest tests/test_metrics.py: the columns of metrics.jsonl, by hand."""
 
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from metrics import StepStats, hacked, split_thinking, summarise
+from analysis import split_thinking, word_columns, word_counts
+from metrics import StepStats, hacked, summarise
 from rewards import Score
 from rollout import Rollout
 
@@ -44,6 +46,32 @@ def test_thinking_ends_at_its_tag_else_at_the_answer():
     assert split_thinking("a</think>b") == ("a", "</think>b")
     assert split_thinking("a<answer>b") == ("a", "<answer>b")
     assert split_thinking("a") == ("a", "")
+
+
+def test_words_of_reasoning_and_reflection_are_counted_once_each_as_the_lists_say():
+    text = ("Step 1: add. First, 3 - 2 = 1.5 and the next number.\n2. Second try\n  **3)** then, finally, no notes.\n"
+            "Wait, that is too high. Let\u2019s try again: rechecked, re - evaluate, Re-evaluate. Let's think again")
+    counts = word_counts(text)
+    assert counts["reasoning_words"] == 6  # Step 1; First; 2.; Second; 3); finally, -- not "1.5", not "the next number"
+    assert counts["reflection_words"] == 6  # no, Wait, too high, try again, re-evaluate, think again
+    # too high, try again, recheck, re - evaluate, re-evaluate, let's think again
+    assert counts["reflection_words_survey"] == 6
+    assert counts["reflection_words_published"] == 3  # recheck, re-evaluate, think again
+    assert set(word_counts("").values()) == {0}
+
+
+def test_shares_are_of_responses_with_at_least_one_word():
+    row = word_columns(["no no no", "yes", "wait", "Step 1 Step 2"])
+    assert row["reflection_words"] == 1.0 and row["reflection_share"] == 0.5
+    assert row["reasoning_words"] == 0.5 and row["reasoning_share"] == 0.25
+    assert row["reflection_share_survey"] == 0 and set(word_columns([]).values()) == {0}
+
+
+def test_counting_words_stays_linear_in_hostile_text():
+    for text in ("re " * 100_000, "\n" * 300_000, "too" + " " * 300_000, "re" + " -" * 150_000, "* " * 150_000):
+        start = time.process_time()
+        word_counts(text)
+        assert time.process_time() - start < 2
 
 
 def test_the_alarm_rings_when_reward_rises_and_held_out_success_falls():

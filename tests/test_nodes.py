@@ -59,6 +59,7 @@ def start_node(rank, folder, args, nets, port):
     return subprocess.Popen(command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+@pytest.mark.slow
 def test_two_nodes_that_replicate_the_weights_train_as_one_process_does(tied_model, tmp_path, namespaces):
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()

@@ -26,7 +26,7 @@ PEOPLE = {"names": ["Zoey", "Oliver"], "solution": [True, False],
           "solution_text_format": "(1) Zoey is a knight\n(2) Oliver is a knave"}
 RANGES = {"tinyzero_countdown": (0, 1), "logic_rl_kk": (-3, 3), "simplerl_math": (-1, 1), "open_r1_math": (0, 2),
           "dr_grpo_math": (0, 1), "dr_grpo_r1": (0, 1), "demystify_cosine": (-10, 2), "deepscaler_math": (0, 1),
-          "unsloth_gsm8k": (-math.inf, 4), "math": (0, 1)}
+          "unsloth_gsm8k": (-math.inf, 4), "verl_gsm8k": (0, 1), "math": (0, 1)}
 TRUNCATED = {"logic_rl_kk": -3, "simplerl_math": -1, "demystify_cosine": -10}       # the others: 0
 
 
@@ -45,6 +45,7 @@ def perfect(reward, gold="5"):
             "dr_grpo_r1": f"a</think> <answer>{gold}</answer>",
             "deepscaler_math": f"<think>a</think> \\boxed{{{gold}}}",
             "unsloth_gsm8k": f"<reasoning>\nwork\n</reasoning>\n<answer>\n{gold}\n</answer>\n",
+            "verl_gsm8k": f"work\n#### {gold}",
             }.get(reward, f"so the answer is $\\boxed{{{gold}}}$.")
 
 

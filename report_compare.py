@@ -1,0 +1,213 @@
+"""
+Did it help? Several runs on the same held-out problems: paired bootstrap, settings that differ, code diff.
+"""
+
+import difflib
+import glob
+import itertools
+import json
+import os
+import re
+
+from report_read import code_folder, number, read_lines, setting, text_of
+
+MAX_DIFF_LINES = 3000
+
+
+def held_out_results(run):
+    """samples/held_out.jsonl -> {step: {uid: share right of the sampled responses, or greedy without any}}."""
+    found = {}
+    path = os.path.join(run["folder"], "samples", "held_out.jsonl")
+    for row in read_lines(path)[0] if os.path.exists(path) else ():
+        if type(row.get("step")) is int and isinstance(row.get("correct"), dict):
+            values = {
+                uid: [number(v) for v in (pair if isinstance(pair, list) else [pair])]
+                for uid, pair in row["correct"].items()
+            }
+            values = {uid: next((v for v in pair if v is not None), None) for uid, pair in values.items()}
+            found[row["step"]] = {uid: v for uid, v in values.items() if v is not None}
+    return found
+
+
+def kept_results(run):
+    """The same from the few held-out rollouts kept in samples/."""
+    found = {}
+    for step, rows in run["rollouts"].items():
+        for r in rows:
+            if r["split"] == "held-out" and r["sample"] != "greedy":
+                found.setdefault(step, {}).setdefault(r["uid"], []).append(r["correct"])
+    return {step: {uid: sum(v) / len(v) for uid, v in by_uid.items()} for step, by_uid in found.items()}
+
+
+def benchmark_results(run):
+    """eval/step_NNNNNN/<benchmark>.jsonl -> {benchmark: {step: path}}; read when it is known which step is compared."""
+    found = {}
+    for path in glob.glob(os.path.join(glob.escape(run["folder"]), "eval", "step_*", "*.jsonl")):
+        if step := re.fullmatch(r"step_(\d{1,9})", os.path.basename(os.path.dirname(path))):
+            found.setdefault(os.path.basename(path)[:-6], {})[int(step[1])] = path
+    return found
+
+
+def benchmark_shares(path):
+    """-> {uid: share of its samples that are right}"""
+    by_uid = {}
+    for row in read_lines(path)[0]:
+        if isinstance(row.get("uid"), (str, int)) and "correct" in row:
+            by_uid.setdefault(str(row["uid"]), []).append(bool(row["correct"]))
+    return {uid: sum(v) / len(v) for uid, v in by_uid.items()}
+
+
+def paired_bootstrap(before, after, draws=10_000, seed=0):
+    """
+    {uid: share right} of two policies on the same problems -> (problems, difference, low, high) in points: the mean
+    difference, and its 2.5th and 97.5th percentile over problems drawn with replacement. None without two of them.
+    """
+    import numpy as np
+
+    common = sorted(before.keys() & after.keys())
+    if len(common) < 2:
+        return None
+    difference = 100 * np.array([after[uid] - before[uid] for uid in common])  # (problems,)
+    rng = np.random.default_rng(seed)
+    chunk = max(1, 2_000_000 // len(common))
+    means = np.concatenate(
+        [
+            difference[rng.integers(0, len(common), (min(chunk, draws - done), len(common)))].mean(1)
+            for done in range(0, draws, chunk)
+        ]
+    )
+    low, high = np.percentile(means, [2.5, 97.5])
+    return len(common), float(difference.mean()), float(low), float(high)
+
+
+def verdict(result):
+    """One line: '+3.1 points, 95 % [0.4, 5.9]', or 'no difference can be told' with the same numbers."""
+    problems, difference, low, high = result
+    numbers = f"{difference:+.1f} points, 95 % [{low:.1f}, {high:.1f}]"
+    if problems < 10:
+        return f"no difference can be told from {problems} problems: {numbers}"
+    return numbers if low > 0 or high < 0 else f"no difference can be told: {numbers}"
+
+
+def other_problems(a, b):
+    """Whether a uid names another problem in the other run: another gold answer, or, without one, another prompt."""
+    seen = [
+        {r["uid"]: r for rows in run["rollouts"].values() for r in rows if r["split"] == "held-out"} for run in (a, b)
+    ]
+    same_template = setting(a, "template") == setting(b, "template")
+    for uid in seen[0].keys() & seen[1].keys():
+        x, y = seen[0][uid], seen[1][uid]
+        if x["gold"] != y["gold"] if x["gold"] and y["gold"] else same_template and x["prompt"] != y["prompt"]:
+            return True
+    return False
+
+
+def mean_shares(runs_shares):
+    """Over the seeds of a group: {uid: mean share}, of the problems that all of them have."""
+    common = set.intersection(*map(set, runs_shares))
+    return {uid: sum(shares[uid] for shares in runs_shares) / len(runs_shares) for uid in common}
+
+
+def compare_pair(a, b, runs_a, runs_b):
+    """Two groups of runs -> [{what, line, note}]: the held-out problems of training first, then benchmarks."""
+    everyone, made = runs_a + runs_b, []
+    if any(other_problems(x, y) for x, y in itertools.combinations(everyone, 2)):
+        return [
+            {
+                "what": f"{b} against {a}",
+                "line": "not comparable problem by problem: the same names stand for other problems",
+                "note": "The runs drew other held-out problems (another seed or other data).",
+            }
+        ]
+    for source, how in (
+        (held_out_results, ""),
+        (kept_results, "Only over the held-out rollouts kept in samples/, which are few."),
+    ):
+        results = [source(run) for run in everyone]
+        steps = set.intersection(*map(set, results))
+        chosen = [max(steps)] * len(results) if steps else [max(r, default=None) for r in results]
+        if None in chosen:
+            continue
+        shares = [r[step] for r, step in zip(results, chosen, strict=True)]
+        groups = mean_shares(shares[: len(runs_a)]), mean_shares(shares[len(runs_a) :])
+        if result := paired_bootstrap(*groups):
+            when = f"step {chosen[0]}" if steps else "the last evaluation of each, at other steps"
+            only = len(groups[0].keys() ^ groups[1].keys())
+            made.append(
+                {
+                    "what": f"{b} against {a}, held-out success, {when}, {result[0]} problems",
+                    "line": verdict(result),
+                    "note": " ".join(
+                        [how] * bool(how) + [f"{only} problems of only one side are left out."] * bool(only)
+                    ),
+                }
+            )
+            break
+    else:
+        made.append(
+            {
+                "what": f"{b} against {a}",
+                "line": "no difference can be told: no common held-out problems are stored",
+                "note": "samples/held_out.jsonl is missing or the runs evaluated other problems.",
+            }
+        )
+    benchmarks = [benchmark_results(run) for run in everyone]
+    for name in sorted(set.intersection(*map(set, benchmarks))):
+        steps = set.intersection(*[set(found[name]) for found in benchmarks])
+        paths = [found[name][max(steps or found[name])] for found in benchmarks]
+        shares = [benchmark_shares(path) for path in paths]
+        if result := paired_bootstrap(mean_shares(shares[: len(runs_a)]), mean_shares(shares[len(runs_a) :])):
+            when = f"step {max(steps)}" if steps else "the last evaluation of each"
+            made.append(
+                {"what": f"{b} against {a}, {name}, {when}, {result[0]} problems", "line": verdict(result), "note": ""}
+            )
+    return made
+
+
+def code_diff(a, b):
+    """Unified diff of the code kept with two runs -> ([{file, lines}], note); bounded."""
+    folders = code_folder(a), code_folder(b)
+    if not all(folders):
+        return [], "code/ is missing: the code cannot be compared"
+    texts = []
+    for folder in folders:
+        files = {}
+        for path in sorted(glob.glob(os.path.join(glob.escape(folder), "**"), recursive=True)):
+            if os.path.isfile(path) and os.path.getsize(path) < 400_000:
+                with open(path, encoding="utf-8", errors="replace") as f:
+                    files[os.path.relpath(path, folder)] = f.read().splitlines()
+        texts.append(files)
+    made, left = [], MAX_DIFF_LINES
+    for name in sorted(texts[0].keys() | texts[1].keys()):
+        old, new = texts[0].get(name, []), texts[1].get(name, [])
+        if old != new and left > 0:
+            lines = list(difflib.unified_diff(old, new, a["name"], b["name"], lineterm="", n=2))[2:]
+            made.append({"file": name, "lines": [line[:400] for line in lines[:left]]})
+            left -= len(lines)
+    return made, f"The diff is cut at {MAX_DIFF_LINES:,} lines." if left < 0 else ""
+
+
+def compare(groups):
+    """-> what only the page of several groups has: verdicts, settings that differ, code diff."""
+    (first, base), *others = groups.items()
+    verdicts = [v for name, runs in others for v in compare_pair(first, name, base, runs)]
+    everyone = [run for runs in groups.values() for run in runs]
+    settings = [run["config"].get("settings") for run in everyone]
+    settings = [s if isinstance(s, dict) else {} for s in settings]
+    names = [
+        n
+        for n in dict.fromkeys(itertools.chain(*settings))
+        if n != "name" and len({json.dumps(s.get(n)) for s in settings}) > 1
+    ]
+    diffs = []
+    for name, runs in others:
+        files, note = code_diff(base[0], runs[0])
+        diffs.append(
+            {"what": f"{base[0]['name']} \u2192 {runs[0]['name']}", "group": name, "files": files, "note": note}
+        )
+    return {
+        "verdicts": verdicts,
+        "runs": [run["name"] for run in everyone],
+        "diffs": diffs,
+        "settings": [{"name": n, "values": [text_of(s[n], 400) if n in s else "" for s in settings]} for n in names],
+    }

@@ -1,0 +1,313 @@
+"""
+A run directory -> plain values for report.py. Whatever is damaged or missing becomes a note, never an error: a run that
+is still going or was killed leaves half a line, half a file or none.
+"""
+
+import glob
+import gzip
+import itertools
+import json
+import math
+import os
+import re
+import zlib
+
+from analysis import split_thinking
+from config import ConfigError
+
+READ_CHARS = 8_000_000  # of one file of rollouts
+MAX_STEPS = 24  # whose rollouts are shown, per run
+MAX_TOKENS, MAX_CHARS = 3000, 12_000  # of one response, else its head and tail
+
+
+def number(value):
+    """-> a finite float, or None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an int beyond 1e308
+        return None
+
+
+def short(value, digits=5):
+    """A number with so many digits, to keep the page small; None stays None."""
+    value = number(value)
+    return (
+        value
+        if value is None
+        else int(value)
+        if value == int(value) and abs(value) < 1e15
+        else float(f"{value:.{digits}g}")
+    )
+
+
+def read_lines(path, limit=None):
+    """
+    JSONL, plain or gzip -> (rows that are objects, "" or what is wrong).
+
+    After `limit` characters only held-out rollouts are read: they are few, small and stand last.
+    """
+    rows, chars, broken, passed = [], 0, 0, 0
+    try:
+        with (gzip.open if path.endswith(".gz") else open)(
+            path, "rt", encoding="utf-8", errors="replace", newline="\n"
+        ) as f:
+            for line in f:
+                chars += len(line)
+                if limit and chars > limit and '"held-out"' not in line[:200]:
+                    passed += 1
+                    continue
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError):
+                    row = None
+                if isinstance(row, dict):
+                    rows.append(row)
+                else:
+                    broken += bool(line.strip())
+    except (OSError, EOFError, zlib.error) as error:
+        return rows, f"cannot be read to its end ({type(error).__name__}), {len(rows)} lines were"
+    problems = [f"{broken} broken line{'s' * (broken > 1)} left out"] * bool(broken) + [
+        f"too large, {passed} lines not read"
+    ] * bool(passed)
+    return rows, ", ".join(problems)
+
+
+def read_json(path):
+    try:
+        with open(path, encoding="utf-8", errors="replace") as f:
+            found = json.load(f)
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def read_run(folder):
+    """-> dict of what the directory holds. Raises ConfigError where it is no run at all."""
+    if not os.path.isdir(folder):
+        raise ConfigError(f"{folder} is not there: give the directory of a run, like out/demo")
+    run = {"folder": folder, "name": os.path.basename(os.path.abspath(folder)), "notes": [], "config": {}, "rows": []}
+    config, metrics = os.path.join(folder, "config.json"), os.path.join(folder, "metrics.jsonl")
+    files = {}
+    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "samples", "step_*.jsonl*"))):
+        if found := re.fullmatch(r"step_(\d{1,9})\.jsonl(\.gz)?", os.path.basename(path)):
+            files.setdefault(int(found[1]), []).append(path)
+    if not (os.path.exists(config) or os.path.exists(metrics) or files):
+        raise ConfigError(f"{folder} is not a run: it has neither config.json nor metrics.jsonl nor samples/")
+    run["files"] = files
+    run["config"] = read_json(config)
+    if not run["config"]:
+        run["notes"].append("config.json is missing or damaged: recipe, settings, machine and commit are not known")
+    rows, problem = read_lines(metrics) if os.path.exists(metrics) else ([], "is missing")
+    rows = {row["step"]: row for row in rows if type(row.get("step")) is int and abs(row["step"]) < 10**9}
+    run["rows"] = [rows[step] for step in sorted(rows)]
+    if not rows:
+        problem = f"holds no complete step yet{f' ({problem})' * bool(problem)}" if problem != "is missing" else problem
+    if problem:
+        run["notes"].append(f"metrics.jsonl {problem}")
+    if not files:
+        run["notes"].append("samples/ holds no rollouts: nothing to show in the viewer, no examples, no histograms")
+    return run
+
+
+def setting(run, name, default=None):
+    settings = run["config"].get("settings")
+    return settings.get(name, default) if isinstance(settings, dict) else default
+
+
+def text_of(value, limit=4000):
+    """Any JSON value as text of bounded length."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= limit else f"{text[:limit]} [... {len(text) - limit:,} characters left out ...]"
+
+
+def evaluated_steps(run):
+    return [row["step"] for row in run["rows"] if number(row.get("eval_correct")) is not None]
+
+
+def evenly(items, count):
+    """At most so many items, evenly spaced, with the first and the last."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
+
+
+def read_rollouts(run, count=MAX_STEPS):
+    """Adds run["rollouts"] {step: [clean rows]} of some steps, evenly spaced, the ones shown as examples among them."""
+    steps = sorted(run["files"])
+    evaluated = [step for step in evaluated_steps(run) if step in run["files"]] or steps
+    chosen = sorted({*evenly(evaluated, 4), *evenly(steps, count)})
+    run["rollouts"], bad = {}, 0
+    for step in chosen:
+        kept = run["rollouts"].setdefault(step, [])
+        for path in run["files"][step]:
+            rows, problem = read_lines(path, READ_CHARS)
+            clean = [clean_rollout(row, step, old=not path.endswith(".gz")) for row in rows]
+            kept += [row for row in clean if row]
+            bad += clean.count(None)
+            if problem:
+                run["notes"].append(f"samples/{os.path.basename(path)}: {problem}")
+    if bad:
+        run["notes"].append(f"samples/: {bad} lines without uid, prompt or response left out")
+    run["not_read"] = len(steps) - len(chosen)
+
+
+def clean_rollout(row, step, old=False):
+    """
+    One stored line -> what the page shows of it, offsets in UTF-16 units as in JavaScript; None without uid, prompt or
+    response. Numbers per token that are of another length than the tokens are left out, one that is no finite number is
+    None; `mismatch` is rollout - trainer log-prob.
+    """
+    text, prompt, uid = row.get("response"), row.get("prompt"), row.get("uid")
+    if not isinstance(text, str) or not isinstance(prompt, str) or not isinstance(uid, (str, int)):
+        return None
+    ends = row.get("ends")
+    if (
+        not isinstance(ends, list)
+        or not all(type(e) is int for e in ends)
+        or ends != sorted(ends)
+        or (ends and not 0 <= ends[0] <= ends[-1] <= len(text))
+    ):
+        ends = []
+    columns = {}
+    for name in (
+        "logprobs",
+        "old_logprobs",
+        "rollout_logprobs",
+        "ratio",
+        "entropy",
+        "clipped",
+        "advantages",
+        "values",
+        "old_values",
+    ):
+        values = row.get(name)
+        if ends and isinstance(values, list) and len(values) == len(ends):
+            columns[name] = [number(int(v) if isinstance(v, bool) else v) for v in values]
+    rolled, before = columns.pop("rollout_logprobs", None), columns.pop("old_logprobs", columns.get("logprobs"))
+    if rolled and before:  # the trainer's before the step's first update, as the engine's
+        columns["mismatch"] = [None if r is None or p is None else r - p for r, p in zip(rolled, before, strict=True)]
+    if "old_values" in columns:
+        columns["values"] = columns.pop("old_values")
+    gaps = [abs(v) for v in columns.get("mismatch", ()) if v is not None]
+    thinking, answer = split_thinking(text)
+    tokens = number(row.get("tokens"))
+    clean = {
+        "step": step,
+        "uid": str(uid),
+        "split": row.get("split") if row.get("split") in ("train", "held-out") else "held-out" if old else "train",
+        "source": text_of(row["source"], 80) if row.get("source") else "",
+        "prompt": prompt,
+        "gold": text_of(row["gold"], 1000) if row.get("gold") not in (None, "") else "",
+        "sample": text_of(row.get("sample", ""), 20),
+        "reward": short(row.get("reward")),
+        "correct": bool(row.get("correct")),
+        "format_ok": row.get("format_ok") is not False,
+        "finish": text_of(row.get("finish_reason") or "", 20),
+        "truncated": bool(row.get("truncated")) or row.get("finish_reason") in ("length", "deadline"),
+        "tokens": int(tokens) if tokens is not None else len(ends) or None,
+        "advantage": short(row.get("advantage")),
+        "parts": {text_of(k, 40): short(v) for k, v in row["parts"].items()}
+        if isinstance(row.get("parts"), dict)
+        else {},
+        "flags": [text_of(f, 40) for f in row["flags"]][:20] if isinstance(row.get("flags"), list) else [],
+        "mean_mismatch": short(sum(gaps) / len(gaps), 3) if gaps else None,
+        "thinking": thinking,
+        "think_tokens": sum(e <= len(thinking) for e in ends) if ends else None,
+    }
+    return clean | {"shown": shorten(text, ends, columns, len(thinking) if answer else -1)}
+
+
+def shorten(text, ends, columns, think):
+    """-> {text, think: where the thinking ends or -1, pieces: UTF-16 length of each token, a column a key}."""
+    size = len(ends) if ends else len(text)
+    limit = MAX_TOKENS if ends else MAX_CHARS
+    if size > limit:
+        head, tail = limit * 4 // 5, size - limit // 5
+        a, b = (ends[head - 1], ends[tail - 1]) if ends else (head, tail)
+        gap = f"\n[... {tail - head:,} {'tokens' if ends else 'characters'} left out ...]\n"
+        think = think if think < a else a + len(gap) + think - b if think >= b else a
+        text = text[:a] + gap + text[b:]
+        if ends:
+            ends = ends[:head] + [a + len(gap)] + [e - b + a + len(gap) for e in ends[tail:]]
+            columns = {name: v[:head] + [None] + v[tail:] for name, v in columns.items()}
+    if not text.isascii() and max(text) > "\uffff":  # code points -> UTF-16 units
+        units = [0, *itertools.accumulate(1 + (c > "\uffff") for c in text)]
+        ends, think = [units[e] for e in ends], units[think] if think >= 0 else -1
+    digits = {"mismatch": 2, "entropy": 3, "logprobs": 3}
+    shown = {"text": text, "think": think}
+    if ends:
+        shown["pieces"] = [b - a for a, b in itertools.pairwise([0, *ends])]
+    return shown | {name: [short(v, digits.get(name, 4)) for v in values] for name, values in columns.items()}
+
+
+def groups_of(rows):
+    """The rollouts of one step -> groups of the same prompt, in their order; a prompt drawn twice is two groups."""
+    groups, open_ = [], {}
+    for row in rows:
+        key = (row["split"], row["uid"])
+        if key not in open_ or any(s["sample"] == row["sample"] for s in open_[key]["samples"]):
+            open_[key] = {
+                "uid": row["uid"],
+                "split": row["split"],
+                "source": row["source"],
+                "gold": row["gold"],
+                "prompt": text_of(row["prompt"], 8000),
+                "samples": [],
+            }
+            groups.append(open_[key])
+        hide = ("step", "uid", "split", "source", "gold", "prompt", "thinking", "shown")
+        open_[key]["samples"].append({k: v for k, v in row.items() if k not in hide} | row["shown"])
+    return groups
+
+
+def spread(items):
+    """First, last, middle, then the middles of the halves, ...: every beginning of it covers the whole."""
+    order = list(items[:1]) + list(items[1:][-1:])
+    parts = [(0, len(items) - 1)]
+    for a, b in parts:  # grows while it is read
+        if b - a > 1:
+            order.append(items[(a + b) // 2])
+            parts += [(a, (a + b) // 2), ((a + b) // 2, b)]
+    return order
+
+
+def pick_groups(run, budget):
+    """
+    Groups for the viewer -> ([{step, groups}], what is left out): the steps take turns until the budget is spent (bytes).
+    """
+    per_step = {step: groups_of(rows) for step, rows in run["rollouts"].items()}
+    for step, groups in per_step.items():  # training and held-out in turn
+        by_split = [[g for g in groups if g["split"] == split] for split in ("train", "held-out")]
+        per_step[step] = [g for pair in itertools.zip_longest(*by_split) for g in pair if g]
+    picked, total = {step: [] for step in per_step}, sum(map(len, per_step.values()))
+    for turn in range(max(map(len, per_step.values()), default=0)):
+        for step in spread(sorted(per_step)):
+            groups = per_step[step]
+            if turn < len(groups) and budget > 0:
+                budget -= len(json.dumps(groups[turn]))
+                if budget > 0:
+                    picked[step].append(groups[turn])
+    shown = sum(map(len, picked.values()))
+    left = [f"{total - shown} of the {total} groups of the steps shown"] * (shown < total)
+    left += [f"{run['not_read']} of {len(run['files'])} steps"] * bool(run["not_read"])
+    left = (
+        f"Left out to keep the page small: {' and '.join(left)}. All stored rollouts are in samples/." if left else ""
+    )
+    order = {"train": 0, "held-out": 1}
+    return [
+        {"step": step, "groups": sorted(groups, key=lambda g: order[g["split"]])}
+        for step, groups in sorted(picked.items())
+        if groups
+    ], left
+
+
+def code_folder(run):
+    """The newest copy of the code, or "": code/ of the first start, code_2/ of the second, ..."""
+    found = [
+        f
+        for f in glob.glob(os.path.join(glob.escape(run["folder"]), "code*"))
+        if re.fullmatch(r"code(_\d+)?", os.path.basename(f))
+    ]
+    return max(found, key=lambda f: int("0" + os.path.basename(f)[5:]), default="")

@@ -1,0 +1,415 @@
+"""python -m pytest tests/test_report.py: what report.py computes, and what it makes of damaged and hostile runs."""
+
+import gzip
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+
+import pytest
+from fake_run import HOSTILE, make_run, rollout_row, write_rollouts
+
+import report
+import report_read
+from conftest import ROOT
+from report_compare import paired_bootstrap, verdict
+from report_read import clean_rollout, pick_groups, shorten
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return make_run(folder / "a", skill=0.3), make_run(folder / "b", skill=0.8, seed=1)
+
+
+def make(*arguments, ok=True):
+    """report.py as a user would start it, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, os.path.join(ROOT, "report.py"), *map(str, arguments)], capture_output=True, timeout=120
+    )
+    out, err = done.stdout.decode(), done.stderr.decode()
+    assert "Traceback" not in out + err and (done.returncode == 0) == ok, out + err
+    return out if ok else err
+
+
+def page_data(path):
+    with open(path, encoding="utf-8") as f:
+        text = f.read()
+    return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.DOTALL)[1])
+
+
+def load(folder):
+    run = report.read_run(str(folder))
+    report.read_rollouts(run)
+    return run
+
+
+# ---- the verdict -------------------------------------------------------------------------------------------------
+def test_a_constant_difference_has_no_spread_and_one_of_nothing_but_noise_cannot_be_told():
+    before = {str(i): 0.25 for i in range(50)}
+    assert paired_bootstrap(before, {k: 0.75 for k in before}) == (50, 50.0, 50.0, 50.0)
+    noise = {str(i): 0.25 + (0.5 if i % 2 else -0.25) for i in range(50)}
+    problems, difference, low, high = paired_bootstrap(before, noise)
+    assert problems == 50 and difference == pytest.approx(12.5) and low < 12.5 < high
+    assert paired_bootstrap(before, {"elsewhere": 1.0}) is None
+
+
+def test_the_interval_is_that_of_the_mean():
+    """100 problems, 0 or 100 points in equal parts: the standard error of the mean is 5 points, 1.96 of it 9.8."""
+    before, after = {str(i): 0 for i in range(100)}, {str(i): i % 2 for i in range(100)}
+    _, difference, low, high = paired_bootstrap(before, after)
+    assert difference == 50 and low == pytest.approx(50 - 9.8, abs=0.8) and high == pytest.approx(50 + 9.8, abs=0.8)
+    assert paired_bootstrap(before, after) == paired_bootstrap(before, after)  # the same on every call
+
+
+def test_pairing_sees_what_two_separate_intervals_would_not():
+    """Problems differ widely, the change is +2 points on nearly all of them: only the pairs show it."""
+    before = {str(i): (i % 50) / 50 for i in range(200)}
+    after = {k: v + (0.02 if int(k) % 10 else -0.02) for k, v in before.items()}
+    _, difference, low, high = paired_bootstrap(before, after)
+    assert difference == pytest.approx(1.6) and low > 1.2 and high < 2.0
+
+
+def test_the_verdict_is_one_line_with_both_numbers():
+    assert verdict((200, 3.14, 0.41, 5.9)) == "+3.1 points, 95 % [0.4, 5.9]"
+    assert verdict((200, 0.4, -1.2, 2.0)) == "no difference can be told: +0.4 points, 95 % [-1.2, 2.0]"
+    assert verdict((200, -3.0, -5.0, -1.0)) == "-3.0 points, 95 % [-5.0, -1.0]"
+    assert verdict((200, 0.0, 0.0, 0.0)).startswith("no difference can be told")
+    assert verdict((3, 100.0, 100.0, 100.0)).startswith("no difference can be told from 3 problems")
+
+
+def test_two_runs_are_compared_on_their_last_common_evaluation(runs, tmp_path):
+    longer = make_run(tmp_path / "longer", steps=40, skill=0.8, seed=2)
+    out = make(runs[0], longer, "--out", tmp_path / "c.html")
+    line = next(line for line in out.splitlines() if line.startswith("longer against a"))
+    assert "step 20, 40 problems" in line and re.search(r": \S.* points, 95 % \[", line)
+    data = page_data(tmp_path / "c.html")
+    assert [s["name"] for s in data["compare"]["settings"]] == ["num_steps", "lr"]
+    diff = data["compare"]["diffs"][0]["files"]
+    assert [f["file"] for f in diff] == ["train_grpo.py"] and "+EDIT = 2  # <b>not bold</b>" in diff[0]["lines"]
+    assert os.path.exists(tmp_path / "c.png") and os.path.exists(tmp_path / "c_plots" / "eval_correct.png")
+
+
+def test_a_run_against_itself_makes_no_difference(runs, tmp_path):
+    out = make(f"one $\u4e00={runs[0]}", f"same={runs[0]}", "--out", tmp_path / "x.png")
+    assert "no difference can be told: +0.0 points, 95 % [0.0, 0.0]" in out and os.path.exists(tmp_path / "x.html")
+
+
+def test_other_problems_under_the_same_names_are_not_paired(runs, tmp_path):
+    other = make_run(tmp_path / "other", seed=3)
+    rows = [rollout_row(random.Random(0), 20, "held-out", f"test/{i}", 0, "x", True, gold="another") for i in range(3)]
+    write_rollouts(other, 20, rows)
+    assert "the same names stand for other problems" in make(runs[0], other, "--out", tmp_path / "c.html")
+
+
+def test_without_held_out_results_the_few_kept_rollouts_are_used_and_it_is_said(runs, tmp_path):
+    old = make_run(tmp_path / "old", seed=4)
+    os.remove(os.path.join(old, "samples", "held_out.jsonl"))
+    out = make(runs[0], old, "--out", tmp_path / "c.html")
+    assert "no difference can be told from 3 problems" in out and "which are few" in out
+
+
+def test_benchmarks_of_both_runs_are_compared(tmp_path):
+    folders = [make_run(tmp_path / name, seed=i) for i, name in enumerate("ab")]
+    for i, folder in enumerate(folders):
+        os.makedirs(os.path.join(folder, "eval", "step_000020"))
+        with open(os.path.join(folder, "eval", "step_000020", "gsm8k.jsonl"), "w") as f:
+            f.writelines(
+                json.dumps({"uid": f"g/{p}", "sample": k, "correct": bool(i or p % 2)}) + "\n"
+                for p in range(40)
+                for k in range(2)
+            )
+            f.write('{"uid": "g/1", "sam')  # killed
+        with open(os.path.join(folder, "eval", "table.json"), "w") as f:
+            json.dump(
+                {
+                    "rows": [
+                        {
+                            "step": 20,
+                            "benchmark": "gsm8k",
+                            "avg_at_k": 0.5 + i / 2,
+                            "pass_at_k": 1,
+                            "k": 2,
+                            "low": 0.4,
+                            "high": 0.6,
+                            "truncated": 0.0,
+                            "mean_len": 10,
+                            "problems": 40,
+                        },
+                        "nonsense",
+                    ]
+                },
+                f,
+            )
+    out = make(*folders, "--out", tmp_path / "c.html")
+    assert re.search(r"b against a, gsm8k, step 20, 40 problems: \+50\.0 points, 95 % \[3\d\.\d, 6\d\.\d\]", out)
+    assert page_data(tmp_path / "c.html")["tables"][0]["eval"][0]["avg_at_k"] == 0.5
+
+
+def test_seeds_of_a_group_become_mean_and_band(runs):
+    steps, mean, low, high = report.series([load(run) for run in runs], "correct")
+    assert (steps[-1], mean[-1], low[-1], high[-1]) == (20, pytest.approx(0.55), 0.3, 0.8)
+
+
+# ---- one run -----------------------------------------------------------------------------------------------------
+def test_the_page_holds_settings_curves_examples_and_rollouts(runs):
+    out = make(runs[0])
+    data = page_data(os.path.join(runs[0], "report.html"))
+    assert "page: " in out and os.path.getsize(os.path.join(runs[0], "report.html")) < 1e6
+    run = data["runs"][0]
+    assert [(s["name"], s["default"], s["meaning"]) for s in run["settings"] if s["differs"]] == [
+        ("lr", "1e-06", "peak"),
+        ("name", "run", "of the run"),
+        ("num_steps", "100", "steps"),
+    ]
+    assert {f["label"]: f["note"] for f in run["facts"]}["wall time"] == "0.0233 process-hours"  # 21 rows x 2 s x 2
+    assert {"Correctness", "Reward", "Length", "Mismatch", "Reward by source"} <= {c["title"] for c in data["curves"]}
+    viewer = data["viewer"][0]["steps"]
+    assert (
+        [s["step"] for s in viewer] == list(range(21))
+        and len(viewer[3]["groups"]) == 2
+        and len(viewer[3]["groups"][0]["samples"]) == 4
+    )
+    assert {f"test/{i}" for i in range(3)} == {e["uid"] for e in data["tables"][0]["examples"]}
+    assert [s["step"] for s in data["tables"][0]["examples"][0]["steps"]] == [0, 10, 20]
+    row = data["tables"][0]["analyses"]["rows"][-1]
+    assert row["step"] == 20 and row["reflection_words_per_1000"] == pytest.approx(1000 * 2 / 35, rel=1e-3)
+    for name in ("success", "reward", "length", "mismatch", "overview"):
+        assert os.path.getsize(os.path.join(runs[0], "plots", f"{name}.png")) > 1000
+
+
+def test_offsets_are_utf16_and_the_thinking_ends_at_its_tag():
+    text = "a\U0001f600 b</think>c"
+    shown = shorten(text, [1, 2, 4, 12, 13, 13], {"ratio": [1.0, 1.23456789, 1, 1, None, 2]}, text.index("</think>"))
+    assert shown["pieces"] == [1, 2, 2, 8, 1, 0] and sum(shown["pieces"]) == len(text.encode("utf-16-le")) // 2
+    assert shown["think"] == 5 and shown["ratio"] == [1, 1.235, 1, 1, None, 2]
+
+
+def test_a_very_long_response_keeps_head_and_tail_with_their_tokens():
+    n = 5 * report_read.MAX_TOKENS
+    text = "x" * n + "</think>y"
+    shown = shorten(text, [*range(1, n + 1), n + 8, n + 9], {"entropy": [float(i) for i in range(n + 2)]}, n)
+    assert len(shown["pieces"]) == len(shown["entropy"]) == report_read.MAX_TOKENS + 1 and sum(shown["pieces"]) == len(
+        shown["text"]
+    )
+    assert shown["text"][shown["think"] :] == "</think>y" and shown["entropy"][-1] == pytest.approx(n + 1, rel=1e-2)
+    assert "tokens left out" in shown["text"] and None in shown["entropy"]
+    assert len(shorten("z" * 10**6, [], {}, 10**6 - 5)["text"]) < report_read.MAX_CHARS + 100
+
+
+def test_mismatch_is_that_of_the_policy_that_sampled():
+    row = rollout_row(
+        random.Random(0),
+        1,
+        "train",
+        "u",
+        0,
+        "a b",
+        True,
+        logprobs=[-9.0, -9.0, -9.0],
+        old_logprobs=[-1.0, -2.0, -3.0],
+        rollout_logprobs=[-1.5, -2.0, -2.5],
+    )
+    clean = clean_rollout(row, 1)
+    assert clean["shown"]["mismatch"] == [-0.5, 0, 0.5] and clean["mean_mismatch"] == pytest.approx(1 / 3, rel=1e-2)
+
+
+def test_columns_that_do_not_fit_their_tokens_are_left_out():
+    row = rollout_row(random.Random(0), 1, "train", "u", 0, "a b", True)
+    assert "entropy" not in clean_rollout(row | {"entropy": [1.0]}, 1)["shown"]
+    assert "pieces" not in clean_rollout(row | {"ends": [1, 99, 3]}, 1)["shown"]
+    assert "pieces" not in clean_rollout(row | {"ends": [3, 1, 3]}, 1)["shown"]
+    assert clean_rollout(row | {"ratio": [float("nan"), 10**400, "x"]}, 1)["shown"]["ratio"] == [None] * 3
+    assert clean_rollout({"step": 1, "uid": "u", "prompt": "p"}, 1) is None
+    bare = clean_rollout({"uid": 3, "prompt": "p", "response": "r"}, 1)
+    assert bare["uid"] == "3" and bare["reward"] is None and bare["split"] == "train"
+
+
+def test_the_page_stays_small_and_says_what_it_left_out(tmp_path):
+    folder = make_run(tmp_path / "long", steps=60, hostile=False)
+    run = load(folder)
+    steps, left = pick_groups(run, 100_000)
+    assert len(json.dumps(steps)) < 110_000 and "of 61 steps" in left and "groups of the steps shown" in left
+    shown = [s["step"] for s in pick_groups(run, 40_000)[0]]  # what is left still spans the run
+    assert len(shown) < len(steps) and shown[0] == 0 and shown[-1] == 60 and 20 < shown[len(shown) // 2] < 40
+    assert report_read.spread(list(range(7))) == [0, 6, 3, 1, 4, 2, 5] and report_read.spread([5]) == [5]
+    assert {0, 20, 40, 60} <= set(run["rollouts"]) and len(run["rollouts"]) <= report_read.MAX_STEPS + 4
+
+
+# ---- hostile and damaged -----------------------------------------------------------------------------------------
+def test_model_text_cannot_end_the_data_or_reach_the_console(runs):
+    out = make(runs[0])
+    assert not set(out) & {chr(c) for c in (*range(10), *range(11, 32), 127, 0x202E, 0x2028)}
+    with open(os.path.join(runs[0], "report.html"), encoding="utf-8") as f:
+        text = f.read()
+    assert text.isascii() or not re.search("[\u2028\u202e\x00\x1b]", text)
+    assert (
+        text.count("</script>") == 2 and text.count("<script") == 2 and "<img" not in text and "window.broken" in text
+    )
+    groups = page_data(os.path.join(runs[0], "report.html"))["viewer"][0]["steps"][-1]["groups"]
+    assert next(g for g in groups if g["prompt"] == HOSTILE)["samples"][0]["text"].startswith(
+        HOSTILE
+    )  # unchanged in the data
+    assert "connect-src" not in text and "default-src 'none'" in text and "unsafe" not in text
+
+
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ("nowhere", "nowhere is not there"),
+        ("--what", "--what is not known"),
+        ("A=", "no run given"),
+        (ROOT + "/tests", "is not a run"),
+    ],
+)
+def test_bad_arguments_are_one_line(argument, message, tmp_path):
+    error = make(argument, ok=False)
+    assert message in error and error.count("\n") == 1
+
+
+def damage(folder, what):
+    metrics, config, samples = (os.path.join(folder, n) for n in ("metrics.jsonl", "config.json", "samples"))
+    last = os.path.join(samples, "step_000020.jsonl.gz")
+    if what == "half a line":
+        with open(metrics, "a") as f:
+            f.write('{"step": 21, "rew')
+    elif what == "empty metrics":
+        open(metrics, "w").close()
+    elif what == "no metrics":
+        os.remove(metrics)
+    elif what == "nonsense in metrics":
+        with open(metrics, "w") as f:
+            f.write(
+                '[1]\n"x"\n{"step": "3"}\n{"step": 1, "reward": "a", "correct": {}, "entropy": 1e999, "kl": NaN}\n'
+                '{"step": true}\n'
+                + "[" * 100_000
+            )
+    elif what == "no config":
+        os.remove(config)
+    elif what == "config of another shape":
+        with open(config, "w") as f:
+            json.dump(
+                {"settings": [1], "origin": 3, "command": "x", "versions": [], "world_size": "two", "machine": None}, f
+            )
+    elif what == "no samples":
+        for name in os.listdir(samples):
+            os.remove(os.path.join(samples, name))
+    elif what == "half a gzip":
+        with open(last, "rb") as f:
+            whole = f.read()
+        with open(last, "wb") as f:
+            f.write(whole[: len(whole) // 2])
+    elif what == "no gzip at all":
+        with open(last, "wb") as f:
+            f.write(b"\x00\xff not gzip")
+    elif what == "odd rollouts":
+        with gzip.open(last, "wt") as f:
+            f.write(
+                "\n".join(
+                    json.dumps(r)
+                    for r in (
+                        {
+                            "uid": "u",
+                            "prompt": "p",
+                            "response": "r",
+                            "parts": [1],
+                            "flags": {},
+                            "ends": "no",
+                            "tokens": -5,
+                            "reward": "x",
+                            "advantage": [],
+                            "sample": None,
+                            "source": 3,
+                            "gold": {"a": [1]},
+                            "finish_reason": 7,
+                            "correct": None,
+                            "step": "x",
+                        },
+                        {"uid": None},
+                        [],
+                        3,
+                        {"uid": "u", "prompt": 3, "response": "r"},
+                    )
+                )
+            )
+    elif what == "the old format":
+        for name in os.listdir(samples):
+            os.remove(os.path.join(samples, name))
+        for step in (0, 20):
+            with open(os.path.join(samples, f"step_{step:06d}.jsonl"), "w") as f:
+                f.writelines(
+                    json.dumps(
+                        {
+                            "step": step,
+                            "uid": f"t/{i}",
+                            "sample": 0,
+                            "prompt": "p",
+                            "response": "no wait </think> 3",
+                            "reward": 1.0,
+                            "correct": step > 0,
+                            "format_ok": True,
+                            "parts": {},
+                            "tokens": 5,
+                            "finish_reason": "stop",
+                        }
+                    )
+                    + "\n"
+                    for i in range(9)
+                )
+    elif what == "odd evaluations":
+        os.makedirs(os.path.join(folder, "eval"))
+        with open(os.path.join(folder, "eval", "table.json"), "w") as f:
+            f.write('{"rows": 3}')
+        with open(os.path.join(samples, "held_out.jsonl"), "w") as f:
+            f.write(
+                '{"step": 20, "correct": {"a": "x", "b": [], "c": [null, 1], "d": {}}}\n'
+                '{"step": 20, "correct": 3}\n{"st'
+            )
+
+
+DAMAGES = {
+    "half a line": "1 broken line",
+    "empty metrics": "holds no complete step",
+    "no metrics": "metrics.jsonl is missing",
+    "nonsense in metrics": "broken lines",
+    "no config": "config.json is missing",
+    "config of another shape": "",
+    "no samples": "samples/ holds no rollouts",
+    "half a gzip": "cannot be read to its end",
+    "no gzip at all": "cannot be read to its end",
+    "odd rollouts": "left out",
+    "the old format": "",
+    "odd evaluations": "table.json is damaged",
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_damaged_run_gives_a_partial_report_that_says_so(what, tmp_path, runs, monkeypatch, capsys):
+    folder = make_run(tmp_path / "run", hostile=False)
+    damage(folder, what)
+    monkeypatch.setattr(report, "pictures", lambda groups, folder, overview: 0)  # slow; one test below draws them
+    for arguments in ([folder], [runs[0], folder, "--out", str(tmp_path / "c.html")]):
+        monkeypatch.setattr(sys, "argv", ["report.py", *arguments])
+        report.main()
+        assert DAMAGES[what] in capsys.readouterr().out
+    data = page_data(os.path.join(folder, "report.html"))
+    assert any(DAMAGES[what] in note for note in data["runs"][0]["notes"]) or not DAMAGES[what]
+    if what == "the old format":
+        assert (
+            data["tables"][0]["examples"][0]["learned"] == 1
+            and data["viewer"][0]["steps"][0]["groups"][0]["split"] == "held-out"
+        )
+
+
+def test_pictures_of_a_run_with_nothing_but_nonsense(tmp_path):
+    folder = make_run(tmp_path / "run")
+    damage(folder, "nonsense in metrics")
+    assert "page: " in make(folder)
+
+
+def test_a_place_that_cannot_be_written_is_one_line(runs, tmp_path):
+    (tmp_path / "file").write_text("")
+    error = make(runs[0], "--out", tmp_path / "file" / "x.html", ok=False)
+    assert "cannot write" in error and error.count("\n") == 1
