@@ -72,7 +72,7 @@ CONTEXT_GB = 1.5  # CUDA context, NCCL buffers, fragmentation
 GRAPHS_GB = 2.0  # CUDA graphs and work space of vLLM
 # On a CPU, measured on one 2-core machine (results/bench_2026-11-22_plan.md)
 CPU_BASE_GB = 0.86  # a process with torch, transformers and vLLM imported, before any weights
-CPU_HEAP = 1.55  # glibc keeps freed memory in pieces: 1.4 (equal lengths) to 2.0 (ragged) times the tensors of a micro-batch
+CPU_HEAP = 1.55  # what glibc keeps in pieces: 1.4 (equal lengths) to 2.0 (ragged) times a micro-batch's tensors
 CPU_ENGINE_STEP_S, CPU_ENGINE_SEQ_S = 0.0012, 0.00006  # Python of one engine step, and of each sequence in it
 CPU_SYNC_S, CPU_SYNC_SHARE = 0.02, 1 / 32  # of one weight sync, and of the probed bandwidth
 
