@@ -72,7 +72,7 @@ CONTEXT_GB = 1.5  # CUDA context, NCCL buffers, fragmentation
 GRAPHS_GB = 2.0  # CUDA graphs and work space of vLLM
 # On a CPU, measured on one 2-core machine (results/bench_2026-11-22_plan.md)
 CPU_BASE_GB = 0.86  # a process with torch, transformers and vLLM imported, before any weights
-CPU_HEAP = 1.8  # what a micro-batch takes, as glibc keeps freed memory in pieces: 1.4 to 2.0 times its tensors
+CPU_HEAP = 1.55  # what glibc keeps in pieces: 1.4 (equal lengths) to 2.0 (ragged) times a micro-batch's tensors
 CPU_ENGINE_STEP_S, CPU_ENGINE_SEQ_S = 0.0012, 0.00006  # Python of one engine step, and of each sequence in it
 CPU_SYNC_S, CPU_SYNC_SHARE = 0.02, 1 / 32  # of one weight sync, and of the probed bandwidth
 
@@ -115,6 +115,9 @@ def parse(argv):
     for name in ("gpus", "gpu_memory_gb", "mfu", "mbu"):
         if not 0 < getattr(options, name) < math.inf:
             raise ConfigError(f"plan.py: {name} = {getattr(options, name)} must be greater than 0")
+    for name in ("mfu", "mbu"):
+        if getattr(options, name) > 1:
+            raise ConfigError(f"plan.py: {name} = {getattr(options, name)} is a share of the peak: at most 1")
     for name in ("mean_response_len", "mean_prompt_len"):
         if not 0 <= getattr(options, name) < math.inf:
             raise ConfigError(f"plan.py: {name} = {getattr(options, name)} must not be negative")

@@ -162,8 +162,8 @@ def hf_config(name, max_len=40960):
         **dict(zip(names, sizes, strict=True)),
         max_position_embeddings=max_len,
         bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=0,
+        eos_token_id=None,
+        pad_token_id=None,
     )
     config.architectures, config.dtype = [f"{kind}ForCausalLM"], "bfloat16"
     return config
@@ -443,7 +443,7 @@ def engine(args, name):
         lens = [len(r.prompt_ids) + len(r.response_ids) - 1 for r in rollouts]
         flops = 3 * speed.forward_flops(shape, lens, tokens)
         size = shape.params * (2 if on_gpu else 4)
-        gap = f"|engine - trainer| {sum(gaps) / len(gaps):.2g}"
+        gap = f"gap to the trainer {sum(gaps) / len(gaps):.2g}"
         write(args.out, args.part, "weight sync with wake-up", gb_per_second=size / sync / 1e9, seconds=sync)
         write(
             args.out,

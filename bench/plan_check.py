@@ -145,11 +145,10 @@ def main():
             "  " + json.dumps(parts),
         ]
         print("\n".join([lines[-1], *raw[-4:]]), flush=True)
-    text = "\n".join([*lines, "", *raw])
-    print(text)
-    if args.out:
-        with open(args.out, "w") as f:
-            f.write(f"`{' '.join(['python', *sys.argv])}`, {time.strftime('%Y-%m-%d')}\n\n{text}\n")
+        if args.out:  # after each run: a kill loses only what is left
+            with open(args.out, "w") as f:
+                head = f"`{' '.join(['python', *sys.argv])}`, {time.strftime('%Y-%m-%d')}"
+                f.write("\n".join([head, "", *lines, "", *raw, ""]))
 
 
 if __name__ == "__main__":

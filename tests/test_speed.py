@@ -270,7 +270,7 @@ def test_devices_with_other_numbers_are_not_taken_for_known_ones(name):
 
 def test_the_fastest_probe_is_kept_and_none_draws_a_random_number(one_process, tmp_path, monkeypatch):
     seen = iter([(2e11, 3e10), (1e11, 4e10), (5e11, 1e10)])
-    monkeypatch.setattr(speed, "probe", lambda device, dtype: next(seen))
+    monkeypatch.setattr(speed, "probe", lambda device, dtype, budget_s: next(seen))
     cache, device, before = str(tmp_path / "a" / "peaks.json"), torch.device("cpu"), torch.get_rng_state()
     for expected in ((2e11, 3e10), (2e11, 4e10)):
         found = speed.machine_peaks(device, "float32", cache)
@@ -279,7 +279,7 @@ def test_the_fastest_probe_is_kept_and_none_draws_a_random_number(one_process, t
     assert list(json.loads(open(cache).read()).values()) == [[2e11, 4e10], [5e11, 1e10]]
     with open(cache, "w") as f:
         f.write("{half")
-    monkeypatch.setattr(speed, "probe", lambda device, dtype: (7e10, 7e9))
+    monkeypatch.setattr(speed, "probe", lambda device, dtype, budget_s: (7e10, 7e9))
     assert speed.machine_peaks(device, "float32", cache).flops == 7e10
     monkeypatch.undo()
     flops, bandwidth = speed.probe(device, "float32", budget_s=0.05)
