@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
@@ -71,6 +72,7 @@ def load_policy(path, device, dtype, *, checkpointing=False, trainable=True, sha
     A Hugging Face directory or hub id -> Policy, each transformer block sharded over the GPUs.
 
     Weights and optimizer state are fp32 shards; compute is in `dtype` (bf16 weights at lr 1e-6 would never move).
+    checkpointing: recompute all of a block in backward (True), only what is cheap ("selective"), nothing (False).
     trainable=False (a reference): weights in `dtype`, no gradients. shard_size: shard inside groups of so many ranks
     and replicate across them (0: over all ranks), for several nodes. Raises ConfigError for what it cannot train.
     """
@@ -101,8 +103,9 @@ def shard(policy, trunk, device, dtype, checkpointing, trainable, shard_size):
     """FSDP2 on a Policy or Critic whose transformer blocks are trunk.layers -> the same module."""
     compute = getattr(torch, dtype)
     if trainable and checkpointing:
-        trunk.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    policy.train(checkpointing and trainable)
+        how = {"context_fn": keep_products} if checkpointing == "selective" else {}
+        trunk.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False, **how})
+    policy.train(bool(checkpointing) and trainable)
     policy.requires_grad_(trainable)
 
     world = dist.get_world_size()
@@ -119,6 +122,17 @@ def shard(policy, trunk, device, dtype, checkpointing, trainable, shard_size):
     # FSDP's default for the root: else a forward without backward would leave its bf16 copies where parameters() looks.
     fully_shard(policy, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
     return policy
+
+
+def keep_products():
+    """Selective recomputation: matrix products and attention are kept, what is cheap between them is computed again."""
+    aten = torch.ops.aten
+    kept = [aten.mm.default, aten.addmm.default, aten._scaled_dot_product_flash_attention_for_cpu.default,
+            aten._scaled_dot_product_flash_attention.default, aten._scaled_dot_product_efficient_attention.default,
+            aten._scaled_dot_product_cudnn_attention.default]
+    if hasattr(torch.ops.flash_attn, "_flash_attn_varlen_forward"):
+        kept.append(torch.ops.flash_attn._flash_attn_varlen_forward.default)
+    return create_selective_checkpoint_contexts(kept)
 
 
 def cast_parameters(module, dtype):

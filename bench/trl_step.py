@@ -83,7 +83,7 @@ def worker(case_path, gradients_path):
     rollouts = [SimpleNamespace(prompt_ids=p, response_ids=r, rollout_logprobs=np.zeros(len(r), np.float32))
                 for p, r in zip(case["prompt_ids"], case["response_ids"], strict=True)]
     policy = model.load_policy(case["model"], device, case["dtype"], checkpointing=case["checkpointing"])
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, weight_decay=0.01, fused=True)  # as TRL's default
     first = {}
 
     def step():
@@ -197,7 +197,14 @@ def main():
     env = os.environ | {"OMP_NUM_THREADS": str(args.threads), "PYTHONPATH": ""}
     commands = {"ours": [sys.executable, __file__, "--worker", path],
                 "trl": [python, "-W", "ignore", os.path.join(ROOT, "bench/trl_worker.py"), path]}
-    rows = []
+    about = {"command": " ".join(["python", *sys.argv]), "date": time.strftime("%Y-%m-%d"), "cpu": cpu_name(),
+             "threads": args.threads, "model": os.path.basename(args.model.rstrip("/")), "trl": TRL, "torch": torch.__version__,
+             "transformers": transformers.__version__, "python": platform.python_version(), "rows": []}
+    runs = [about]
+    if args.out and os.path.exists(args.out + ".json"):
+        with open(args.out + ".json") as f:
+            runs = [*json.load(f), about]
+    rows = about["rows"]
     for dtype in args.dtypes:
         peak = matrix_peak(dtype, args.threads)
         for shape in args.shapes:
@@ -209,11 +216,8 @@ def main():
                              "tokens": sum(map(len, case["prompt_ids"] + case["response_ids"])), "peak_flops": peak,
                              "flop": needed_flop(args.model, case), "parity": parity, "seconds": seconds, "reports": reports})
                 print(line(rows[-1]), flush=True)
-    about = {"command": " ".join(["python", *sys.argv]), "date": time.strftime("%Y-%m-%d"), "cpu": cpu_name(),
-             "threads": args.threads, "model": os.path.basename(args.model.rstrip("/")), "trl": TRL, "torch": torch.__version__,
-             "transformers": transformers.__version__, "python": platform.python_version(), "rows": rows}
-    if args.out:
-        save(args.out, about)
+                if args.out:
+                    save(args.out, runs)
 
 
 HEADER = ["| dtype | lengths | responses | tokens | recompute | ours tok/s | TRL tok/s | ratio | ours GB | TRL GB | ratio | ours % of "
@@ -234,12 +238,7 @@ def cpu_name():
         return next((x.split(":", 1)[1].strip() for x in f if x.startswith("model name")), platform.machine())
 
 
-def save(out, about):
-    runs = []
-    if os.path.exists(out + ".json"):
-        with open(out + ".json") as f:
-            runs = json.load(f)
-    runs.append(about)
+def save(out, runs):
     with open(out + ".json", "w") as f:
         json.dump(runs, f)
     text = ["# Trainer step against TRL", "", *(x for x in __doc__.strip().split("\n\n")[2:]), ""]
