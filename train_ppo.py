@@ -426,7 +426,7 @@ def main():
     critic, pairs = None, {}
     if cfg.estimator == "gae":
         critic = model.load_critic(critic_path, device, dtype, checkpointing=cfg.checkpointing, shard_size=cfg.shard_size)
-        critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=cfg.critic_lr, betas=(cfg.adam_beta1, cfg.adam_beta2),
+        critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=cfg.critic_lr, fused=True, betas=(cfg.adam_beta1, cfg.adam_beta2),
                                              weight_decay=cfg.weight_decay)
         pairs = {"critic": (critic, critic_optimizer)}
     if saved["step"]:

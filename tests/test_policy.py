@@ -252,7 +252,7 @@ def test_eos_is_trained_when_pad_is_eos(tmp_path, one_process):
 def test_optimizer_state_is_fp32_and_a_small_lr_still_moves_the_weights_of_a_bf16_run(tied_model, one_process):
     policy = model.load_policy(tied_model, one_process[2], "bfloat16")
     assert all(p.dtype == torch.float32 for p in policy.parameters())
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, weight_decay=0.0, fused=True)
     before = {n: p.full_tensor().clone() for n, p in policy.named_parameters()}
     (batch,) = model.pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
     model.token_logprobs(policy, batch, 1.0)[0].sum().backward()
@@ -270,7 +270,7 @@ def test_a_bf16_reference_keeps_its_rotary_frequencies_in_fp32(tied_model, one_p
 
 def test_a_gradient_that_is_not_finite_changes_neither_weights_nor_adam(tied_model, one_process):
     policy = model.load_policy(tied_model, one_process[2], "float32")
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2, fused=True)
     (batch,) = model.pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
     for factor in (1.0, float("nan")):
         before = {n: p.full_tensor().clone() for n, p in policy.named_parameters()}
@@ -303,7 +303,7 @@ def test_the_export_is_a_plain_directory_with_the_same_logprobs(tmp_path, one_pr
 
     path = save_tiny_model(tmp_path / "model", tied=tied)
     policy = model.load_policy(path, one_process[2], "float32")
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2, fused=True)
     (batch,) = model.pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
     model.token_logprobs(policy, batch, 1.0)[0].sum().backward()
     model.clip_and_step(policy, optimizer, 1.0, 1e-2)
@@ -324,7 +324,7 @@ def test_a_checkpoint_brings_back_weights_and_optimizer_and_keeps_two(tmp_path, 
 
     def fresh():
         policy = model.load_policy(tied_model, one_process[2], "float32")
-        return policy, torch.optim.AdamW(policy.parameters(), lr=1e-3)
+        return policy, torch.optim.AdamW(policy.parameters(), lr=1e-3, fused=True)  # as the scripts
 
     straight = fresh()
     train(*straight, 4)
