@@ -6,6 +6,7 @@ Letters in shape comments: N tokens of a micro-batch, S sequences in it, T respo
 """
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
@@ -65,6 +67,7 @@ def load_policy(path, device, dtype, *, checkpointing=False, trainable=True, sha
     A Hugging Face directory or hub id -> Policy, each transformer block sharded over the GPUs.
 
     Weights and optimizer state are fp32 shards; compute is in `dtype` (bf16 weights at lr 1e-6 would never move).
+    checkpointing: recompute all of a block in backward (True), only what is cheap ("selective"), nothing (False).
     trainable=False (a reference): weights in `dtype`, no gradients. shard_size: shard inside groups of so many ranks
     and replicate across them (0: over all ranks), for several nodes. Raises ConfigError for what it cannot train.
     """
@@ -95,8 +98,9 @@ def shard(policy, trunk, device, dtype, checkpointing, trainable, shard_size):
     """FSDP2 on a Policy or Critic whose transformer blocks are trunk.layers -> the same module."""
     compute = getattr(torch, dtype)
     if trainable and checkpointing:
-        trunk.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    policy.train(checkpointing and trainable)
+        how = {"context_fn": keep_products} if checkpointing == "selective" else {}
+        trunk.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False, **how})
+    policy.train(bool(checkpointing) and trainable)
     policy.requires_grad_(trainable)
 
     world = dist.get_world_size()
@@ -113,6 +117,17 @@ def shard(policy, trunk, device, dtype, checkpointing, trainable, shard_size):
     # FSDP's default for the root: else a forward without backward would leave its bf16 copies where parameters() looks.
     fully_shard(policy, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
     return policy
+
+
+def keep_products():
+    """Selective recomputation: matrix products and attention are kept, what is cheap between them is computed again."""
+    aten = torch.ops.aten
+    kept = [aten.mm.default, aten.addmm.default, aten._scaled_dot_product_flash_attention_for_cpu.default,
+            aten._scaled_dot_product_flash_attention.default, aten._scaled_dot_product_efficient_attention.default,
+            aten._scaled_dot_product_cudnn_attention.default]
+    if hasattr(torch.ops.flash_attn, "_flash_attn_varlen_forward"):
+        kept.append(torch.ops.flash_attn._flash_attn_varlen_forward.default)
+    return create_selective_checkpoint_contexts(kept)
 
 
 def cast_parameters(module, dtype):
@@ -335,12 +350,16 @@ class TokenLogprobs(torch.autograd.Function):
     def forward(ctx, hidden, weight, bias, targets, temperature):
         logprobs = torch.empty(targets.shape[0], dtype=torch.float32, device=hidden.device)
         entropy, lse = torch.empty_like(logprobs), torch.empty_like(logprobs)
-        for i in chunks(hidden, weight):
-            logits = scaled_logits(hidden[i], weight, bias, temperature)  # (c, V)
-            lse[i] = logits.logsumexp(-1)
-            logprobs[i] = logits.gather(-1, targets[i, None])[:, 0] - lse[i]
-            probs = (logits - lse[i, None]).exp_()
-            entropy[i] = lse[i] - torch.linalg.vecdot(probs, logits)
+        with fp32_products(hidden, weight) as (h, w):
+            for i in chunks(hidden, weight):
+                logits = scaled_logits(h[i], w, bias, temperature)  # (c, V)
+                largest = logits.amax(-1)
+                target = logits.gather(-1, targets[i, None])[:, 0]
+                p = (logits - largest[:, None]).exp_()  # (c, V), not yet divided by its sum
+                total = p.sum(-1)
+                lse[i] = largest + total.log()
+                logprobs[i] = target - lse[i]
+                entropy[i] = lse[i] - torch.linalg.vecdot(p, logits) / total
         ctx.save_for_backward(hidden, weight, bias, targets, lse, entropy)
         ctx.temperature = temperature
         return logprobs, entropy
@@ -351,18 +370,21 @@ class TokenLogprobs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
-        for i in chunks(hidden, weight):
-            logits = scaled_logits(hidden[i], weight, bias, ctx.temperature)
-            logp = logits.sub_(lse[i, None])
-            probs = logp.exp()
-            # d logprob_target = onehot - p;   d entropy = -p * (log p + entropy)
-            grad = probs * (-grad_logprobs[i, None] - grad_entropy[i, None] * (logp + entropy[i, None]))
-            grad.scatter_add_(-1, targets[i, None], grad_logprobs[i, None])
-            grad = (grad / ctx.temperature).to(hidden.dtype)  # (c, V)
-            grad_hidden[i] = grad @ weight
-            grad_weight += product_fp32(grad.T, hidden[i])
-            if bias is not None:
-                grad_bias += grad.sum(0)
+        grad_logprobs, grad_entropy = grad_logprobs / ctx.temperature, grad_entropy / ctx.temperature
+        entropy_counts = bool(grad_entropy.any())
+        with fp32_products(hidden, weight) as (h, w):
+            for i in chunks(hidden, weight):
+                logp = scaled_logits(h[i], w, bias, ctx.temperature).sub_(lse[i, None])
+                # d logprob_target = onehot - p;   d entropy = -p * (log p + entropy)
+                if entropy_counts:
+                    grad = logp.exp() * (-grad_logprobs[i, None] - grad_entropy[i, None] * (logp + entropy[i, None]))
+                else:
+                    grad = logp.exp_().mul_(-grad_logprobs[i, None])
+                grad = grad.scatter_add_(-1, targets[i, None], grad_logprobs[i, None]).to(h.dtype)  # (c, V)
+                grad_hidden[i] = (grad @ w).to(hidden.dtype)
+                grad_weight += product_fp32(grad.T, h[i])
+                if bias is not None:
+                    grad_bias += grad.sum(0)
         return grad_hidden, grad_weight.to(weight.dtype), grad_bias if bias is None else grad_bias.to(bias.dtype), None, None
 
 
@@ -372,11 +394,26 @@ def chunks(hidden, weight):
     return [slice(i, min(i + size, num_tokens)) for i in range(0, num_tokens, size)]
 
 
+@contextmanager
+def fp32_products(hidden, weight):
+    """
+    -> hidden, weight as product_fp32 wants them. On a CPU in fp32, cast once; those that were bf16 may be multiplied by
+    oneDNN's bf16 units, where the processor has them: their products are exact in fp32, and so are the sums.
+    """
+    if hidden.is_cuda:
+        yield hidden, weight
+        return
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if hidden.dtype == torch.bfloat16 else before
+    try:
+        yield hidden.float(), weight.float()
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
+
+
 def product_fp32(a, b):
     """a @ b in fp32; on CUDA the product of bf16 matrices is written out in fp32, not rounded on the way."""
-    if a.is_cuda and a.dtype != torch.float32:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()
+    return torch.mm(a, b, out_dtype=torch.float32) if a.dtype != torch.float32 else a @ b
 
 
 def scaled_logits(hidden, weight, bias, temperature):

@@ -38,7 +38,7 @@ class Config:
 
     model: str = "Qwen/Qwen2.5-3B"       # Hugging Face directory or hub id
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # auto: bfloat16 on GPU, float32 on CPU
-    checkpointing: bool = True           # recompute activations in backward
+    checkpointing: Literal[True, False, "selective"] = True  # recompute in backward: all, nothing, or what is cheap
     max_tokens_per_gpu: int = 16384      # tokens of one micro-batch; results do not depend on it
     shard_size: int = 0                  # ranks that share one copy of the weights; 0 = all
 
@@ -123,7 +123,7 @@ def main():
     saved = checkpoint.find(run.path, fingerprints, cfg.allow_data_change, run.say)  # {"step": 0}: there is none yet
 
     policy = model.load_policy(path, device, dtype, checkpointing=cfg.checkpointing, shard_size=cfg.shard_size)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, betas=(cfg.adam_beta1, cfg.adam_beta2),
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, fused=True, betas=(cfg.adam_beta1, cfg.adam_beta2),
                                   weight_decay=cfg.weight_decay)
     saved = checkpoint.load(run.path, saved, policy, optimizer, run.say)
     run.forget_after(saved["step"] or -1)

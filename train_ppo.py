@@ -52,7 +52,7 @@ class Config:
     # model
     model: str = "Qwen/Qwen2.5-3B"       # Hugging Face directory or hub id
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of compute and engine; auto: bfloat16 on GPU, float32 on CPU
-    checkpointing: bool = True           # recompute activations in backward: less memory, about a quarter slower
+    checkpointing: Literal[True, False, "selective"] = True  # recompute in backward: all, nothing, or what is cheap
     max_tokens_per_gpu: int = 16384      # tokens of one micro-batch; halve it when out of memory, results stay the same
     shard_size: int = 0                  # ranks that share one copy of the weights; 0 = all, 8 = inside each node
     dry_step: Literal["auto", "on", "off"] = "auto"  # a micro-batch of full length before the run; auto: on GPUs
@@ -438,12 +438,12 @@ def main():
     # objects: policy, critic, an optimizer each, perhaps a reference, the engine, the scorer
     # ------------------------------------------------------------------------------------------------------------
     policy = model.load_policy(path, device, dtype, checkpointing=cfg.checkpointing, shard_size=cfg.shard_size)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, betas=(cfg.adam_beta1, cfg.adam_beta2),
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, fused=True, betas=(cfg.adam_beta1, cfg.adam_beta2),
                                   weight_decay=cfg.weight_decay)
     critic, pairs = None, {}
     if cfg.estimator == "gae":
         critic = model.load_critic(critic_path, device, dtype, checkpointing=cfg.checkpointing, shard_size=cfg.shard_size)
-        critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=cfg.critic_lr, betas=(cfg.adam_beta1, cfg.adam_beta2),
+        critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=cfg.critic_lr, fused=True, betas=(cfg.adam_beta1, cfg.adam_beta2),
                                              weight_decay=cfg.weight_decay)
         pairs = {"critic": (critic, critic_optimizer)}
     saved = checkpoint.load(run.path, saved, policy, optimizer, run.say, **pairs)

@@ -94,7 +94,7 @@ def main():
              "| case | tokens | GRPO s | PPO s | ratio | GRPO peak GB | PPO peak GB |", "|---|---|---|---|---|---|---|"]
     raw = []
     for case, lens in CASES.items():
-        commands = {kind: [__file__, "--worker", kind, folder, case] for kind in ("grpo", "ppo")}
+        commands = {kind: [sys.executable, __file__, "--worker", kind, folder, case] for kind in ("grpo", "ppo")}
         seconds, peak = alternate(commands, args.repeats, env=os.environ | {"OMP_NUM_THREADS": "1"})
         grpo, ppo = (statistics.median(seconds[kind]) for kind in ("grpo", "ppo"))
         lines.append(f"| {case} | {sum(lens) + PROMPT_LEN * len(lens)} | {grpo:.1f} | {ppo:.1f} | {ppo / grpo:.2f} x | "

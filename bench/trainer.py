@@ -117,10 +117,10 @@ def worker(kind, folder, case, dtype):
 
 def alternate(commands, repeats, env=None):
     """
-    One child process a kind, asked for a step in turn, `repeats` times after a warm-up.
+    One child process a kind, asked for a step in turn, `repeats` times after a warm-up. commands: {kind: [program, argument, ...]}.
     -> ({kind: seconds of each step}, {kind: what the child reports at the end})
     """
-    children = {kind: subprocess.Popen([sys.executable, *command], text=True, env=env, stdin=subprocess.PIPE,
+    children = {kind: subprocess.Popen(command, text=True, env=env, stdin=subprocess.PIPE,
                                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) for kind, command in commands.items()}
 
     def ask(kind, what):
@@ -164,7 +164,7 @@ def main():
     raw = []
     for case, lens in CASES.items():
         tokens = sum(lens) + PROMPT_LEN * len(lens)
-        commands = {kind: [__file__, "--worker", kind, folder, case, args.dtype] for kind in ("ours", "plain")}
+        commands = {kind: [sys.executable, __file__, "--worker", kind, folder, case, args.dtype] for kind in ("ours", "plain")}
         seconds, reports = alternate(commands, args.repeats)
         tolerance = 1e-3 if args.dtype == "float32" else 0.1
         for name in ("loss", "grad_norm"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_script, save_tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 import checkpoint
@@ -127,6 +128,23 @@ def test_fused_logprobs_of_bf16_are_summed_in_fp32():
     assert (entropy + (exact.exp() * exact).sum(-1)).abs().max() < 1e-4
 
 
+def test_gradients_of_a_bf16_head_are_those_of_fp32_products_of_its_values():
+    """Exact reference in float64 on the same bf16 values; a product rounded to bf16 would be off by 2^-9 = 2e-3."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(48, 64).bfloat16(), (torch.randn(5_000, 64) / 8).bfloat16()
+    targets, go = torch.randint(0, 5_000, (48,)), torch.randn(48)
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    h = hidden.clone().requires_grad_()
+    logprobs, _ = model.TokenLogprobs.apply(h, weight, None, targets, 1.0)
+    (got_h,) = torch.autograd.grad((logprobs * go).sum(), [h])
+    hd, wd = hidden.double().requires_grad_(), weight.double()
+    exact = (hd @ wd.T).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    (want_h,) = torch.autograd.grad((exact * go).sum(), [hd])
+    assert (logprobs.double() - exact).abs().max() < 1e-4
+    assert (got_h.double() - want_h).norm() < 4e-3 * want_h.norm()  # the result itself is rounded to bf16
+    assert torch.backends.mkldnn.matmul.fp32_precision == before  # other fp32 products of the process stay as they were
+
+
 def test_fused_logprobs_never_hold_the_logits_of_all_tokens(monkeypatch):
     """2,048 tokens x 32,000 words are 262 MB in fp32; no logits are larger than a chunk, none is kept for backward."""
     largest = 0
@@ -185,10 +203,29 @@ def test_the_gradient_does_not_depend_on_ranks_also_when_one_has_nothing(tied_mo
         assert_same_gradients(one[case], two[case])
 
 
-def test_gradient_checkpointing_changes_memory_not_gradients(tied_model, one_process):
+@pytest.mark.parametrize("checkpointing", [True, "selective"])
+def test_gradient_checkpointing_changes_memory_not_gradients(tied_model, one_process, checkpointing):
     plain = gradients(model.load_policy(tied_model, one_process[2], "float32"), make_rollouts(), one_process[2])
-    saving = gradients(model.load_policy(tied_model, one_process[2], "float32", checkpointing=True), make_rollouts(), one_process[2])
+    saving = gradients(model.load_policy(tied_model, one_process[2], "float32", checkpointing=checkpointing), make_rollouts(), one_process[2])
     assert_same_gradients(plain, saving)
+
+
+def test_selective_recomputation_repeats_no_matrix_product(tied_model, one_process):
+    class Count(TorchDispatchMode):
+        products = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.products += func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+            return func(*args, **(kwargs or {}))
+
+    counted = {}
+    for checkpointing in (False, "selective", True):
+        policy = model.load_policy(tied_model, one_process[2], "float32", checkpointing=checkpointing)
+        with Count() as count:
+            gradients(policy, make_rollouts(), one_process[2])
+        counted[checkpointing] = count.products
+    # two blocks of seven products each: recomputing all of them repeats 14, or 12 where the last one's result is not needed
+    assert counted["selective"] == counted[False] and counted[True] - counted[False] in (12, 14)
 
 
 def test_prompt_tokens_have_no_loss(tied_model, one_process):
@@ -216,7 +253,7 @@ def test_eos_is_trained_when_pad_is_eos(tmp_path, one_process):
 def test_optimizer_state_is_fp32_and_a_small_lr_still_moves_the_weights_of_a_bf16_run(tied_model, one_process):
     policy = model.load_policy(tied_model, one_process[2], "bfloat16")
     assert all(p.dtype == torch.float32 for p in policy.parameters())
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, weight_decay=0.0, fused=True)
     before = {n: p.full_tensor().clone() for n, p in policy.named_parameters()}
     (batch,) = model.pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
     model.token_logprobs(policy, batch, 1.0)[0].sum().backward()
@@ -234,7 +271,7 @@ def test_a_bf16_reference_keeps_its_rotary_frequencies_in_fp32(tied_model, one_p
 
 def test_a_gradient_that_is_not_finite_changes_neither_weights_nor_adam(tied_model, one_process):
     policy = model.load_policy(tied_model, one_process[2], "float32")
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2, fused=True)
     (batch,) = model.pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
     for factor in (1.0, float("nan")):
         before = {n: p.full_tensor().clone() for n, p in policy.named_parameters()}
@@ -267,7 +304,7 @@ def test_the_export_is_a_plain_directory_with_the_same_logprobs(tmp_path, one_pr
 
     path = save_tiny_model(tmp_path / "model", tied=tied)
     policy = model.load_policy(path, one_process[2], "float32")
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2, fused=True)
     (batch,) = model.pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
     model.token_logprobs(policy, batch, 1.0)[0].sum().backward()
     model.clip_and_step(policy, optimizer, 1.0, 1e-2)
