@@ -30,8 +30,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from common import START, commit, fault, gather, max_over_ranks, print0, versions
+from common import START, fault, gather, max_over_ranks, print0
 from config import ConfigError
+from rundir import commit, versions
 
 NO_CHECKPOINT = 3   # exit code: none can be read, or none could be written MAX_FAILURES times in a row
 MAX_FAILURES = 3

@@ -22,7 +22,7 @@ import typing
 
 
 class ConfigError(SystemExit):
-    """Bad recipe, flag or input: one line on stderr that says what, where and the fix. common.entry ends the process with
+    """Bad recipe, flag or input: one line on stderr that says what, where and the fix. rundir.entry ends the process with
     exit_code (README has the table), plain Python with 1."""
 
     def __init__(self, message, exit_code=1):

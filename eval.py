@@ -31,6 +31,7 @@ import data
 import journal
 import rewards
 import rollout as sampler
+import rundir
 import samples as samples_file
 import scoring
 from config import ConfigError, load_config
@@ -446,8 +447,8 @@ def about(cfg, source, fingerprint):
     """What results.json says beside the results."""
     command = " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
     return {"model": source, "weights": fingerprint, "command": command, "date": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "world_size": dist.get_world_size(), "machine": common.machine(), "versions": common.versions(),
-            "commit": common.commit()}
+            "world_size": dist.get_world_size(), "machine": rundir.machine(), "versions": rundir.versions(),
+            "commit": rundir.commit()}
 
 
 def output_of(cfg, tasks, prints):
@@ -464,4 +465,4 @@ def output_of(cfg, tasks, prints):
 
 
 if __name__ == "__main__":
-    common.entry(main)
+    rundir.entry(main)

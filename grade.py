@@ -399,7 +399,7 @@ def askable(gold, prediction):
 
 def sympy_equal(gold, prediction, rules):
     """math-verify 0.9 on two scalar expressions; decimals become exact fractions first, unless rounding is the rule."""
-    from latex2sympy2_extended import NormalizationConfig               # here, so that only a worker pays the import
+    from latex2sympy2_extended import NormalizationConfig  # here, so that only a worker pays the import
     from math_verify import LatexExtractionConfig, parse, verify
     if not (rules.decimals or rules.rel_tol):
         gold, prediction = (re.sub(r"([0-9]*)\.([0-9]+)", lambda m: "(%d/%d)" % Fraction(m[0]).as_integer_ratio(), text)
@@ -448,7 +448,7 @@ COMMAND = (sys.executable, os.path.abspath(__file__))
 def serve(judge=judge, cpu_s=10):
     """A worker's main: one JSON line [id, golds, prediction, rules] in, one [id, right] out, until stdin closes."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    import math_verify          # noqa: F401   before the first deadline runs
+    import math_verify  # noqa: F401   before the first deadline runs
     print("ready", flush=True)
     for line in sys.stdin:
         used = resource.getrusage(resource.RUSAGE_SELF)         # so that no orphan spins on when the parent was killed

@@ -534,6 +534,6 @@ def relaxed(changes, steps, fits):
 
 
 if __name__ == "__main__":
-    import common
+    import rundir
 
-    common.entry(main)
+    rundir.entry(main)

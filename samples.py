@@ -10,14 +10,16 @@ from policy import to_responses
 TOKEN_VALUES = ("logprobs", "old_logprobs", "ref_logprobs", "entropy", "ratio", "clipped", "old_values", "returns")
 
 
-def trained_rows(step, rollouts, keep, prompts, batches, advantages, tokenizer):
+def trained_rows(step, rollouts, keep, group_size, prompts, batches, advantages, tokenizer):
     """
-    The first `keep` responses of a step with what the trainer computed for each token; every rank together.
+    The last `keep` responses of a step, in whole groups, with what the trainer computed for each token; every rank
+    together. The last, because with several updates a step only later ones have ratios other than 1.
 
     prompts {uid: data.Prompt}       batches: this rank's micro-batches of the step, after the last update
     advantages {response: number or (len,)}: of the responses that were trained on
     """
-    watched = range(min(keep, len(rollouts)))
+    keep = -(-keep // group_size) * group_size
+    watched = range(max(0, len(rollouts) - keep), len(rollouts))
     values = {name: to_responses(batches, name, set(watched)) for name in TOKEN_VALUES}
     rows = []
     for i in watched:

@@ -20,6 +20,7 @@ import checkpoint
 import common
 import data as prompts
 import policy as model
+import rundir
 from config import ConfigError, load_config
 from eval import resolve_model
 
@@ -114,10 +115,10 @@ def main():
     examples = load_examples(cfg.data, tokenizer, min(cfg.max_len, cfg.tokens_per_step))
     if cfg.check:
         return common.print0(f"{len(examples)} examples; first: {tokenizer.decode(examples[0][0] + examples[0][1])!r}")
-    folder = common.run_folder(cfg)
+    folder = rundir.run_folder(cfg)
     if checkpoint.exported_step(f"{folder}/model") >= cfg.num_steps:
         return common.print0(f"{folder} is complete: step {cfg.num_steps} of {cfg.num_steps}. Its model is {folder}/model")
-    run = common.Run(cfg, origin, script="sft.py")
+    run = rundir.Run(cfg, origin, script="sft.py")
     text = json.dumps(examples).encode()
     fingerprints = {"model": checkpoint.fingerprint_of_model(path), "training": hashlib.sha256(text).hexdigest()}
     saved = checkpoint.find(run.path, fingerprints, cfg.allow_data_change, run.say)  # {"step": 0}: there is none yet
@@ -185,4 +186,4 @@ def main():
 
 
 if __name__ == "__main__":
-    common.entry(main)
+    rundir.entry(main)

@@ -19,6 +19,7 @@ import data
 import policy as model
 import rewards
 import rollout as sampler
+import rundir
 import samples
 import speed
 from check import check_recipe, self_test
@@ -263,14 +264,14 @@ def main():
     if both := {p.text for p in prompts} & {p.text for p in eval_set}:
         raise ConfigError(f"{len(both)} of the {len(eval_set)} held-out prompts are training prompts: give --eval_path with "
                           "other rows, or --eval_prompts 0")
-    folder = common.run_folder(cfg)
+    folder = rundir.run_folder(cfg)
     if checkpoint.exported_step(f"{folder}/model") >= cfg.num_steps:
         return common.print0(f"{folder} is complete: step {cfg.num_steps} of {cfg.num_steps}. Its model is {folder}/model")
-    run = common.Run(cfg, origin, script="train_grpo.py")
+    run = rundir.Run(cfg, origin, script="train_grpo.py")
     fingerprints = {"model": checkpoint.fingerprint_of_model(path), "training": data.fingerprint(prompts),
                     "held-out": data.fingerprint(eval_set)}
     saved = checkpoint.find(run.path, fingerprints, cfg.allow_data_change, run.say)  # {"step": 0}: there is none yet
-    micro_batch_tokens = common.token_budget(run.path, cfg.max_tokens_per_gpu)
+    micro_batch_tokens = rundir.token_budget(run.path, cfg.max_tokens_per_gpu)
     if micro_batch_tokens != cfg.max_tokens_per_gpu:
         run.say(f"micro-batches of {micro_batch_tokens} tokens: an earlier start ran out of memory with more")
 
@@ -354,7 +355,7 @@ def main():
         groups = groups[:cfg.prompts_per_step]
         with timer("sync"):
             sampler.sleep(engine, device)
-        common.LAST.update(step=step, rollouts=rollouts)  # for a crash report
+        rundir.LAST.update(step=step, rollouts=rollouts)  # for a crash report
 
         # 2) advantages: (P, G), then onto the rollouts, which carry them through packing
         scores = torch.tensor([[r.score.total for r in group] for group in groups], dtype=torch.float64)  # (P, G)
@@ -429,8 +430,8 @@ def main():
                "advantage_std": float(advantages_R.std()) if len(flat) > 1 else 0.0, "prompts_seen": prompts_seen}
         silent_steps = silent_steps + 1 if row["zero_variance_groups"] == 1 else 0
         last = step == cfg.num_steps
-        kept = samples.trained_rows(step, flat, cfg.keep_rollouts, by_uid, batches, dict(enumerate(advantages_R.tolist())),
-                                    tokenizer)
+        kept = samples.trained_rows(step, flat, cfg.keep_rollouts, cfg.group_size, by_uid, batches,
+                                    dict(enumerate(advantages_R.tolist())), tokenizer)
         if cfg.eval_prompts and (last or (cfg.eval_every and step % cfg.eval_every == 0)):
             with timer("sync"):
                 sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), step, device)
@@ -475,4 +476,4 @@ def main():
 
 
 if __name__ == "__main__":
-    common.entry(main)
+    rundir.entry(main)

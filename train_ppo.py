@@ -24,6 +24,7 @@ import data
 import policy as model
 import rewards
 import rollout as sampler
+import rundir
 import samples
 import speed
 from check import check_recipe, self_test
@@ -420,14 +421,14 @@ def main():
         raise ConfigError(f"{len(both)} of the {len(eval_set)} held-out prompts are training prompts: give --eval_path with "
                           "other rows, or --eval_prompts 0")
     critic_path = check_critic(cfg.critic_model or cfg.model, hf_config, tokenizer)
-    folder = common.run_folder(cfg)
+    folder = rundir.run_folder(cfg)
     if checkpoint.exported_step(f"{folder}/model") >= cfg.num_steps:
         return common.print0(f"{folder} is complete: step {cfg.num_steps} of {cfg.num_steps}. Its model is {folder}/model")
-    run = common.Run(cfg, origin, script="train_ppo.py")
+    run = rundir.Run(cfg, origin, script="train_ppo.py")
     fingerprints = {"model": checkpoint.fingerprint_of_model(path), "training": data.fingerprint(prompts),
                     "held-out": data.fingerprint(eval_set)}
     saved = checkpoint.find(run.path, fingerprints, cfg.allow_data_change, run.say)  # {"step": 0}: there is none yet
-    micro_batch_tokens = common.token_budget(run.path, cfg.max_tokens_per_gpu)
+    micro_batch_tokens = rundir.token_budget(run.path, cfg.max_tokens_per_gpu)
     if micro_batch_tokens != cfg.max_tokens_per_gpu:
         run.say(f"micro-batches of {micro_batch_tokens} tokens: an earlier start ran out of memory with more")
     if saved["step"] and cfg.estimator == "gae" and "critic" not in saved["models"]:
@@ -512,7 +513,7 @@ def main():
         common.fault("rollout", step)
         with timer("sync"):
             sampler.sleep(engine, device)
-        common.LAST.update(step=step, rollouts=rollouts)  # for a crash report
+        rundir.LAST.update(step=step, rollouts=rollouts)  # for a crash report
 
         # 2) pack: updates_per_step parts of whole groups, each balanced over ranks; values, old and reference log-probs
         #    are computed before any weight changes; old log-probs only where the training forward itself is not the old one
@@ -616,7 +617,8 @@ def main():
         if train_policy and row["kl_k1"] is not None:
             kl_coef = adapt_kl_coef(kl_coef, row["kl_k1"], cfg.kl_target, len(rollouts), cfg.kl_horizon)
         last = step == cfg.num_steps
-        kept = samples.trained_rows(step, rollouts, cfg.keep_rollouts, by_uid, batches, advantages_R, tokenizer)
+        kept = samples.trained_rows(step, rollouts, cfg.keep_rollouts, cfg.group_size, by_uid, batches,
+                                    advantages_R, tokenizer)
         if cfg.eval_prompts and (last or (cfg.eval_every and step % cfg.eval_every == 0)):
             with timer("sync"):
                 sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), step, device)
@@ -663,4 +665,4 @@ def main():
 
 
 if __name__ == "__main__":
-    common.entry(main)
+    rundir.entry(main)

@@ -108,13 +108,14 @@ def main():
 
     import common
     import plan
+    import rundir
     import torch
     from config import load_config
 
     torch.set_num_threads(1)
     common.init_distributed()
     lines = [
-        f"{common.machine()}, torch {torch.__version__}, one process of one thread a run",
+        f"{rundir.machine()}, torch {torch.__version__}, one process of one thread a run",
         "",
         "| run | peak GB predicted | measured | error | seconds predicted | measured | error |",
         "|---|---|---|---|---|---|---|",

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 import checkpoint
-import common
 import policy
 import rollout
+import rundir
 
 
 class FakeEngine:
@@ -103,7 +103,7 @@ def child(job):
     try:
         exec(job.get("setup", ""), {})  # a test's own patches
         sys.argv = [job["script"], *job["args"]]
-        common.entry(__import__(job["script"].removesuffix(".py")).main)
+        rundir.entry(__import__(job["script"].removesuffix(".py")).main)
         code = 0
     except SystemExit as end:
         code = end.code or 0
@@ -141,4 +141,4 @@ if __name__ == "__main__":
     else:
         install()
         sys.argv = sys.argv[1:]
-        common.entry(__import__(sys.argv[0].removesuffix(".py")).main)
+        rundir.entry(__import__(sys.argv[0].removesuffix(".py")).main)

@@ -76,7 +76,7 @@ BUGS = [  # name, file, text, what it becomes, the tests that must fail
     ("checkpoint: damage means from scratch", "checkpoint.py", "    if held := gather(", "    if held := 0 and gather(", "tests/test_checkpoint.py tests/test_faults.py -k 'none_left or never_starts'"),
     ("checkpoint: a failed save forgotten", "checkpoint.py", "self.retry_at = step + self.failures", "pass", "tests/test_checkpoint.py -k three_failures"),
     ("run: signal ignored", "checkpoint.py", "self.seen.append(number)", "pass", "tests/test_faults.py -k signal"),
-    ("run: no lock", "common.py", "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", "tests/test_checkpoint.py -k belongs_to_one"),
+    ("run: no lock", "rundir.py", "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", "tests/test_checkpoint.py -k belongs_to_one"),
     ("run: changed data accepted", "checkpoint.py", "if changed and not allow_data_change:", "if False:", "tests/test_faults.py -k changed_examples"),
     ("named_parameters in the weight sync", "rollout.py", "in model.state_dict().items():", "in model.named_parameters():",
      "tests/test_rollout.py -k 'agree and tied'"),

@@ -20,6 +20,7 @@ from test_policy import make_rollouts
 import checkpoint
 import common
 import policy as model
+import rundir
 from config import ConfigError
 
 
@@ -331,27 +332,27 @@ class Config:
 def test_all_changed_settings_are_listed_and_only_harmless_ones_are_allowed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.makedirs("out/run/step_000002")  # metrics.jsonl may be gone: a checkpoint is a run too
-    record = {"script": os.path.basename(__file__), "settings": common.as_json(Config())}
+    record = {"script": os.path.basename(__file__), "settings": rundir.as_json(Config())}
     del record["settings"]["seed"]  # a setting that this run did not know: it had the default
     with pytest.raises(ConfigError, match="config.json cannot be read"):
-        common.run_folder(Config())  # nobody can tell what run this was
+        rundir.run_folder(Config())  # nobody can tell what run this was
     with open("out/run/config.json", "w") as f:
         json.dump(record, f)
-    assert common.run_folder(Config()) == "out/run"
-    assert common.run_folder(Config(num_steps=9)) == "out/run"
-    assert common.changed_settings("out/run", Config(num_steps=9)) == {"num_steps": "num_steps: 5 there, 9 now"}
+    assert rundir.run_folder(Config()) == "out/run"
+    assert rundir.run_folder(Config(num_steps=9)) == "out/run"
+    assert rundir.changed_settings("out/run", Config(num_steps=9)) == {"num_steps": "num_steps: 5 there, 9 now"}
     with pytest.raises(ConfigError, match=r"lr: 0.001 there, 0.002 now, group_size: 8 there, 4 now, seed: 0 there, 1 now"):
-        common.run_folder(Config(lr=2e-3, group_size=4, seed=1))
+        rundir.run_folder(Config(lr=2e-3, group_size=4, seed=1))
     with open("out/run/config.json", "w") as f:
         json.dump({**record, "script": "sft.py"}, f)
     with pytest.raises(ConfigError, match=r"script: 'sft.py' there"):
-        common.run_folder(Config())
+        rundir.run_folder(Config())
 
 
 def test_a_directory_belongs_to_one_process_and_a_killed_one_leaves_no_lock(tmp_path, one_process):
     folder = str(tmp_path / "out" / "run")
-    held = common.lock(folder)
-    code = ("import sys, time, common\ncommon.init_distributed()\nlock = common.lock(sys.argv[1])\n"
+    held = rundir.lock(folder)
+    code = ("import sys, time, common\ncommon.init_distributed()\nlock = rundir.lock(sys.argv[1])\n"
             "print('mine', flush=True)\ntime.sleep(60)")
     env = os.environ | {"PYTHONPATH": ROOT}
     env = {k: v for k, v in env.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
@@ -361,14 +362,14 @@ def test_a_directory_belongs_to_one_process_and_a_killed_one_leaves_no_lock(tmp_
     other = subprocess.Popen([sys.executable, "-c", code, folder], env=env, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "mine\n"
     with pytest.raises(ConfigError, match=f"in use by pid {other.pid} on "):
-        common.lock(folder)
+        rundir.lock(folder)
     other.kill()
     other.wait()
-    common.lock(folder).close()
+    rundir.lock(folder).close()
 
 
 def make_run(folder, monkeypatch):
-    run = common.Run.__new__(common.Run)
+    run = rundir.Run.__new__(rundir.Run)
     run.path, run.main, run.wandb, run.unwritten = str(folder), True, None, {}
     os.makedirs(folder / "samples", exist_ok=True)
     return run

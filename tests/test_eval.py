@@ -401,7 +401,7 @@ def test_bad_input_is_one_line_and_an_exit_code_before_weights_load(tied_model, 
     (tmp_path / "started" / "config.json").write_text(json.dumps({"settings": settings}))
     driver = tmp_path / "driver.py"
     driver.write_text(
-        "import contextlib, io, json, sys, traceback\nimport eval, rollout\nfrom common import entry\n"
+        "import contextlib, io, json, sys, traceback\nimport eval, rollout\nfrom rundir import entry\n"
         "rollout.make_engine = lambda *a, **k: sys.exit('weights were loaded')\n"
         "for args in json.load(open('cases.json')):\n"
         "    sys.argv, err = ['eval.py', *args], io.StringIO()\n"
@@ -469,9 +469,9 @@ def test_an_evaluation_in_training_tells_benchmarks_and_problems_apart(monkeypat
 
 
 def test_a_resumed_run_drops_what_held_out_says_of_later_steps(tmp_path):
-    import common
+    import rundir
 
-    run = common.Run.__new__(common.Run)
+    run = rundir.Run.__new__(rundir.Run)
     run.main, run.path = True, str(tmp_path)
     (tmp_path / "samples").mkdir()
     for step in (0, 10, 20):

@@ -12,7 +12,18 @@ import sys
 
 import pytest
 from conftest import ROOT, save_tiny_model
-from runs import GRPO, PPO, SFT, Server, assert_same, checkpoints, environment, everything_of, metrics_of, write_examples
+from runs import (
+    GRPO,
+    PPO,
+    SFT,
+    Server,
+    assert_same,
+    checkpoints,
+    environment,
+    everything_of,
+    metrics_of,
+    write_examples,
+)
 from test_checkpoint import flip
 
 SCRIPTS = {"train_grpo.py": GRPO, "train_ppo.py": PPO, "sft.py": [*SFT, "--name", "run"]}
@@ -308,7 +319,7 @@ def fault(point, step):
 common.fault = fault
 fake_engine.install()
 import train_grpo
-common.entry(train_grpo.main)
+rundir.entry(train_grpo.main)
 """
 
 

@@ -9,11 +9,11 @@ import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 from fake_run import HOSTILE, make_run, rollout_row, write_rollouts
 
 import report
 import report_read
-from conftest import ROOT
 from report_compare import paired_bootstrap, verdict
 from report_read import clean_rollout, completion, pick_groups, shorten
 

@@ -18,6 +18,7 @@ import data
 import metrics
 import rewards
 import rollout
+import rundir
 from config import ConfigError
 
 TINY = ["--data", "tiny_countdown", "--template", "tiny_countdown", "--reward", "tinyzero_countdown", "--max_prompt_len", "16",
@@ -164,18 +165,18 @@ def test_every_kind_of_error_has_its_exit_code(error, code, told, capsys, monkey
         raise error
 
     with pytest.raises(SystemExit) as ended:
-        common.entry(main)
+        rundir.entry(main)
     assert ended.value.code == code and told in capsys.readouterr().err
 
 
 def test_the_token_budget_is_halved_once_more_by_every_crash_and_a_new_setting_wins(tmp_path, monkeypatch):
     monkeypatch.setattr(common, "LAST", {"folder": str(tmp_path)})
-    assert common.token_budget(tmp_path, 4096) == 4096
-    common.halve_tokens()
-    assert common.token_budget(tmp_path, 4096) == 2048
-    common.halve_tokens()
-    assert common.token_budget(tmp_path, 4096) == 1024
-    assert common.token_budget(tmp_path, 3000) == 3000
+    assert rundir.token_budget(tmp_path, 4096) == 4096
+    rundir.halve_tokens()
+    assert rundir.token_budget(tmp_path, 4096) == 2048
+    rundir.halve_tokens()
+    assert rundir.token_budget(tmp_path, 4096) == 1024
+    assert rundir.token_budget(tmp_path, 3000) == 3000
 
 
 @pytest.mark.parametrize("broken", ["import", "init", "log", "finish"])
@@ -192,7 +193,7 @@ def test_wandb_may_fail_anywhere_and_only_says_so(broken, monkeypatch):
 
     module = types.SimpleNamespace(init=fail("init"), log=fail("log"), finish=fail("finish"), Settings=lambda **kw: kw)
     monkeypatch.setitem(sys.modules, "wandb", None if broken == "import" else module)
-    log = common.Wandb(said.append, project="p")
+    log = rundir.Wandb(said.append, project="p")
     for step in range(3):
         log.log({"step": step})
     log.close(wait_s=10)
@@ -204,7 +205,7 @@ def test_a_slow_wandb_holds_nobody_up(monkeypatch):
     module = types.SimpleNamespace(init=lambda **kw: time.sleep(30), Settings=lambda **kw: kw)
     monkeypatch.setitem(sys.modules, "wandb", module)
     said, start = [], time.monotonic()
-    log = common.Wandb(said.append, project="p")
+    log = rundir.Wandb(said.append, project="p")
     for step in range(1000):
         log.log({"step": step})
     log.close(wait_s=0.2)

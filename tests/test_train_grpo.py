@@ -8,8 +8,18 @@ import torch
 
 import train_grpo
 from config import ConfigError
-from train_grpo import (Config, check_config, group_advantages, kl_penalty, learning_rate, mismatch_weights, policy_loss,
-                        token_loss, token_weights, trained_responses)
+from train_grpo import (
+    Config,
+    check_config,
+    group_advantages,
+    kl_penalty,
+    learning_rate,
+    mismatch_weights,
+    policy_loss,
+    token_loss,
+    token_weights,
+    trained_responses,
+)
 
 
 def test_advantages_are_reward_minus_mean_over_the_unbiased_std():

