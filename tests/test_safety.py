@@ -89,7 +89,7 @@ def clean(tmp_path_factory, train):
 def test_a_gradient_that_is_not_finite_on_one_of_two_ranks_is_skipped_by_both(tied_model, tmp_path):
     """The real engine, two processes."""
     driver = tmp_path / "driver.py"
-    driver.write_text(BREAK + "import common, train_grpo\ncommon.entry(train_grpo.main)\n")
+    driver.write_text(BREAK + "import rundir, train_grpo\nrundir.entry(train_grpo.main)\n")
     done = run_script(driver, *TINY, "--model", tied_model, nproc=2, cwd=tmp_path, env={"FAULT": "nan_once"})
     assert done.returncode == 0, done.stderr[-3000:]
     rows = rows_of(tmp_path)
@@ -159,7 +159,7 @@ def test_a_weight_sync_that_fails_half_way_is_broken_and_not_a_retry(monkeypatch
     (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 4, "RuntimeError"),
     (common.Broken("NaN"), 6, "Broken"), (KeyError("bug"), 1, "KeyError")])
 def test_every_kind_of_error_has_its_exit_code(error, code, told, capsys, monkeypatch):
-    monkeypatch.setattr(common, "LAST", {})
+    monkeypatch.setattr(rundir, "LAST", {})
 
     def main():
         raise error
@@ -170,7 +170,7 @@ def test_every_kind_of_error_has_its_exit_code(error, code, told, capsys, monkey
 
 
 def test_the_token_budget_is_halved_once_more_by_every_crash_and_a_new_setting_wins(tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "LAST", {"folder": str(tmp_path)})
+    monkeypatch.setattr(rundir, "LAST", {"folder": str(tmp_path)})
     assert rundir.token_budget(tmp_path, 4096) == 4096
     rundir.halve_tokens()
     assert rundir.token_budget(tmp_path, 4096) == 2048

@@ -322,7 +322,7 @@ def test_a_dry_step_changes_nothing_and_out_of_memory_says_what_to_halve(
     assert error.value.exit_code == 4 and all(p.grad is None for p in critic.parameters())
     with pytest.raises(ConfigError, match="that is one sequence"):
         speed.dry_step(models, None, cfg, 16, 128, 1, device, said.append)
-    monkeypatch.setattr(speed.common, "LAST", {"folder": str(tmp_path), "max_tokens": (40, 40)})
+    monkeypatch.setattr(speed.rundir, "LAST", {"folder": str(tmp_path), "max_tokens": (40, 40)})
     with pytest.raises(ConfigError, match="the same command goes on with max_tokens_per_gpu = 20 instead of 40"):
         speed.dry_step(models, None, cfg, 40, 128, 1, device, said.append)
     monkeypatch.setattr(model, "token_values", lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))
