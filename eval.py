@@ -314,7 +314,8 @@ def complete(task, folder, settings, rank, sample):
         common.print0(f"{task.name}: {len(done)} of {len(order)} completions are there")
     if missing:
         arguments = sample()  # may load the engine: no time of this benchmark
-        log = journal.Journal(folder, task.name, rank)
+        session = common.gather([f"{time.time():.3f}"] if rank == 0 else [])[0]
+        log = journal.Journal(folder, task.name, rank, session)
         ask(task, [key for key in missing if key[1] != "greedy"], task.settings["temperature"], log, arguments)
         ask(task, [key for key in missing if key[1] == "greedy"], 0.0, log, arguments)
         log.close()

@@ -116,11 +116,11 @@ def compact(folder, name, rows):
 
 
 class Journal:
-    """Appends this rank's completions, each line flushed; a session is one start of the program."""
+    """Appends this rank's completions, each line flushed; a session is one start of the program, on all ranks."""
 
-    def __init__(self, folder, name, rank):
+    def __init__(self, folder, name, rank, session=""):
         self.file = open(file_of(folder, name, f".part{rank}"), "a", buffering=1)
-        self.session, self.start = f"{time.time():.3f}", time.monotonic()
+        self.session, self.start = session, time.monotonic()
 
     def add(self, row):
         row = row | {"session": self.session, "at": round(time.monotonic() - self.start, 3)}

@@ -249,6 +249,14 @@ def test_other_settings_are_refused_and_named(tmp_path):
             journal.read_rows(str(tmp_path), "gsm8k", {}, set())
 
 
+def test_ranks_of_one_session_share_its_seconds_and_sessions_add_up(tmp_path):
+    rows = {(f"p/{i}", 0): a_row(f"p/{i}", session=session, at=at)
+            for i, (session, at) in enumerate([("a", 5.0), ("a", 7.0), ("b", 2.0)])}
+    assert journal.finish(str(tmp_path), "kk", {}, rows, list(rows))[1] == 9.0
+    again = journal.read_rows(str(tmp_path), "kk", {}, set(rows))
+    assert journal.finish(str(tmp_path), "kk", {}, again, list(rows))[1] == 9.0  # kept in settings.json
+
+
 def test_what_the_clock_cut_off_is_made_again(tmp_path):
     journal.write_settings(str(tmp_path), "kk", {})
     log = journal.Journal(str(tmp_path), "kk", 0)
