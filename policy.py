@@ -26,6 +26,10 @@ try:
     from flash_attn import flash_attn_varlen_func  # CUDA only; without it the same function pads and calls SDPA
 except ImportError:
     flash_attn_varlen_func = None
+try:
+    from torch.nn.attention.varlen import varlen_attn  # the same kernel, as PyTorch ships it
+except ImportError:
+    varlen_attn = None
 
 # ---------------------------------------------------------------------------------------------------------------
 # model
@@ -301,7 +305,7 @@ def packed_attention(module, query, key, value, attention_mask, scaling, packed=
     Causal attention inside each sequence of a packed micro-batch; the interface is transformers' AttentionInterface.
 
     query (1, heads, N, D), key and value (1, kv_heads, N, D) -> (1, N, heads, D). flash-attn's varlen kernel where it
-    is installed; else SDPA over runs of similar length, padded on the right: a causal query never sees what follows.
+    is installed, or the one in PyTorch, on CUDA; else SDPA over runs of similar length, padded on the right: a causal query never sees what follows.
     """
     if not (sliding_window is None and softcap is None and s_aux is None):
         raise ConfigError(f"this model's attention wants sliding_window={sliding_window}, softcap={softcap} or sinks, which "
@@ -311,6 +315,11 @@ def packed_attention(module, query, key, value, attention_mask, scaling, packed=
         longest = packed.lens[0]
         out = flash_attn_varlen_func(query, key, value, packed.cu_lens, packed.cu_lens, longest, longest,
                                      softmax_scale=scaling, causal=True)
+        return out[None], None
+    if varlen_attn is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
+        longest = packed.lens[0]
+        out = varlen_attn(query, key, value, packed.cu_lens, packed.cu_lens, longest, longest, scale=scaling,
+                          window_size=(-1, 0), enable_gqa=query.shape[1] != key.shape[1])
         return out[None], None
     outs = []
     for first, last, count, longest, rows in packed.groups:
