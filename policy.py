@@ -304,8 +304,9 @@ def packed_attention(module, query, key, value, attention_mask, scaling, packed=
     """
     Causal attention inside each sequence of a packed micro-batch; the interface is transformers' AttentionInterface.
 
-    query (1, heads, N, D), key and value (1, kv_heads, N, D) -> (1, N, heads, D). flash-attn's varlen kernel where it
-    is installed, or the one in PyTorch, on CUDA; else SDPA over runs of similar length, padded on the right: a causal query never sees what follows.
+    query (1, heads, N, D), key and value (1, kv_heads, N, D) -> (1, N, heads, D). on CUDA flash-attn's varlen kernel
+    where it is installed, else PyTorch's; on a CPU SDPA over runs of similar length, padded on the right: a causal query
+    never sees what follows.
     """
     if not (sliding_window is None and softcap is None and s_aux is None):
         raise ConfigError(f"this model's attention wants sliding_window={sliding_window}, softcap={softcap} or sinks, which "
