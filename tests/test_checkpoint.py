@@ -352,7 +352,7 @@ def test_all_changed_settings_are_listed_and_only_harmless_ones_are_allowed(tmp_
 def test_a_directory_belongs_to_one_process_and_a_killed_one_leaves_no_lock(tmp_path, one_process):
     folder = str(tmp_path / "out" / "run")
     held = rundir.lock(folder)
-    code = ("import sys, time, common\ncommon.init_distributed()\nlock = rundir.lock(sys.argv[1])\n"
+    code = ("import sys, time, common, rundir\ncommon.init_distributed()\nlock = rundir.lock(sys.argv[1])\n"
             "print('mine', flush=True)\ntime.sleep(60)")
     env = os.environ | {"PYTHONPATH": ROOT}
     env = {k: v for k, v in env.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
