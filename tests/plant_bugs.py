@@ -68,7 +68,7 @@ BUGS = [  # name, file, text, what it becomes, the tests that must fail
     ("resume: rows after the checkpoint kept", "train_grpo.py", '    run.forget_after(saved["step"] or -1)', "    # nothing", "tests/test_faults.py -k 'again_and_again and grpo'"),
     ("checkpoint: optimizer state not restored", "checkpoint.py", "dcp.load(state, checkpoint_id", 'dcp.load({"model": state["model"]}, checkpoint_id',
      "tests/test_checkpoint.py -k checkpoint_brings"),
-    ("checkpoint: manifest not checked", "checkpoint.py", "problem = agree(damage(folder, steps[-1]))", 'problem = ""', "tests/test_checkpoint.py -k put_aside"),
+    ("checkpoint: manifest not checked", "checkpoint.py", "problem = agree(damage_or_error(folder, steps[-1]))", 'problem = ""', "tests/test_checkpoint.py -k put_aside"),
     ("checkpoint: hashes not compared", "checkpoint.py", '[1] != sha256:', "[1] is None:", "tests/test_faults.py -k flipped"),
     ("checkpoint: written in place", "checkpoint.py", 'f"tmp_step_{step:06d}")\n', 'f"step_{step:06d}")\n', "tests/test_faults.py -k again_and_again"),
     ("checkpoint: NaN weights loaded", "checkpoint.py", "agree(attempt(read) or not_finite(state))", "agree(attempt(read))", "tests/test_checkpoint.py -k not_finite"),
