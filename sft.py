@@ -116,8 +116,8 @@ def main():
     saved = model.read_state(run.path) or {"step": 0, "examples_seen": 0}
 
     policy = model.load_policy(path, device, dtype, checkpointing=cfg.checkpointing, shard_size=cfg.shard_size)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, fused=True, betas=(cfg.adam_beta1, cfg.adam_beta2),
-                                  weight_decay=cfg.weight_decay)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, betas=(cfg.adam_beta1, cfg.adam_beta2),
+                                  weight_decay=cfg.weight_decay, fused=True)
     if saved["step"]:
         model.load_state(run.path, saved["step"], policy, optimizer)
         run.say(f"resumed {run.path} at step {saved['step']}")

@@ -421,13 +421,13 @@ def main():
     # objects: policy, critic, an optimizer each, perhaps a reference, the engine, the scorer
     # ------------------------------------------------------------------------------------------------------------
     policy = model.load_policy(path, device, dtype, checkpointing=cfg.checkpointing, shard_size=cfg.shard_size)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, fused=True, betas=(cfg.adam_beta1, cfg.adam_beta2),
-                                  weight_decay=cfg.weight_decay)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, betas=(cfg.adam_beta1, cfg.adam_beta2),
+                                  weight_decay=cfg.weight_decay, fused=True)
     critic, pairs = None, {}
     if cfg.estimator == "gae":
         critic = model.load_critic(critic_path, device, dtype, checkpointing=cfg.checkpointing, shard_size=cfg.shard_size)
-        critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=cfg.critic_lr, fused=True, betas=(cfg.adam_beta1, cfg.adam_beta2),
-                                             weight_decay=cfg.weight_decay)
+        critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=cfg.critic_lr, betas=(cfg.adam_beta1, cfg.adam_beta2),
+                                             weight_decay=cfg.weight_decay, fused=True)
         pairs = {"critic": (critic, critic_optimizer)}
     if saved["step"]:
         model.load_state(run.path, saved["step"], policy, optimizer, **pairs)
