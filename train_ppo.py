@@ -439,13 +439,13 @@ def main():
     # objects: policy, critic, an optimizer each, perhaps a reference, the engine, the scorer
     # ------------------------------------------------------------------------------------------------------------
     policy = model.load_policy(path, device, dtype, checkpointing=cfg.checkpointing, shard_size=cfg.shard_size)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, fused=True, betas=(cfg.adam_beta1, cfg.adam_beta2),
-                                  weight_decay=cfg.weight_decay)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, betas=(cfg.adam_beta1, cfg.adam_beta2),
+                                  weight_decay=cfg.weight_decay, fused=True)
     critic, pairs = None, {}
     if cfg.estimator == "gae":
         critic = model.load_critic(critic_path, device, dtype, checkpointing=cfg.checkpointing, shard_size=cfg.shard_size)
-        critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=cfg.critic_lr, fused=True, betas=(cfg.adam_beta1, cfg.adam_beta2),
-                                             weight_decay=cfg.weight_decay)
+        critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=cfg.critic_lr, betas=(cfg.adam_beta1, cfg.adam_beta2),
+                                             weight_decay=cfg.weight_decay, fused=True)
         pairs = {"critic": (critic, critic_optimizer)}
     saved = checkpoint.load(run.path, saved, policy, optimizer, run.say, **pairs)
     run.forget_after(saved["step"] or -1)  # without a checkpoint the run starts anew

@@ -1,11 +1,12 @@
 """
-How the trainer step scales: seconds and peak memory against tokens, vocabulary, group size and ranks, on a small random Llama.
+How the trainer step scales: seconds and peak memory against tokens, vocabulary, group size and ranks, on a small
+random Llama.
 
     python bench/scaling.py [--tokens 1024 2048 4096 8192] [--hidden 256] [--layers 2] [--out results/X]
 
-Each row is a process of its own (or two): forward, loss, backward, clip, AdamW; the second of two steps is timed. A micro-batch
-holds all tokens, sequences have 256. Expected: seconds linear in tokens; memory beside weights linear in tokens and without a
-(tokens x vocabulary) part; two ranks on two cores take half the time of one.
+Each row is a process of its own (or two): forward, loss, backward, clip, AdamW; the second of two steps is timed. A
+micro-batch holds all tokens, sequences have 256. Expected: seconds linear in tokens; memory beside weights linear in
+tokens and without a (tokens x vocabulary) part; two ranks on two cores take half the time of one.
 """
 
 import argparse
@@ -36,9 +37,18 @@ def worker(num_tokens, vocab, group_size, hidden, layers):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rank, world, device = common.init_distributed()
-    hf = LlamaForCausalLM(LlamaConfig(vocab_size=vocab, hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=layers,
-                                      num_attention_heads=hidden // 64, num_key_value_heads=hidden // 64, attn_implementation="packed",
-                                      tie_word_embeddings=True))
+    hf = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab,
+            hidden_size=hidden,
+            intermediate_size=3 * hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=hidden // 64,
+            num_key_value_heads=hidden // 64,
+            attn_implementation="packed",
+            tie_word_embeddings=True,
+        )
+    )
     policy = model.shard(model.Policy(hf), hf.get_decoder(), device, "float32", False, True, 0)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, fused=True)
     rollouts = make_rollouts([SEQUENCE - PROMPT] * (num_tokens // SEQUENCE), vocab)
@@ -58,7 +68,11 @@ def worker(num_tokens, vocab, group_size, hidden, layers):
     if rank == 0:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         weights = sum(p.numel() for p in policy.parameters()) * 16 / world
-        print(json.dumps({"seconds": seconds, "peak_gb": peak / 1e6, "loaded_gb": before / 1e6, "weights_gb": weights / 1e9}))
+        print(
+            json.dumps(
+                {"seconds": seconds, "peak_gb": peak / 1e6, "loaded_gb": before / 1e6, "weights_gb": weights / 1e9}
+            )
+        )
 
 
 def main():
@@ -73,29 +87,52 @@ def main():
     args = parser.parse_args()
     if args.worker:
         return worker(*args.worker)
-    base, vocab, group = args.tokens[0], args.vocabs[0], args.groups[-1] if args.tokens[0] >= SEQUENCE * args.groups[-1] else 2
-    cases = [("tokens", n, vocab, group, 1) for n in args.tokens] + [("vocabulary", base, v, group, 1) for v in args.vocabs[1:]]
-    cases += [("group size", args.tokens[1], vocab, g, 1) for g in args.groups] + [("ranks", args.tokens[-1], vocab, group, 2)]
-    lines = ["| varied | tokens | vocabulary | group | ranks | seconds | tokens/s | peak GB (rank 0) | weights, gradient, Adam GB |",
-             "|" + "---|" * 9]
+    base, vocab, group = (
+        args.tokens[0],
+        args.vocabs[0],
+        args.groups[-1] if args.tokens[0] >= SEQUENCE * args.groups[-1] else 2,
+    )
+    cases = [("tokens", n, vocab, group, 1) for n in args.tokens] + [
+        ("vocabulary", base, v, group, 1) for v in args.vocabs[1:]
+    ]
+    cases += [("group size", args.tokens[1], vocab, g, 1) for g in args.groups] + [
+        ("ranks", args.tokens[-1], vocab, group, 2)
+    ]
+    lines = [
+        "| varied | tokens | vocabulary | group | ranks | seconds | tokens/s | peak GB (rank 0) | weights, gradient, Adam GB |",
+        "|" + "---|" * 9,
+    ]
     raw = []
     for name, tokens, v, g, ranks in cases:
-        launch = [sys.executable] if ranks == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone",
-                                                      f"--nproc-per-node={ranks}"]
+        launch = (
+            [sys.executable]
+            if ranks == 1
+            else [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        )
         arguments = [str(x) for x in (tokens, v, g, args.hidden, args.layers)]
-        done = subprocess.run([*launch, __file__, "--worker", *arguments], env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
-                              check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        done = subprocess.run(
+            [*launch, __file__, "--worker", *arguments],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            text=True,
+            check=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
         found = json.loads(done.stdout.strip().splitlines()[-1])
         raw.append({"varied": name, "tokens": tokens, "vocabulary": v, "group": g, "ranks": ranks, **found})
-        lines.append(f"| {name} | {tokens} | {v} | {g} | {ranks} | {found['seconds']:.2f} | {tokens / found['seconds']:.0f} | "
-                     f"{found['peak_gb']:.2f} | {found['weights_gb']:.2f} |")
+        lines.append(
+            f"| {name} | {tokens} | {v} | {g} | {ranks} | {found['seconds']:.2f} | {tokens / found['seconds']:.0f} | "
+            f"{found['peak_gb']:.2f} | {found['weights_gb']:.2f} |"
+        )
         print(lines[-1], flush=True)
     if args.out:
         with open(args.out + ".json", "w") as f:
             json.dump(raw, f)
         with open(args.out + ".md", "w") as f:
-            f.write(f"`{' '.join(['python', *sys.argv])}`, {time.strftime('%Y-%m-%d')}, one thread a rank, fp32, {args.layers} layers "
-                    f"of {args.hidden}\n\n" + "\n".join(lines) + "\n")
+            f.write(
+                f"`{' '.join(['python', *sys.argv])}`, {time.strftime('%Y-%m-%d')}, one thread a rank, fp32, {args.layers} layers "
+                f"of {args.hidden}\n\n" + "\n".join(lines) + "\n"
+            )
 
 
 if __name__ == "__main__":

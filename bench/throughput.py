@@ -3,8 +3,8 @@ Generators/s, SFT tokens/s and weight sync GB/s on one core. (rewards/s: bench/r
 
     python bench/throughput.py --model out/smollm2 [--no_engine] [--out results/X.md]
 
-generators: puzzles made in one call. SFT: forward, loss, backward, clip, AdamW on 8 x 256 tokens, median of 3. Sync: the policy's
-weights into a running engine, one tensor at a time, median of 5, beside a plain copy of as many bytes.
+generators: puzzles made in one call. SFT: forward, loss, backward, clip, AdamW on 8 x 256 tokens, median of 3. Sync:
+the policy's weights into a running engine, one tensor at a time, median of 5, beside a plain copy of as many bytes.
 """
 
 import argparse
@@ -51,8 +51,10 @@ def main():
         lines.append(f"| {what} | {measured} |")
         print(lines[-1], flush=True)
 
-    for name, make, count in (("Countdown", lambda n: puzzles.countdown(n, seed=0), 2000),
-                              ("the demo's Countdown", lambda n: puzzles.tiny_countdown(n, seed=0), 2000)):
+    for name, make, count in (
+        ("Countdown", lambda n: puzzles.countdown(n, seed=0), 2000),
+        ("the demo's Countdown", lambda n: puzzles.tiny_countdown(n, seed=0), 2000),
+    ):
         start = time.perf_counter()
         made = len(list(make(count)))
         add(f"generator: {name}", f"{made / (time.perf_counter() - start):,.0f} problems/s")
@@ -70,17 +72,33 @@ def main():
 
     add(f"SFT, {args.model}, fp32", f"{8 * 256 / seconds_of(sft_step, 3):,.0f} tokens/s")
     if not args.no_engine:
-        engine = sampler.make_engine(path, config=config, dtype="float32", prompt_len=64, response_len=64, max_num_seqs=8, kv_cache_gb=0,
-                                     tensor_parallel=1, seed=0, rank=0, device=device, stop_strings=False)
+        engine = sampler.make_engine(
+            path,
+            config=config,
+            dtype="float32",
+            prompt_len=64,
+            response_len=64,
+            max_num_seqs=8,
+            kv_cache_gb=0,
+            tensor_parallel=1,
+            seed=0,
+            rank=0,
+            device=device,
+            stop_strings=False,
+        )
         gigabytes = sum(p.numel() for p in policy.parameters()) * 4 / 1e9
         flat = torch.ones(int(gigabytes * 0.25e9))
         sync = seconds_of(lambda: sampler.sync_weights(policy.hf, engine, torch.float32, 0), 5)
         copy = seconds_of(flat.clone, 5)
-        add(f"weight sync, {gigabytes:.2f} GB", f"{gigabytes / sync:.2f} GB/s; a plain copy {gigabytes / copy:.2f} GB/s")
+        add(
+            f"weight sync, {gigabytes:.2f} GB", f"{gigabytes / sync:.2f} GB/s; a plain copy {gigabytes / copy:.2f} GB/s"
+        )
     if args.out:
         with open(args.out, "w") as f:
-            f.write(f"`{' '.join(['python', *sys.argv])}`, {time.strftime('%Y-%m-%d')}, {platform.machine()}, one thread, torch "
-                    f"{torch.__version__}\n\n" + "\n".join(lines) + "\n")
+            f.write(
+                f"`{' '.join(['python', *sys.argv])}`, {time.strftime('%Y-%m-%d')}, {platform.machine()}, one thread, torch "
+                f"{torch.__version__}\n\n" + "\n".join(lines) + "\n"
+            )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """
-The trainer step on fixed rollouts against TRL's GRPOTrainer: tokens/s, peak memory, share of the measured matrix peak.
+The trainer step on fixed rollouts against TRL's GRPOTrainer: tokens/s, peak memory, share of the measured matrix
+peak.
 
-    python bench/trl_step.py --setup                        # once: TRL into out/bench/trl-venv, beside this environment's torch
+    python bench/trl_step.py --setup                        # once: TRL into out/bench/trl-venv, with this one's torch
     python bench/trl_step.py [--model out/smollm2] [--sizes 2 4 8] [--dtypes float32 bfloat16] [--out results/X]
 
-Both train the same model on the same token ids with the same loss (DAPO's token mean, clip 0.2, no KL, temperature 1), clip
-the gradient norm at 1 and step AdamW; fp32 master weights, compute in the dtype of the row. Before any timing, loss, gradient
-norm and every gradient tensor of the first step must agree. Then the two processes step in turn (ours, TRL, ours, ...), one
-alive of each; medians, and their ratio. tokens/s counts prompt and response tokens, padding never. Peak memory is VmHWM of
-the process. "% of peak": matrix FLOP that the update needs (forward and backward of the real tokens; logits of response
-tokens only; recomputation not counted) a second, over the fastest square matrix product of the same run, dtype and threads.
+Both train the same model on the same token ids with the same loss (DAPO's token mean, clip 0.2, no KL, temperature
+1), clip the gradient norm at 1 and step AdamW; fp32 master weights, compute in the dtype of the row. Before any
+timing, loss, gradient norm and gradient of the first step must agree (fp32: every tensor within 1e-3; bf16: the whole
+within 0.1, both round). Then the two processes step in turn (ours, TRL, ours, ...), one alive of each; medians, and
+their ratio. tokens/s counts prompt and response tokens, padding never. Peak memory is VmHWM of the process. "% of
+peak": matrix FLOP that the update needs (forward and backward of the real tokens; logits of response tokens only;
+recomputation not counted) a second, over the fastest square matrix product of the same run, dtype and threads.
 """
 
 import argparse
@@ -34,7 +36,7 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 
 
 def response_lens(shape, size):
-    return [192] * size if shape == "uniform" else (RAGGED * size)[::max(1, 8 // size)][:size]
+    return [192] * size if shape == "uniform" else (RAGGED * size)[:: max(1, 8 // size)][:size]
 
 
 def setup():
@@ -44,21 +46,41 @@ def setup():
     subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
     python = os.path.join(VENV, "bin/python")
     subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", TRL], check=True)
-    site = subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], check=True, text=True,
-                          stdout=subprocess.PIPE).stdout.strip()
+    site = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        check=True,
+        text=True,
+        stdout=subprocess.PIPE,
+    ).stdout.strip()
     with open(os.path.join(site, "onebox.pth"), "w") as f:
         f.write(sysconfig.get_path("purelib") + "\n")
-    subprocess.run([python, "-W", "ignore", "-c", "import trl, torch, transformers; print('trl', trl.__version__, 'torch', "
-                    "torch.__version__, 'transformers', transformers.__version__)"], check=True)
+    subprocess.run(
+        [
+            python,
+            "-W",
+            "ignore",
+            "-c",
+            "import trl, torch, transformers; print('trl', trl.__version__, 'torch', "
+            "torch.__version__, 'transformers', transformers.__version__)",
+        ],
+        check=True,
+    )
 
 
 def write_case(path, model, shape, size, dtype, threads, checkpointing):
     from transformers import AutoConfig
 
     rollouts = make_rollouts(response_lens(shape, size), AutoConfig.from_pretrained(model).vocab_size)
-    case = {"model": model, "dtype": dtype, "threads": threads, "checkpointing": checkpointing, "group_size": size,
-            "prompt_ids": [r.prompt_ids for r in rollouts], "response_ids": [r.response_ids for r in rollouts],
-            "rewards": [i * i / size for i in range(size)]}
+    case = {
+        "model": model,
+        "dtype": dtype,
+        "threads": threads,
+        "checkpointing": checkpointing,
+        "group_size": size,
+        "prompt_ids": [r.prompt_ids for r in rollouts],
+        "response_ids": [r.response_ids for r in rollouts],
+        "rewards": [i * i / size for i in range(size)],
+    }
     with open(path, "w") as f:
         json.dump(case, f)
     return case
@@ -80,8 +102,10 @@ def worker(case_path, gradients_path):
         case = json.load(f)
     torch.set_num_threads(case["threads"])
     device = init_distributed()[2]
-    rollouts = [SimpleNamespace(prompt_ids=p, response_ids=r, rollout_logprobs=np.zeros(len(r), np.float32))
-                for p, r in zip(case["prompt_ids"], case["response_ids"], strict=True)]
+    rollouts = [
+        SimpleNamespace(prompt_ids=p, response_ids=r, rollout_logprobs=np.zeros(len(r), np.float32))
+        for p, r in zip(case["prompt_ids"], case["response_ids"], strict=True)
+    ]
     policy = model.load_policy(case["model"], device, case["dtype"], checkpointing=case["checkpointing"])
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, weight_decay=0.01, fused=True)  # as TRL's default
     first = {}
@@ -104,7 +128,9 @@ def worker(case_path, gradients_path):
 
     for line in sys.stdin:
         if line.strip() == "report":
-            print(json.dumps({**first, "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}), flush=True)
+            print(
+                json.dumps({**first, "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}), flush=True
+            )
             continue
         start = time.perf_counter()
         result = step()
@@ -128,10 +154,19 @@ def compare(commands, env, case, folder):
     diffs = {n: (float((grads["ours"][n] - g).norm()), float(g.norm())) for n, g in grads["trl"].items()}
     whole = sum(d * d for d, _ in diffs.values()) ** 0.5 / sum(g * g for _, g in diffs.values()) ** 0.5
     worst, name = max((d / g, n) for n, (d, g) in diffs.items())
-    errors = {"whole": whole, "worst": worst, "worst_name": name,
-              "grad_norm": abs(reports["ours"]["grad_norm"] / reports["trl"]["grad_norm"] - 1),
-              "loss": abs(reports["ours"]["loss"] - reports["trl"]["loss"])}
-    checked = ("whole", "grad_norm", "loss", *(["worst"] if case["dtype"] == "float32" else []))  # bf16: norms' gains round
+    errors = {
+        "whole": whole,
+        "worst": worst,
+        "worst_name": name,
+        "grad_norm": abs(reports["ours"]["grad_norm"] / reports["trl"]["grad_norm"] - 1),
+        "loss": abs(reports["ours"]["loss"] - reports["trl"]["loss"]),
+    }
+    checked = (
+        "whole",
+        "grad_norm",
+        "loss",
+        *(["worst"] if case["dtype"] == "float32" else []),
+    )  # bf16: norms' gains round
     if not all(errors[n] <= tolerance for n in checked):
         raise SystemExit(f"not the same work (allowed {tolerance}): {errors} {reports}")
     return errors
@@ -164,7 +199,9 @@ def needed_flop(model, case):
     flop = 0
     for p, r in zip(case["prompt_ids"], case["response_ids"], strict=True):
         n = len(p) + len(r) - 1
-        flop += 6 * n * c.num_hidden_layers * (block + c.hidden_size * n)  # causal: half of the 2 n H of scores and sums
+        flop += (
+            6 * n * c.num_hidden_layers * (block + c.hidden_size * n)
+        )  # causal: half of the 2 n H of scores and sums
         flop += 6 * len(r) * c.hidden_size * c.vocab_size
     return flop
 
@@ -179,7 +216,9 @@ def main():
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations in backward, on both sides")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", default="", help="X: X.md gets the table, X.json every number; an existing X.json is added to")
+    parser.add_argument(
+        "--out", default="", help="X: X.md gets the table, X.json every number; an existing X.json is added to"
+    )
     parser.add_argument("--worker", nargs="*", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -195,11 +234,22 @@ def main():
     folder = os.path.join(ROOT, "out/bench")
     path = os.path.join(folder, "trl_case.json")
     env = os.environ | {"OMP_NUM_THREADS": str(args.threads), "PYTHONPATH": ""}
-    commands = {"ours": [sys.executable, __file__, "--worker", path],
-                "trl": [python, "-W", "ignore", os.path.join(ROOT, "bench/trl_worker.py"), path]}
-    about = {"command": " ".join(["python", *sys.argv]), "date": time.strftime("%Y-%m-%d"), "cpu": cpu_name(),
-             "threads": args.threads, "model": os.path.basename(args.model.rstrip("/")), "trl": TRL, "torch": torch.__version__,
-             "transformers": transformers.__version__, "python": platform.python_version(), "rows": []}
+    commands = {
+        "ours": [sys.executable, __file__, "--worker", path],
+        "trl": [python, "-W", "ignore", os.path.join(ROOT, "bench/trl_worker.py"), path],
+    }
+    about = {
+        "command": " ".join(["python", *sys.argv]),
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": cpu_name(),
+        "threads": args.threads,
+        "model": os.path.basename(args.model.rstrip("/")),
+        "trl": TRL,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "rows": [],
+    }
     runs = [about]
     if args.out and os.path.exists(args.out + ".json"):
         with open(args.out + ".json") as f:
@@ -212,25 +262,41 @@ def main():
                 case = write_case(path, args.model, shape, size, dtype, args.threads, args.checkpointing)
                 parity = compare(commands, env, case, folder)
                 seconds, reports = alternate(commands, args.repeats, env)
-                rows.append({"dtype": dtype, "shape": shape, "responses": size, "checkpointing": args.checkpointing,
-                             "tokens": sum(map(len, case["prompt_ids"] + case["response_ids"])), "peak_flops": peak,
-                             "flop": needed_flop(args.model, case), "parity": parity, "seconds": seconds, "reports": reports})
+                rows.append(
+                    {
+                        "dtype": dtype,
+                        "shape": shape,
+                        "responses": size,
+                        "checkpointing": args.checkpointing,
+                        "tokens": sum(map(len, case["prompt_ids"] + case["response_ids"])),
+                        "peak_flops": peak,
+                        "flop": needed_flop(args.model, case),
+                        "parity": parity,
+                        "seconds": seconds,
+                        "reports": reports,
+                    }
+                )
                 print(line(rows[-1]), flush=True)
                 if args.out:
                     save(args.out, runs)
 
 
-HEADER = ["| dtype | lengths | responses | tokens | recompute | ours tok/s | TRL tok/s | ratio | ours GB | TRL GB | ratio | ours % of "
-          "peak | TRL % of peak | gradient error |", "|" + "---|" * 14]
+HEADER = [
+    "| dtype | lengths | responses | tokens | recompute | ours tok/s | TRL tok/s | ratio | ours GB | TRL GB | ratio | ours % of "
+    "peak | TRL % of peak | gradient error |",
+    "|" + "---|" * 14,
+]
 
 
 def line(r):
     ours, trl = (statistics.median(r["seconds"][kind]) for kind in ("ours", "trl"))
     gb = [r["reports"][kind]["peak_gb"] for kind in ("ours", "trl")]
     share = [r["flop"] / s / r["peak_flops"] for s in (ours, trl)]
-    return (f"| {r['dtype']} | {r['shape']} | {r['responses']} | {r['tokens']} | {'yes' if r['checkpointing'] else 'no'} | "
-            f"{r['tokens'] / ours:.0f} | {r['tokens'] / trl:.0f} | **{trl / ours:.2f} x** | {gb[0]:.2f} | {gb[1]:.2f} | "
-            f"**{gb[0] / gb[1]:.2f} x** | {share[0]:.0%} | {share[1]:.0%} | {r['parity']['whole']:.1e} |")
+    return (
+        f"| {r['dtype']} | {r['shape']} | {r['responses']} | {r['tokens']} | {'yes' if r['checkpointing'] else 'no'} | "
+        f"{r['tokens'] / ours:.0f} | {r['tokens'] / trl:.0f} | **{trl / ours:.2f} x** | {gb[0]:.2f} | {gb[1]:.2f} | "
+        f"**{gb[0] / gb[1]:.2f} x** | {share[0]:.0%} | {share[1]:.0%} | {r['parity']['whole']:.1e} |"
+    )
 
 
 def cpu_name():
@@ -244,9 +310,14 @@ def save(out, runs):
     text = ["# Trainer step against TRL", "", *(x for x in __doc__.strip().split("\n\n")[2:]), ""]
     for run in runs:
         peaks = ", ".join(f"{d} {p / 1e9:.0f}" for d, p in {r["dtype"]: r["peak_flops"] for r in run["rows"]}.items())
-        text += [f"`{run['command']}`, {run['date']}. {run['cpu']}, {run['threads']} thread(s), {run['model']}, {run['trl']}, torch "
-                 f"{run['torch']}, transformers {run['transformers']}, Python {run['python']}. Matrix peak, GFLOP/s: {peaks}.", "",
-                 *HEADER, *map(line, run["rows"]), ""]
+        text += [
+            f"`{run['command']}`, {run['date']}. {run['cpu']}, {run['threads']} thread(s), {run['model']}, {run['trl']}, torch "
+            f"{run['torch']}, transformers {run['transformers']}, Python {run['python']}. Matrix peak, GFLOP/s: {peaks}.",
+            "",
+            *HEADER,
+            *map(line, run["rows"]),
+            "",
+        ]
     with open(out + ".md", "w") as f:
         f.write("\n".join(text) + "\nRaw seconds, peaks and parity of every row: the JSON file beside this one.\n")
 

@@ -206,7 +206,8 @@ def test_the_gradient_does_not_depend_on_ranks_also_when_one_has_nothing(tied_mo
 @pytest.mark.parametrize("checkpointing", [True, "selective"])
 def test_gradient_checkpointing_changes_memory_not_gradients(tied_model, one_process, checkpointing):
     plain = gradients(model.load_policy(tied_model, one_process[2], "float32"), make_rollouts(), one_process[2])
-    saving = gradients(model.load_policy(tied_model, one_process[2], "float32", checkpointing=checkpointing), make_rollouts(), one_process[2])
+    policy = model.load_policy(tied_model, one_process[2], "float32", checkpointing=checkpointing)
+    saving = gradients(policy, make_rollouts(), one_process[2])
     assert_same_gradients(plain, saving)
 
 
@@ -224,7 +225,7 @@ def test_selective_recomputation_repeats_no_matrix_product(tied_model, one_proce
         with Count() as count:
             gradients(policy, make_rollouts(), one_process[2])
         counted[checkpointing] = count.products
-    # two blocks of seven products each: recomputing all of them repeats 14, or 12 where the last one's result is not needed
+    # two blocks of seven products: recomputing all repeats 14, or 12 where a block's last result is not needed
     assert counted["selective"] == counted[False] and counted[True] - counted[False] in (12, 14)
 
 
