@@ -210,7 +210,10 @@ def micro_batch_memory(shape, tokens, bytes_each, checkpointing, on_cpu, head=Tr
     import policy as model
 
     b, block = bytes_each, activation_bytes(shape, bytes_each, has_qk_norm(shape))
-    kept = tokens * (shape.layers * (b * shape.hidden if checkpointing else block) + (4 + 3 * b) * shape.hidden)
+    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    products = b * (2 * q + 2 * kv + 2 * shape.hidden + 2 * shape.intermediate) + 4 * shape.heads  # policy.keep_products
+    of_block = {True: b * shape.hidden, "selective": b * shape.hidden + products, False: block}[checkpointing]
+    kept = tokens * (shape.layers * of_block + (4 + 3 * b) * shape.hidden)
     root = shape.vocab * shape.hidden * (1 if shape.tied or not head else 2)
     table = shape.vocab * shape.hidden if head else 0
     chunk = model.CHUNK_LOGITS if on_cpu else model.CHUNK_LOGITS_CUDA
@@ -311,7 +314,7 @@ def gpu_work(shape, cfg, options, dtype):
         return speed.forward_flops(shape, lens, scored) / rate
 
     def train(shape, lens, scored):
-        again = speed.forward_flops(shape, lens, 0) if cfg.checkpointing else 0
+        again = speed.forward_flops(shape, lens, 0) if cfg.checkpointing is True else 0
         return (3 * speed.forward_flops(shape, lens, scored) + again) / rate
 
     return Work(forward, train, lambda params: 28 * params / (peaks.bandwidth * options.mbu), peaks)
@@ -497,7 +500,7 @@ def suggest(cfg, script, options):
             return False
 
     full, steps = cfg.max_prompt_len + cfg.max_response_len, []
-    if not cfg.checkpointing:
+    if cfg.checkpointing is not True:
         steps.append({"checkpointing": True})
     tokens = cfg.max_tokens_per_gpu
     while tokens // 2 >= full:

@@ -237,3 +237,12 @@ def test_on_a_cpu_the_blocks_are_timed_and_the_rest_is_a_multiple(one_process, t
     assert work.adam(2e6) == pytest.approx(2 * work.adam(1e6)) and work.peaks.flops > 1e9
     found = plan.seconds(cfg, "train_grpo.py", shape, None, options("--cpu", "--gpus", "1"))
     assert found["logprobs"] == 0 and 0 < found["rollout"] < 60 and 0 < found["train"] < 60
+
+
+def test_selective_recomputation_lies_between_all_and_nothing():
+    """Qwen2.5-3B, 1,000 tokens in bf16, by hand: its products are 2 * 2048 + 2 * 256 + 2 * 2048 + 2 * 11008 wide."""
+    shape = plan.architecture("Qwen/Qwen2.5-3B")
+    kept = {how: plan.micro_batch_memory(shape, 1000, 2, how, on_cpu=False)["activations"] for how in (True, "selective", False)}
+    assert kept[True] < kept["selective"] < kept[False]
+    products = 2 * (2 * 2048 + 2 * 256 + 2 * 2048 + 2 * 11008) + 4 * 16
+    assert kept["selective"] - kept[True] == 1000 * 36 * products
