@@ -128,8 +128,8 @@ def decode_work(shape, prompt_lens, response_lens, num_seqs, bytes_each=2):
     return float(read), float(flops)
 
 
-def efficiency(row, shape, peaks, rollouts, trained, *, policy_passes, critic_shape=None, critic_passes=0, loads=(),
-               world=1, tensor_parallel=1, max_num_seqs=256, round_size=0, dtype="bfloat16"):
+def efficiency(row, shape, peaks, rollouts, trained, *, policy_passes, measured=(), critic_shape=None,
+               critic_passes=0, loads=(), world=1, tensor_parallel=1, max_num_seqs=256, round_size=0, dtype="bfloat16"):
     """
     The columns that say how far a step was from what the machine can do. row holds its seconds_*.
 
@@ -141,11 +141,15 @@ def efficiency(row, shape, peaks, rollouts, trained, *, policy_passes, critic_sh
         tail      longest response / mean response
 
     rollouts: all of the step, trained: those of its updates; policy_passes, critic_passes in forwards (training is 3);
+    measured: responses that only went forward, two passes less;
     loads: one (tokens of all ranks, tokens of the fullest) per micro-batch; round_size: rollouts of one sampling round.
     """
     lens = [len(r.prompt_ids) + len(r.response_ids) - 1 for r in trained]
     scored = sum(len(r.response_ids) for r in trained)
     flops = policy_passes * forward_flops(shape, lens, scored)
+    if measured:
+        flops += (policy_passes - 2) * forward_flops(shape, [len(r.prompt_ids) + len(r.response_ids) - 1 for r in measured],
+                                                     sum(len(r.response_ids) for r in measured))
     if critic_passes:
         flops += critic_passes * forward_flops(critic_shape or shape, lens, 0)
     engines, bytes_each = world // tensor_parallel, 4 if dtype == "float32" else 2

@@ -150,6 +150,14 @@ def trained_responses(rollouts, on_truncated):
     return torch.tensor([len(r.response_ids) > 0 and not (on_truncated == "mask" and r.truncated) for r in rollouts])
 
 
+def learned_from(advantages, penalised):
+    """
+    Which responses move a weight, -> bool (R,): all of them under a KL or entropy term, else those with an advantage. The
+    rest, groups that agree, only go forward, for the canary and the statistics: the same gradient for a third of the work.
+    """
+    return torch.ones_like(advantages, dtype=torch.bool) if penalised else advantages != 0
+
+
 def policy_loss(logprobs, old_logprobs, advantages, clip_low, clip_high):
     """Clipped surrogate of each token, arXiv 1707.06347, eq. 7; all (T,). No gradient once the ratio has gained enough."""
     ratio = (logprobs - old_logprobs).exp()
@@ -368,6 +376,8 @@ def main():
         #    computed before any weight changes, and only where the training forward itself is not the old one
         trained = trained_responses(flat, cfg.on_truncated)  # (R,)
         response_lens = torch.tensor([len(r.response_ids) for r in flat])  # (R,)
+        penalised = cfg.entropy_coef != 0 or (reference is not None and cfg.kl_coef != 0)
+        learning = learned_from(advantages_R.cpu(), penalised)  # (R,)
         updates = []
         members = torch.arange(len(flat)).reshape(-1, cfg.group_size)  # (P, G) indices of responses
         for part in (groups.flatten() for groups in members.chunk(cfg.updates_per_step) if len(groups)):
@@ -376,9 +386,11 @@ def main():
             weights_R = torch.zeros(len(flat))
             if len(chosen):
                 weights_R[chosen] = token_weights(response_lens[chosen], len(chosen), num_tokens, cfg.loss_agg, cfg.max_response_len)
-            micro_batches = model.pack(flat, chosen.tolist(), micro_batch_tokens, rank, world, device)
-            updates.append((micro_batches, weights_R.to(device), chosen))
-        batches = [batch for micro_batches, _, _ in updates for batch in micro_batches]
+            learnt, silent = chosen[learning[chosen]].tolist(), chosen[~learning[chosen]].tolist()
+            micro_batches = model.pack(flat, learnt, micro_batch_tokens, rank, world, device) if learnt or not silent else []
+            forward_only = model.pack(flat, silent, micro_batch_tokens, rank, world, device) if silent else []
+            updates.append((micro_batches, forward_only, weights_R.to(device), learnt, silent))
+        batches = [batch for micro_batches, forward_only, *_ in updates for batch in micro_batches + forward_only]
         loads = speed.micro_batch_loads(batches, device)
         stats = StepStats(device)
         with timer("logprobs"), torch.no_grad():
@@ -398,21 +410,22 @@ def main():
         common.fault("logprobs", step)
         lr = learning_rate(step, cfg.lr, cfg.lr_schedule, cfg.warmup_steps, cfg.num_steps, cfg.lr_min_ratio)
         with timer("train"):
-            for micro_batches, weights_R, chosen in updates:
-                for batch in micro_batches:
+            for micro_batches, forward_only, weights_R, learnt, _ in updates:
+                for learns, batch in [(True, b) for b in micro_batches] + [(False, b) for b in forward_only]:
                     advantages = advantages_R[batch.response_index]  # (T,)
                     weights = weights_R[batch.response_index]  # (T,)
-                    logprobs, entropy = model.token_logprobs(policy, batch, cfg.temperature)  # (T,), (T,)
+                    with torch.set_grad_enabled(learns):
+                        logprobs, entropy = model.token_logprobs(policy, batch, cfg.temperature)  # (T,), (T,)
                     old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
                     loss = token_loss(logprobs, entropy, old_logprobs, advantages, batch, cfg)  # (T,)
                     loss = (weights * loss).sum()  # this micro-batch's share of the update's loss
-                    (loss * world).backward()  # undo FSDP's mean over ranks: the weights already count all of them
+                    if learns:
+                        (loss * world).backward()  # undo FSDP's mean over ranks: the weights already count all of them
                     stats.add(batch, logprobs.detach(), entropy.detach(), old_logprobs, advantages, loss.detach(), cfg)
                     common.fault("backward", step)
                 stats.reduce()
                 stats.check_mismatch(bound)  # before the step: a broken engine must not touch the weights
-                penalised = cfg.entropy_coef != 0 or (reference is not None and cfg.kl_coef != 0)
-                if len(chosen) and (penalised or bool((advantages_R[chosen] != 0).any())):
+                if learnt:
                     stats.grad_norm = model.clip_and_step(policy, optimizer, cfg.grad_clip, lr)
                 else:  # momentum and weight decay would still move the weights
                     optimizer.zero_grad(set_to_none=True)
@@ -444,9 +457,11 @@ def main():
                 run.say(warning)
             evaluated = {"step": step, "reward": row["reward"], "eval_correct": row["eval_correct"]}
         row |= seconds(timer.take(), tokens=sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
-        in_loss = [flat[i] for *_, chosen in updates for i in chosen.tolist()]
+        in_loss = [flat[i] for *_, learnt, _ in updates for i in learnt]
+        measured = [flat[i] for *_, silent in updates for i in silent]
         passes = 3 + (len(updates) > 1) + (reference is not None)  # in forwards: a backward is two
-        row |= speed.efficiency(row, rollouts=rollouts, trained=in_loss, policy_passes=passes, loads=loads, **limits)
+        row |= speed.efficiency(row, rollouts=rollouts, trained=in_loss, measured=measured, policy_passes=passes,
+                                loads=loads, **limits)
         run.metrics(row)
         run.samples(step, kept)
         run.say(console_line(row, cfg.num_steps))

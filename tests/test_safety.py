@@ -252,3 +252,35 @@ def test_nothing_evaluates_text_or_unpickles_files_or_trusts_remote_code():
         for line in code.splitlines():
             for call in (" eval(", "=eval(", " exec("):
                 assert call not in line.split("#")[0] or line.lstrip().startswith(("def ", '"')), (name, line)
+
+
+def test_groups_that_agree_need_no_backward(server, tied_model, tmp_path):
+    """Half of the groups agree : all of them backward, or only the others: the same."""
+    count = """
+import train_grpo, policy
+real_backward = policy.torch.Tensor.backward
+def backward(self, *args, **kw):
+    open("backwards", "a").write("b")
+    return real_backward(self, *args, **kw)
+policy.torch.Tensor.backward = backward
+"""
+    advantages = """
+real_advantages = train_grpo.group_advantages
+def group_advantages(rewards, *args):
+    found = real_advantages(rewards + policy.torch.arange(rewards.shape[1]), *args)
+    found[::2] = 0  # every other group agrees
+    return found
+train_grpo.group_advantages = group_advantages
+"""
+    every = "train_grpo.learned_from = lambda advantages, penalised: policy.torch.ones(len(advantages), dtype=bool)\n"
+    settings = [*TINY, "--model", tied_model, "--entropy_coef", "0", "--max_tokens_per_gpu", "60"]
+    rows, backwards = [], []
+    for name, setup in (("all", count + advantages + every), ("some", count + advantages)):
+        done = server.run(tmp_path / name, "train_grpo.py", settings, setup=setup)
+        assert done.returncode == 0, done.stderr[-2000:]
+        rows.append(rows_of(tmp_path / name))
+        backwards.append(os.path.getsize(tmp_path / name / "backwards"))
+    assert backwards[1] < 0.7 * backwards[0]
+    for a, b in zip(*rows, strict=True):
+        for name in ("loss", "grad_norm", "entropy", "mismatch_mean", "trained_tokens", "reward", "response_len"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), (a["step"], name)
