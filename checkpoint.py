@@ -217,7 +217,7 @@ def prune(folder, keep):
 def saved_steps(folder):
     """The steps that have a checkpoint, oldest first."""
     names = os.listdir(folder) if os.path.isdir(folder) else []
-    return sorted(int(n[5:]) for n in names if n.startswith("step_") and n[5:].isdigit())
+    return sorted(int(n[5:]) for n in names if re.fullmatch(r"step_\d{6,}", n))
 
 
 def read_json(folder, step, name):
@@ -285,7 +285,8 @@ def damage(folder, step):
     """What is wrong with a checkpoint, "" if nothing; each rank hashes its share. ConfigError for the old format."""
     path = os.path.join(folder, f"step_{step:06d}")
     if not os.path.exists(path):
-        raise ConfigError(f"rank {dist.get_rank()} does not see {path}: out/ must lie on a file system of all nodes")
+        raise ConfigError(f"rank {dist.get_rank()} does not see {path}: out/ must lie on a file system of all nodes (or a "
+                          "run that still goes on has removed it: start again)")
     manifest, state = read_json(folder, step, "MANIFEST.json"), read_json(folder, step, "state.json")
     if not os.path.exists(os.path.join(path, "MANIFEST.json")) and state and "format" not in state:
         raise ConfigError(f"{path} is from before checkpoints had a MANIFEST.json and cannot be verified: go on "
@@ -430,7 +431,7 @@ def exported_step(folder):
     """The step whose weights lie in an exported directory, -1 where there is none or it cannot be told."""
     try:
         with open(os.path.join(folder, "trained.json")) as f:
-            return json.load(f)["step"]
+            return int(json.load(f)["step"])
     except (OSError, ValueError, KeyError, TypeError):
         return -1
 

@@ -23,7 +23,7 @@ import typing
 
 class ConfigError(SystemExit):
     """Bad recipe, flag or input: one line on stderr that says what, where and the fix. rundir.entry ends the process with
-    exit_code (README has the table), plain Python with 1."""
+    exit_code (docs/faults.md has the table), plain Python with 1."""
 
     def __init__(self, message, exit_code=1):
         super().__init__(f"error: {message}")

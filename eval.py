@@ -362,7 +362,11 @@ def main():
     if prompt_len + cfg.max_response_len > (getattr(hf_config, "max_position_embeddings", None) or 1 << 40):
         raise ConfigError(f"the longest prompt, {prompt_len} tokens, + max_response_len = {cfg.max_response_len} is "
                           f"more than the {hf_config.max_position_embeddings} positions of {cfg.model!r}")
-    prints = common.gather([weights_fingerprint(p) for p in targets.values()] if rank == 0 else [])
+    try:
+        prints = common.gather([weights_fingerprint(p) for p in targets.values()] if rank == 0 else [])
+    except FileNotFoundError as error:
+        raise ConfigError(f"{error.filename} went away while it was read: the run goes on and removes old checkpoints; "
+                          "start again") from error
     prints = dict(zip(targets, prints, strict=True))
     folder, extra = output_of(cfg, tasks, prints)
     folders = {step: os.path.join(folder, f"step_{step:06d}") if cfg.sweep else folder for step in targets}
@@ -373,6 +377,7 @@ def main():
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"no results can be written to {folder!r} ({error.strerror}): another --output?") from error
+    in_use = rundir.lock(folder)  # noqa: F841  held to the end: two evaluations would write into one journal
     if not os.path.isdir(os.path.dirname(extra) or "."):
         raise ConfigError(f"output = {extra!r}: there is no directory {os.path.dirname(extra)!r}")
 

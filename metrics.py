@@ -158,7 +158,7 @@ class StepStats:
         finite = [n for n in self.norms if math.isfinite(n)]
         return {
             "loss": self.total.get("loss", 0.0) / max(1, len(self.norms)), "entropy": mean.get("entropy", 0.0),
-            "grad_norm": sum(finite) / len(finite) if finite else float("nan"),
+            "grad_norm": sum(finite) / len(finite) if finite else float("nan") if self.norms else 0.0,
             "clip_frac": mean.get("clipped", 0.0), "approx_kl": mean.get("approx_kl", 0.0),
             "kl": mean.get("kl"), "kl_k1": mean.get("kl_k1"), "mismatch_mean": self.total.get("mismatch", 0.0) / compared,
             "mismatch_max": self.mismatch_max, "mismatch_ratio": self.total.get("mismatch_ratio", compared) / compared,

@@ -131,6 +131,8 @@ def keep_products():
             aten._scaled_dot_product_cudnn_attention.default]
     if hasattr(torch.ops.flash_attn, "_flash_attn_varlen_forward"):
         kept.append(torch.ops.flash_attn._flash_attn_varlen_forward.default)
+    if hasattr(torch.ops.torch_attn, "_varlen_attn"):
+        kept.append(torch.ops.torch_attn._varlen_attn.default)
     return create_selective_checkpoint_contexts(kept)
 
 
@@ -168,6 +170,7 @@ class MicroBatch:
     targets: torch.Tensor  # (T,) the response tokens
     response_index: torch.Tensor  # (T,) which of the update's responses token t belongs to
     rollout_logprobs: torch.Tensor  # (T,) as the engine reported them
+    learns: bool = True  # False: only goes forward, nothing in it can move a weight
     old_logprobs: torch.Tensor = None  # (T,) of the policy before this step's first update
     ref_logprobs: torch.Tensor = None  # (T,) of the reference model
     old_values: torch.Tensor = None  # (T,) of the critic before this step's first update
@@ -179,7 +182,7 @@ class MicroBatch:
     clipped: torch.Tensor = None  # (T,) 1 where the clip stopped the gradient
 
 
-def pack(rollouts, chosen, max_tokens, rank, world, device):
+def pack(rollouts, chosen, max_tokens, rank, world, device, learns=True):
     """
     The micro-batches of one update for this rank; every rank passes the same list and gets equally many of them.
 
@@ -194,7 +197,7 @@ def pack(rollouts, chosen, max_tokens, rank, world, device):
     count = max(1, math.ceil(sum(lens.values()) / (limit * world)))
     while (bins := fill(order, lens, count * world, limit)) is None:
         count += 1
-    return [to_micro_batch(rollouts, bins[m * world + rank], device) for m in range(count)]
+    return [to_micro_batch(rollouts, bins[m * world + rank], device, learns) for m in range(count)]
 
 
 def fill(order, lens, num_bins, limit):
@@ -209,7 +212,7 @@ def fill(order, lens, num_bins, limit):
     return bins
 
 
-def to_micro_batch(rollouts, chosen, device):
+def to_micro_batch(rollouts, chosen, device, learns=True):
     ids, positions, lens, rows, targets, index, logprobs = [], [], [], [], [], [], []
     start = 0
     for i in chosen:  # longest first, as `pack` sorted them
@@ -232,7 +235,7 @@ def to_micro_batch(rollouts, chosen, device):
     cu_lens = torch.tensor(np.cumsum([0] + lens), dtype=torch.int32, device=device)
     return MicroBatch(join(ids, torch.long), join(positions, torch.long), lens, cu_lens, length_groups(lens, device),
                       join(rows, torch.long), join(targets, torch.long), join(index, torch.long),
-                      join(logprobs, torch.float32))
+                      join(logprobs, torch.float32), learns)
 
 
 def to_responses(batches, name, only=None):

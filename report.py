@@ -359,6 +359,10 @@ def histograms(run, bins=24):
             lengths, what = found, "training" if split == "train" else "held-out"
     if not lengths:
         return None
+    lengths = {step: [(n, c) for n, c in found if 0 <= n < 1e7] for step, found in lengths.items()}  # what a file may say
+    lengths = {step: found for step, found in lengths.items() if found}
+    if not lengths:
+        return None
     steps = evenly(sorted(lengths), 4)
     top = max(n for step in steps for n, _ in lengths[step]) + 1
     width = max(1, math.ceil(top / bins))
@@ -623,7 +627,9 @@ def parse(arguments):
 
 
 def main():
-    if not sys.argv[1:] or sys.argv[1] in ("-h", "--help"):
+    if sys.argv[1:2] in (["-h"], ["--help"]):
+        return print(__doc__)
+    if not sys.argv[1:]:
         raise SystemExit(__doc__)
     named, out = parse(sys.argv[1:])
     groups = {label: [read_run(folder) for folder in folders] for label, folders in named.items() if folders}

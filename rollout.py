@@ -8,6 +8,7 @@ Nothing here knows rewards or losses. Written against vLLM 0.32, public calls on
 import math
 import os
 import random
+import sys
 import time
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from common import Broken, gather, print0, progress
+from common import Broken, gather, progress, visible
 
 # Before vllm is imported: the engine core in this process, and no pinning of the trainer's threads on CPU.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -145,7 +146,8 @@ def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, deadl
     except Exception as error:  # whatever the engine raises; under tensor parallel the ranks could not agree to retry
         if shares_engine() or not requests:
             raise
-        print0(f"warning: the engine failed ({type(error).__name__}: {error}) with {len(requests)} responses to go: asking again")
+        print(visible(f"warning: rank {os.environ.get('RANK', 0)}: the engine failed ({type(error).__name__}: {error}) with "
+                      f"{len(requests)} responses to go: asking again"), file=sys.stderr, flush=True)  # from every rank
         items = list(requests.items())
         for half in (items[:len(items) // 2], items[len(items) // 2:]):
             yield from run_requests(engine, dict(half), deadline, version, desc)

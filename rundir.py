@@ -38,7 +38,7 @@ from config import ConfigError, table
 # another run.
 MAY_CHANGE = ("num_steps", "eval_every", "save_every", "wandb", "check", "max_tokens_per_gpu", "checkpointing",
               "max_num_seqs", "kv_cache_gb", "rollout_deadline_s", "keep_rollouts", "report_every", "keep_checkpoints",
-              "max_hours", "allow_data_change", "dry_step")
+              "max_hours", "allow_data_change", "shard_size", "tensor_parallel", "dry_step")
 
 
 LAST = {}  # what a crash report holds: folder of the run, step, rollouts, row of metrics, max_tokens
@@ -95,9 +95,12 @@ def crash_report(error, folder):
 def halve_tokens():
     """After running out of memory: leave half the micro-batch size for the next start -> that setting as text."""
     asked, used = LAST["max_tokens"]
-    with open(os.path.join(LAST["folder"], "out_of_memory.json"), "w") as f:
+    file = os.path.join(LAST["folder"], "out_of_memory.json")
+    tmp = f"{file}.tmp{os.environ.get('RANK', 0)}"  # ranks may fail together
+    with open(tmp, "w") as f:
         json.dump({"asked": asked, "max_tokens_per_gpu": max(1, used // 2)}, f)
-    return f"max_tokens_per_gpu = {max(1, used // 2)} instead of {used}; results do not change"
+    os.replace(tmp, file)
+    return f"max_tokens_per_gpu = {max(1, used // 2)} instead of {used}; results do not change but for rounding"
 
 
 def token_budget(folder, asked):
@@ -106,9 +109,9 @@ def token_budget(folder, asked):
     try:
         with open(os.path.join(folder, "out_of_memory.json")) as f:
             before = json.load(f)
-        used = before["max_tokens_per_gpu"] if before["asked"] == asked else asked
-    except FileNotFoundError:
-        pass
+        used = int(before["max_tokens_per_gpu"]) if before["asked"] == asked else asked
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # none, or torn: the setting itself; running out of memory writes it anew
     LAST["max_tokens"] = (asked, used)
     return used
 
@@ -189,19 +192,32 @@ class Run:
         if not self.main:
             return
         changed = changed_settings(self.path, cfg)
-        os.makedirs(os.path.join(self.path, "samples"), exist_ok=True)
-        command = [os.path.basename(word) for word in (sys.executable, sys.argv[0])] + sys.argv[1:]
-        record = {"script": script, "settings": settings, "origin": origin, "command": command,
-                  "world_size": dist.get_world_size(), "versions": versions(), "machine": machine(), "commit": commit()}
-        with open(file + ".tmp", "w") as f:
-            json.dump(record, f, indent=1)
-        os.replace(file + ".tmp", file)
-        starts = sum(name == "code" or name.startswith("code_") for name in os.listdir(self.path))
-        save_code(os.path.join(self.path, f"code_{starts + 1}" if starts else "code"))  # one for each start of the run
+        try:
+            self.write_start(cfg, origin, script, settings, file)
+        except OSError as error:
+            raise ConfigError(f"{self.path} cannot be written ({error}): make room; the same command continues", 3) from error
         self.say(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')}  {script}  ->  {self.path}\n{table(cfg, origin)}")
         if changed:
             self.say(f"other settings than before: {', '.join(changed.values())}")
         self.start_wandb(cfg, settings)
+
+    def write_start(self, cfg, origin, script, settings, file):
+        """config.json and the code as it is, once for each start of the run."""
+        os.makedirs(os.path.join(self.path, "samples"), exist_ok=True)
+        self.wandb_id = f"{cfg.name}-{os.urandom(4).hex()}"  # a directory begun anew is another run there too
+        try:
+            with open(file) as f:
+                self.wandb_id = str(json.load(f)["wandb_id"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # the first start
+        command = [os.path.basename(word) for word in (sys.executable, sys.argv[0])] + sys.argv[1:]
+        record = {"script": script, "settings": settings, "origin": origin, "command": command,
+                  "world_size": dist.get_world_size(), "wandb_id": self.wandb_id, "versions": versions(), "machine": machine(), "commit": commit()}
+        with open(file + ".tmp", "w") as f:
+            json.dump(record, f, indent=1)
+        os.replace(file + ".tmp", file)
+        starts = sum(name == "code" or name.startswith("code_") for name in os.listdir(self.path))
+        save_code(os.path.join(self.path, f"code_{starts + 1}" if starts else "code"))
 
     def say(self, text):
         """Print on rank 0 and keep it in log.txt; control characters of a model's text are made visible first."""
@@ -248,7 +264,7 @@ class Run:
                 os.remove(os.path.join(folder, name))
         for file in (os.path.join(self.path, "metrics.jsonl"), os.path.join(folder, "held_out.jsonl")):
             rows, dropped = [], 0
-            with open(file) if os.path.exists(file) else io.StringIO() as f:
+            with open(file, errors="replace") if os.path.exists(file) else io.StringIO() as f:
                 for line in f:
                     try:
                         keep = line.endswith("\n") and json.loads(line)["step"] <= step
@@ -287,21 +303,29 @@ class Run:
             return  # the one before is still at work
         here = os.path.dirname(os.path.abspath(__file__))
         if self.reporting is not None:
-            self.reporting.wait()
+            self.finished_report()
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("LD_PRELOAD", "WANDB"))}
         try:
             with open(os.path.join(self.path, "report.log"), "w") as log:
-                self.reporting = subprocess.Popen([sys.executable, os.path.join(here, "report.py"), self.path], stdout=log,
-                                                  stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
-                                                  preexec_fn=lambda: os.nice(10))
+                command = ["nice", "-n", "10", sys.executable, os.path.join(here, "report.py"), self.path]
+                self.reporting = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                                                  env=environment)
         except OSError as error:  # a full disk
             return self.say(f"WARNING: no report.html was made ({error})")
-        if wait and self.reporting.wait():
+        if wait and self.finished_report():
             self.say(f"no report.html was made: see {self.path}/report.log")
+
+    def finished_report(self, wait_s=600):
+        """-> exit code of the report that is being made; one that hangs is killed, a run must be able to end."""
+        try:
+            return self.reporting.wait(wait_s)
+        except subprocess.TimeoutExpired:
+            self.reporting.kill()
+            return self.reporting.wait()
 
     def start_wandb(self, cfg, settings):
         if cfg.wandb != "off":
-            self.wandb = Wandb(self.say, project="onebox-r1", name=cfg.name, id=cfg.name, mode=cfg.wandb, config=settings,
+            self.wandb = Wandb(self.say, project="onebox-r1", name=cfg.name, id=self.wandb_id, mode=cfg.wandb, config=settings,
                                dir=self.path, resume="allow")
 
     def close(self):

@@ -7,7 +7,7 @@ from tokenizers.decoders import DecodeStream
 
 from policy import to_responses
 
-TOKEN_VALUES = ("logprobs", "old_logprobs", "ref_logprobs", "entropy", "ratio", "clipped", "old_values", "returns")
+TOKEN_VALUES = ("logprobs", "old_logprobs", "entropy", "ratio", "clipped", "old_values")
 
 
 def trained_rows(step, rollouts, keep, group_size, prompts, batches, advantages, tokenizer):
@@ -18,6 +18,8 @@ def trained_rows(step, rollouts, keep, group_size, prompts, batches, advantages,
     prompts {uid: data.Prompt}       batches: this rank's micro-batches of the step, after the last update
     advantages {response: number or (len,)}: of the responses that were trained on
     """
+    if not keep:
+        return []
     keep = -(-keep // group_size) * group_size
     watched = range(max(0, len(rollouts) - keep), len(rollouts))
     values = {name: to_responses(batches, name, set(watched)) for name in TOKEN_VALUES}
@@ -47,9 +49,18 @@ def row(r, prompt, step, split, tokenizer, token_values=None):
 
 
 def token_ends(r, tokenizer):
-    """Where each token of a response ends in its text; a character of several tokens ends with the last of them."""
+    """
+    Where each token of a response ends in its text; a character of several tokens ends with the last of them. A slow
+    tokenizer has no stream to ask: no list then, and no colours in the report.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return []
     stream, ends, length = DecodeStream(skip_special_tokens=False), [], 0
     for token in r.response_ids:
-        length += len(stream.step(tokenizer.backend_tokenizer, token) or "")
+        try:
+            length += len(stream.step(backend, token) or "")
+        except Exception:  # tokenizers raises nothing narrower: bytes that became no character spoil it, begin a new one
+            stream = DecodeStream(skip_special_tokens=False)
         ends.append(min(length, len(r.text)))  # the text is without the stop token
     return ends

@@ -109,6 +109,10 @@ def learning_rate(step, cfg):
 
 def main():
     cfg, origin = load_config(Config)
+    for name, least in {"num_steps": 1, "keep_checkpoints": 1, "max_tokens_per_gpu": 1, "tokens_per_step": 1, "max_len": 2,
+                        "save_every": 0, "grad_clip": 0, "lr": 0, "warmup_steps": 0, "weight_decay": 0}.items():
+        if getattr(cfg, name) < least:
+            raise ConfigError(f"{name} = {getattr(cfg, name)} must be at least {least}")
     rank, world, device = common.init_distributed()
     dtype = cfg.dtype if cfg.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
     path, _, tokenizer, _ = resolve_model(cfg.model, 0)
@@ -116,12 +120,15 @@ def main():
     if cfg.check:
         return common.print0(f"{len(examples)} examples; first: {tokenizer.decode(examples[0][0] + examples[0][1])!r}")
     folder = rundir.run_folder(cfg)
-    if checkpoint.exported_step(f"{folder}/model") >= cfg.num_steps:
-        return common.print0(f"{folder} is complete: step {cfg.num_steps} of {cfg.num_steps}. Its model is {folder}/model")
+    if (done := checkpoint.exported_step(f"{folder}/model")) >= cfg.num_steps:
+        return common.print0(f"{folder} is complete: step {done} of {cfg.num_steps}. Its model is {folder}/model")
     run = rundir.Run(cfg, origin, script="sft.py")
     text = json.dumps(examples).encode()
     fingerprints = {"model": checkpoint.fingerprint_of_model(path), "training": hashlib.sha256(text).hexdigest()}
     saved = checkpoint.find(run.path, fingerprints, cfg.allow_data_change, run.say)  # {"step": 0}: there is none yet
+    micro_batch_tokens = rundir.token_budget(run.path, cfg.max_tokens_per_gpu)
+    if micro_batch_tokens != cfg.max_tokens_per_gpu:
+        run.say(f"micro-batches of {micro_batch_tokens} tokens: an earlier start ran out of memory with more")
 
     policy = model.load_policy(path, device, dtype, checkpointing=cfg.checkpointing, shard_size=cfg.shard_size)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, betas=(cfg.adam_beta1, cfg.adam_beta2),
@@ -134,6 +141,7 @@ def main():
 
     for step in common.progress(range(saved["step"] + 1, cfg.num_steps + 1), desc="sft", unit="step"):
         common.seed_generators(cfg.seed, step, rank)
+        rundir.LAST.update(step=step)
         # 1) whole examples in the order of this seed and epoch, until the step has its tokens
         batch, tokens = [], 0
         while True:
@@ -149,7 +157,7 @@ def main():
         # 2) mean negative log-likelihood over the response tokens of all ranks
         num_tokens = sum(len(b.response_ids) for b in batch)
         loss_sum = 0.0
-        for micro_batch in model.pack(batch, range(len(batch)), cfg.max_tokens_per_gpu, rank, world, device):
+        for micro_batch in model.pack(batch, range(len(batch)), micro_batch_tokens, rank, world, device):
             logprobs, _ = model.token_logprobs(policy, micro_batch, temperature=1.0)  # (T,)
             loss = -logprobs.sum() / num_tokens
             (loss * world).backward()  # undo FSDP's mean over ranks

@@ -266,8 +266,9 @@ def cpu_name():
 def read_cache(path):
     try:
         with open(path) as f:
-            return json.load(f)
-    except (OSError, ValueError):
+            found = json.load(f).items()
+        return {key: pair for key, pair in found if len([float(x) for x in pair]) == 2}
+    except (OSError, ValueError, TypeError, AttributeError):  # none, or not what write_cache writes: probed anew
         return {}
 
 
@@ -317,15 +318,19 @@ def dry_step(models, reference, cfg, max_tokens, vocab_size, world, device, say)
     import policy as model
 
     full = cfg.max_prompt_len + cfg.max_response_len - 1
-    count = min(max(1, max_tokens // full), math.ceil(cfg.prompts_per_step * cfg.group_size / world))
+    most = math.ceil(cfg.prompts_per_step * cfg.group_size / world)
+    lens = [full] * min(max(1, max_tokens // full), most)
+    rest = max_tokens - sum(lens)
+    if len(lens) < most and rest > cfg.max_prompt_len:  # a shorter response fills a micro-batch to the last token
+        lens.append(rest)
     ids = np.arange(full + 1) % vocab_size
-    fake = [FakeRollout(ids[:cfg.max_prompt_len], ids[cfg.max_prompt_len:], np.zeros(cfg.max_response_len))] * count
+    fake = [FakeRollout(ids[:cfg.max_prompt_len], ids[cfg.max_prompt_len:n + 1], np.zeros(n + 1 - cfg.max_prompt_len)) for n in lens]
     start = time.monotonic()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     moments = []
     try:
-        batch = model.to_micro_batch(fake, range(count), device)
+        batch = model.to_micro_batch(fake, range(len(fake)), device)
         for trained, optimizer in models.values():
             for p in trained.parameters():
                 moments += [torch.zeros_like(p) for _ in range(0 if optimizer.state.get(p) else 2)]
@@ -343,10 +348,10 @@ def dry_step(models, reference, cfg, max_tokens, vocab_size, world, device, say)
         if not rundir.out_of_memory(error):
             raise
         hint = "that is one sequence: take more GPUs, checkpointing or a shorter max_response_len, or ask plan.py"
-        if count > 1:
+        if len(lens) > 1:
             hint = (f"the same command goes on with {rundir.halve_tokens()}" if "max_tokens" in rundir.LAST else
                     f"halve max_tokens_per_gpu (now {max_tokens})")
-        raise ConfigError(f"out of memory in the dry step: a micro-batch of {count} x {full:,} tokens does not fit "
+        raise ConfigError(f"out of memory in the dry step: a micro-batch of {sum(lens):,} tokens does not fit "
                           f"beside weights, gradients and Adam; {hint}", exit_code=4) from error
     finally:
         for trained, _ in models.values():
@@ -359,7 +364,7 @@ def dry_step(models, reference, cfg, max_tokens, vocab_size, world, device, say)
     else:
         peak, room = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, ""
     peak, seconds = common.max_over_ranks(peak, device), time.monotonic() - start
-    say(f"dry step: {count} x {full:,} tokens fit: peak {peak:.1f}{room} GB a process, {seconds:.1f} s")
+    say(f"dry step: {sum(lens):,} tokens fit: peak {peak:.1f}{room} GB a process, {seconds:.1f} s")
 
 
 @dataclass

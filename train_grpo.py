@@ -273,8 +273,8 @@ def main():
         raise ConfigError(f"{len(both)} of the {len(eval_set)} held-out prompts are training prompts: give --eval_path with "
                           "other rows, or --eval_prompts 0")
     folder = rundir.run_folder(cfg)
-    if checkpoint.exported_step(f"{folder}/model") >= cfg.num_steps:
-        return common.print0(f"{folder} is complete: step {cfg.num_steps} of {cfg.num_steps}. Its model is {folder}/model")
+    if (done := checkpoint.exported_step(f"{folder}/model")) >= cfg.num_steps:
+        return common.print0(f"{folder} is complete: step {done} of {cfg.num_steps}. Its model is {folder}/model")
     run = rundir.Run(cfg, origin, script="train_grpo.py")
     fingerprints = {"model": checkpoint.fingerprint_of_model(path), "training": data.fingerprint(prompts),
                     "held-out": data.fingerprint(eval_set)}
@@ -339,6 +339,7 @@ def main():
     saver = checkpoint.Saver(run.path, cfg.save_every, cfg.keep_checkpoints, run.say)
     stop = checkpoint.Stop(device, cfg.max_hours)
     for step in range(saved["step"] + 1, cfg.num_steps + 1):
+        rundir.LAST.update(step=step, rollouts=())  # for a crash report
         common.seed_generators(cfg.seed, step, rank)
         # 1) sample and score: this rank's share of the prompts, scored as they finish, then shared with all ranks
         with timer("sync"):
@@ -363,7 +364,7 @@ def main():
         groups = groups[:cfg.prompts_per_step]
         with timer("sync"):
             sampler.sleep(engine, device)
-        rundir.LAST.update(step=step, rollouts=rollouts)  # for a crash report
+        rundir.LAST.update(rollouts=rollouts)
 
         # 2) advantages: (P, G), then onto the rollouts, which carry them through packing
         scores = torch.tensor([[r.score.total for r in group] for group in groups], dtype=torch.float64)  # (P, G)
@@ -388,9 +389,10 @@ def main():
                 weights_R[chosen] = token_weights(response_lens[chosen], len(chosen), num_tokens, cfg.loss_agg, cfg.max_response_len)
             learnt, silent = chosen[learning[chosen]].tolist(), chosen[~learning[chosen]].tolist()
             micro_batches = model.pack(flat, learnt, micro_batch_tokens, rank, world, device) if learnt or not silent else []
-            forward_only = model.pack(flat, silent, micro_batch_tokens, rank, world, device) if silent else []
-            updates.append((micro_batches, forward_only, weights_R.to(device), learnt, silent))
-        batches = [batch for micro_batches, forward_only, *_ in updates for batch in micro_batches + forward_only]
+            if silent:
+                micro_batches += model.pack(flat, silent, micro_batch_tokens, rank, world, device, learns=False)
+            updates.append((micro_batches, weights_R.to(device), learnt))
+        batches = [batch for micro_batches, _, _ in updates for batch in micro_batches]
         loads = speed.micro_batch_loads(batches, device)
         stats = StepStats(device)
         with timer("logprobs"), torch.no_grad():
@@ -410,16 +412,16 @@ def main():
         common.fault("logprobs", step)
         lr = learning_rate(step, cfg.lr, cfg.lr_schedule, cfg.warmup_steps, cfg.num_steps, cfg.lr_min_ratio)
         with timer("train"):
-            for micro_batches, forward_only, weights_R, learnt, _ in updates:
-                for learns, batch in [(True, b) for b in micro_batches] + [(False, b) for b in forward_only]:
+            for micro_batches, weights_R, learnt in updates:
+                for batch in micro_batches:
                     advantages = advantages_R[batch.response_index]  # (T,)
                     weights = weights_R[batch.response_index]  # (T,)
-                    with torch.set_grad_enabled(learns):
+                    with torch.set_grad_enabled(batch.learns):
                         logprobs, entropy = model.token_logprobs(policy, batch, cfg.temperature)  # (T,), (T,)
                     old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
                     loss = token_loss(logprobs, entropy, old_logprobs, advantages, batch, cfg)  # (T,)
                     loss = (weights * loss).sum()  # this micro-batch's share of the update's loss
-                    if learns:
+                    if batch.learns:
                         (loss * world).backward()  # undo FSDP's mean over ranks: the weights already count all of them
                     stats.add(batch, logprobs.detach(), entropy.detach(), old_logprobs, advantages, loss.detach(), cfg)
                     common.fault("backward", step)
@@ -457,8 +459,8 @@ def main():
                 run.say(warning)
             evaluated = {"step": step, "reward": row["reward"], "eval_correct": row["eval_correct"]}
         row |= seconds(timer.take(), tokens=sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
-        in_loss = [flat[i] for *_, learnt, _ in updates for i in learnt]
-        measured = [flat[i] for *_, silent in updates for i in silent]
+        in_loss = [flat[i] for *_, learnt in updates for i in learnt]
+        measured = [r for i, r in enumerate(flat) if trained[i] and not learning[i]]
         passes = 3 + (len(updates) > 1) + (reference is not None)  # in forwards: a backward is two
         row |= speed.efficiency(row, rollouts=rollouts, trained=in_loss, measured=measured, policy_passes=passes,
                                 loads=loads, **limits)

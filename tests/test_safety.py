@@ -19,6 +19,7 @@ import metrics
 import rewards
 import rollout
 import rundir
+import samples
 from config import ConfigError
 
 TINY = ["--data", "tiny_countdown", "--template", "tiny_countdown", "--reward", "tinyzero_countdown", "--max_prompt_len", "16",
@@ -284,3 +285,34 @@ train_grpo.group_advantages = group_advantages
     for a, b in zip(*rows, strict=True):
         for name in ("loss", "grad_norm", "entropy", "mismatch_mean", "trained_tokens", "reward", "response_len"):
             assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), (a["step"], name)
+
+
+def byte_fallback_tokenizer(folder):
+    """A vocabulary like Llama's: pieces with a leading blank, and <0x..> for the bytes that no piece covers."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["<unk>", "<s>", "</s>", *[f"<0x{i:02X}>" for i in range(256)], "▁a", "▁b"]
+    inner = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True))
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("pieces", [["<0x0A>", "<0xE2>", "▁a"], ["<0xC3>", "<0xA9>", "▁b"], ["<0xFF>"] * 5 + ["▁a"]])
+def test_bytes_that_are_no_character_do_not_end_a_run(pieces, tmp_path):
+    tokenizer = byte_fallback_tokenizer(tmp_path)
+    ids = tokenizer.convert_tokens_to_ids(pieces)
+    r = types.SimpleNamespace(response_ids=ids, text=tokenizer.decode(ids))
+    ends = samples.token_ends(r, tokenizer)
+    assert len(ends) == len(ids) and ends == sorted(ends) and ends[-1] <= len(r.text)
+
+
+def test_a_torn_note_of_running_out_of_memory_is_no_reason_not_to_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(rundir, "LAST", {"folder": str(tmp_path)})
+    for torn in ("", "[]", '{"asked": 4096}', '{"asked": 4096, "max_tokens_per_gpu": null}'):
+        (tmp_path / "out_of_memory.json").write_text(torn)
+        assert rundir.token_budget(tmp_path, 4096) == 4096
+
+
+def test_the_layout_over_gpus_may_change_in_a_continued_run():
+    assert {"shard_size", "tensor_parallel"} <= set(rundir.MAY_CHANGE)
