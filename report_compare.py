@@ -133,13 +133,13 @@ def compare_pair(a, b, runs_a, runs_b):
         groups = mean_shares(shares[: len(runs_a)]), mean_shares(shares[len(runs_a) :])
         if result := paired_bootstrap(*groups):
             when = f"step {chosen[0]}" if steps else "the last evaluation of each, at other steps"
-            only = len(groups[0].keys() ^ groups[1].keys())
+            only = len(set.union(*map(set, shares)) - (groups[0].keys() & groups[1].keys()))
             made.append(
                 {
                     "what": f"{b} against {a}, held-out success, {when}, {result[0]} problems",
                     "line": verdict(result),
                     "note": " ".join(
-                        [how] * bool(how) + [f"{only} problems of only one side are left out."] * bool(only)
+                        [how] * bool(how) + [f"{only} problems that not all runs were asked are left out."] * bool(only)
                     ),
                 }
             )

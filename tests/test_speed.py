@@ -306,7 +306,7 @@ def test_a_dry_step_changes_nothing_and_out_of_memory_says_what_to_halve(
     monkeypatch.setattr(model, "token_logprobs", lambda p, batch, t: seen.append(batch.lens) or plain(p, batch, t))
     speed.dry_step(models, policy, cfg, 40, 128, 1, device, said.append)
     assert seen == [[15, 15, 10]] * 2  # filled to the last of 40 tokens, through reference and policy
-    assert "dry step: 2 x 15 tokens fit" in said[0] and torch.equal(rng, torch.get_rng_state())
+    assert "dry step: 40 tokens fit" in said[0] and torch.equal(rng, torch.get_rng_state())
     assert all(
         torch.equal(a, p.full_tensor()) and p.grad is None
         for a, p in zip(before, [p for m in (policy, critic) for p in m.parameters()], strict=True)
