@@ -124,9 +124,14 @@ if tensor_parallel == 1:
 core.step = real_step
 
 # greedy decoding of a random model runs in circles
-loops = sample(6, temperature=0.0, repetition_stop=2)
-report["repetition"] = [sum(r.finish_reason == "repetition" for r in loops), all(r.truncated for r in loops
-                                                                            if r.finish_reason == "repetition")]
+def circles(ids):
+    """Whether ids hold a pattern twice in a row."""
+    return any(ids[end - 2 * m:end - m] == ids[end - m:end] for end in range(2, len(ids) + 1) for m in range(1, end // 2 + 1))
+
+
+free, loops = sample(6, temperature=0.0, max_tokens=40), sample(6, temperature=0.0, max_tokens=40, repetition_stop=2)
+report["repetition"] = [[r.finish_reason == "repetition" for r in loops], [circles(r.response_ids) for r in free],
+                        all(r.truncated for r in loops if r.finish_reason == "repetition")]
 
 # the clock: everything comes back, cut off, with as many log-probs as tokens; the engine goes on
 cut = sample(6, deadline_s=0.0)

@@ -234,7 +234,7 @@ def test_check_as_a_command_ends_with_0_or_with_1_and_one_line(world, tmp_path):
     assert done.returncode == 0 and "Using the numbers [" in done.stdout and "NOT CHECKED" in done.stdout, done.stderr
     done = run_script(os.path.join(ROOT, "train_grpo.py"), os.path.join(ROOT, "recipes/unsloth_gsm8k.py"), "--check",
                       cwd=tmp_path, env={"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")})
-    assert done.returncode == 1 and "--data_path" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "--data_path" in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not os.path.exists(tmp_path / "out")
 
