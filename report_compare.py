@@ -139,7 +139,8 @@ def compare_pair(a, b, runs_a, runs_b):
                     "what": f"{b} against {a}, held-out success, {when}, {result[0]} problems",
                     "line": verdict(result),
                     "note": " ".join(
-                        [how] * bool(how) + [f"{only} problems that not all runs were asked are left out."] * bool(only)
+                        ["The start models: the runs have no later evaluation at the same step."] * bool(steps and not chosen[0])
+                        + [how] * bool(how) + [f"{only} problems that not all runs were asked are left out."] * bool(only)
                     ),
                 }
             )
