@@ -98,7 +98,7 @@ def check(cls, name, value, where):
     if name not in hints:
         near = difflib.get_close_matches(name, hints, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else " (--help lists them)"
-        raise ConfigError(f"{where}: {cls.__module__} has no setting {name!r}{hint}")
+        raise ConfigError(f"{where}: {os.path.basename(inspect.getfile(cls))} has no setting {name!r}{hint}")
     want = hints[name]
     if typing.get_origin(want) is typing.Literal:
         if value in typing.get_args(want):

@@ -583,7 +583,8 @@ def printable(text):
 def print_summary(run):
     """Where the run lies, its held-out success before and after, and one problem before and after."""
     scored = [row for row in run["rows"] if number(row.get("eval_correct")) is not None]
-    print(f"\nthe run lies in {run['folder']}: metrics.jsonl, log.txt, config.json, code/, plots/, samples/, model/")
+    print(f"\nthe run lies in {run['folder']}: report.html, metrics.jsonl, log.txt, config.json, code/, plots/, "
+          "samples/, model/")
     if scored:
         first, last = scored[0], scored[-1]
         greedy = [number(row.get("eval_correct_greedy")) for row in (first, last)]
