@@ -32,7 +32,7 @@ import journal
 import rewards
 import rollout as sampler
 import rundir
-import samples as samples_file
+import samples as kept_samples
 import scoring
 from config import ConfigError, load_config
 from metrics import summarise
@@ -163,9 +163,8 @@ def evaluate(prompts, seed, samples, temperature, *, version, keep=8, **sample):
         row[f"eval/{source}/correct"] = share_right([r for r in sampled or greedy if r.source == source])
         row[f"eval/{source}/correct_greedy"] = share_right([r for r in greedy if r.source == source])
     timer.seconds["eval"] += timer.now() - start
-    kept = [samples_file.row(r, prompts[r.prompt], version, "held-out", sample["tokenizer"]) for r in sampled if r.prompt < keep]
-    kept += [{**samples_file.row(r, prompts[r.prompt], version, "held-out", sample["tokenizer"]), "sample": "greedy"}
-             for r in greedy if r.prompt < keep]
+    kept = [{**kept_samples.row(r, prompts[r.prompt], version, "held-out", sample["tokenizer"]), **name}
+            for found, name in ((sampled, {}), (greedy, {"sample": "greedy"})) for r in found if r.prompt < keep]
     right = {}
     for r in sampled:
         right.setdefault(r.prompt, []).append(r.score.correct)
@@ -180,12 +179,6 @@ def sample_seeds(seed, uid, samples):
 
 def share_right(rollouts):
     return sum(r.score.correct for r in rollouts) / max(1, len(rollouts))
-
-
-def as_json(r, prompts, step):
-    return {"step": step, "uid": prompts[r.prompt].uid, "sample": r.sample, "prompt": prompts[r.prompt].text,
-            "response": r.text, "reward": r.score.total, "correct": r.score.correct, "format_ok": r.score.format_ok,
-            "parts": r.score.parts, "tokens": len(r.response_ids), "finish_reason": r.finish_reason}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -292,8 +285,8 @@ def ask(task, wanted, temperature, log, sample):
 
     def record(r):
         answer = rewards.predicted(prompts[r.prompt].reward, r.text, prompts[r.prompt].answer, r.truncated or r.phantom)
-        log.add(as_json(r, prompts, sample["version"]) | {"sample": names[r.prompt][r.sample], "extracted": answer,
-                                                          "flags": sorted(r.score.flags)})
+        log.add(kept_samples.scored(r, prompts[r.prompt], sample["version"])
+                | {"sample": names[r.prompt][r.sample], "extracted": answer, "flags": sorted(r.score.flags)})
 
     if prompts:
         record = record if sample["leader"] else None

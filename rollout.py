@@ -229,8 +229,10 @@ def too_late(deadline, steps):
     from vllm.distributed.parallel_state import get_tp_group
 
     group, late = get_tp_group(), time.monotonic() > deadline
-    if not shares_engine() or steps % 16:
-        return late and not shares_engine()
+    if group.world_size == 1:
+        return late
+    if steps % 16:
+        return False
     flag = torch.tensor([late])
     dist.broadcast(flag, src=group.first_rank, group=group.cpu_group)
     return bool(flag)

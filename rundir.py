@@ -103,8 +103,8 @@ def halve_tokens():
     return f"max_tokens_per_gpu = {max(1, used // 2)} instead of {used}; results do not change but for rounding"
 
 
-def token_budget(folder, asked):
-    """-> max_tokens_per_gpu: what the settings ask for, or the half that an earlier start with them left after a crash."""
+def token_budget(folder, asked, say=print0):
+    """-> max_tokens_per_gpu: what the settings ask for, or the half that an earlier start with them left; says so then."""
     used = asked
     try:
         with open(os.path.join(folder, "out_of_memory.json")) as f:
@@ -113,6 +113,8 @@ def token_budget(folder, asked):
     except (OSError, ValueError, KeyError, TypeError):
         pass  # none, or torn: the setting itself; running out of memory writes it anew
     LAST["max_tokens"] = (asked, used)
+    if used != asked:
+        say(f"micro-batches of {used} tokens: an earlier start ran out of memory with more")
     return used
 
 

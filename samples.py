@@ -40,12 +40,16 @@ def row(r, prompt, step, split, tokenizer, token_values=None):
     points; token_values {name: (len,)} and rollout_logprobs have one number a token too.
     """
     lists = {"rollout_logprobs": r.rollout_logprobs, **(token_values or {})}
-    return {"step": step, "split": split, "uid": r.uid, "source": r.source, "sample": r.sample, "prompt": prompt.text,
-            "response": r.text, "gold": prompt.answer, "reward": r.score.total, "correct": r.score.correct,
-            "format_ok": r.score.format_ok, "parts": r.score.parts, "flags": sorted(r.score.flags),
-            "tokens": len(r.response_ids), "finish_reason": r.finish_reason, "truncated": r.truncated,
-            "ends": token_ends(r, tokenizer),
+    return {**scored(r, prompt, step), "split": split, "source": r.source, "gold": prompt.answer,
+            "flags": sorted(r.score.flags), "truncated": r.truncated, "ends": token_ends(r, tokenizer),
             **{name: [round(float(x), 4) for x in numbers] for name, numbers in lists.items()}}
+
+
+def scored(r, prompt, step):
+    """What samples/ and an evaluation's journal both say of a scored Rollout."""
+    return {"step": step, "uid": prompt.uid, "sample": r.sample, "prompt": prompt.text, "response": r.text,
+            "reward": r.score.total, "correct": r.score.correct, "format_ok": r.score.format_ok, "parts": r.score.parts,
+            "tokens": len(r.response_ids), "finish_reason": r.finish_reason}
 
 
 def token_ends(r, tokenizer):

@@ -126,9 +126,7 @@ def main():
     text = json.dumps(examples).encode()
     fingerprints = {"model": checkpoint.fingerprint_of_model(path), "training": hashlib.sha256(text).hexdigest()}
     saved = checkpoint.find(run.path, fingerprints, cfg.allow_data_change, run.say)  # {"step": 0}: there is none yet
-    micro_batch_tokens = rundir.token_budget(run.path, cfg.max_tokens_per_gpu)
-    if micro_batch_tokens != cfg.max_tokens_per_gpu:
-        run.say(f"micro-batches of {micro_batch_tokens} tokens: an earlier start ran out of memory with more")
+    micro_batch_tokens = rundir.token_budget(run.path, cfg.max_tokens_per_gpu, run.say)
 
     policy = model.load_policy(path, device, dtype, checkpointing=cfg.checkpointing, shard_size=cfg.shard_size)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, betas=(cfg.adam_beta1, cfg.adam_beta2),

@@ -279,9 +279,7 @@ def main():
     fingerprints = {"model": checkpoint.fingerprint_of_model(path), "training": data.fingerprint(prompts),
                     "held-out": data.fingerprint(eval_set)}
     saved = checkpoint.find(run.path, fingerprints, cfg.allow_data_change, run.say)  # {"step": 0}: there is none yet
-    micro_batch_tokens = rundir.token_budget(run.path, cfg.max_tokens_per_gpu)
-    if micro_batch_tokens != cfg.max_tokens_per_gpu:
-        run.say(f"micro-batches of {micro_batch_tokens} tokens: an earlier start ran out of memory with more")
+    micro_batch_tokens = rundir.token_budget(run.path, cfg.max_tokens_per_gpu, run.say)
 
     # ------------------------------------------------------------------------------------------------------------
     # objects: policy, optimizer, perhaps a reference, the engine, the scorer

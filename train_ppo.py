@@ -428,9 +428,7 @@ def main():
     fingerprints = {"model": checkpoint.fingerprint_of_model(path), "training": data.fingerprint(prompts),
                     "held-out": data.fingerprint(eval_set)}
     saved = checkpoint.find(run.path, fingerprints, cfg.allow_data_change, run.say)  # {"step": 0}: there is none yet
-    micro_batch_tokens = rundir.token_budget(run.path, cfg.max_tokens_per_gpu)
-    if micro_batch_tokens != cfg.max_tokens_per_gpu:
-        run.say(f"micro-batches of {micro_batch_tokens} tokens: an earlier start ran out of memory with more")
+    micro_batch_tokens = rundir.token_budget(run.path, cfg.max_tokens_per_gpu, run.say)
     if saved["step"] and cfg.estimator == "gae" and "critic" not in saved["models"]:
         raise ConfigError(f"{run.path}/step_{saved['step']:06d} holds no critic, so the run cannot go on from it: remove "
                           f"{run.path}, or give this run another --name")
