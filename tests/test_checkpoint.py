@@ -118,7 +118,7 @@ DAMAGE = {
     "half a manifest": lambda p: os.truncate(p + "/MANIFEST.json", 40),
     "a manifest of nonsense": lambda p: open(p + "/MANIFEST.json", "w").write('{"step": 3, "files": {"state.json": 7}}'),
     "a manifest that leaves the state out": lambda p: without_state(p),
-    "a manifest of another step": lambda p: shutil.copy(p.replace("3", "2") + "/MANIFEST.json", p),
+    "a manifest of another step": lambda p: shutil.copy(p.replace("step_000003", "step_000002") + "/MANIFEST.json", p),
     "missing state": lambda p: os.remove(p + "/state.json"),
     "another state": lambda p: flip(p + "/state.json", 0, 1),
     "a file in its place": lambda p: (shutil.rmtree(p), open(p, "w").close()),
