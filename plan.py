@@ -202,10 +202,11 @@ def has_qk_norm(shape):
     return shape.vectors == 2 * shape.hidden + 2 * shape.head_dim
 
 
-def micro_batch_memory(shape, tokens, bytes_each, checkpointing, on_cpu, head=True):
+def micro_batch_memory(shape, tokens, bytes_each, checkpointing, on_cpu, head=True, sharded=True):
     """
     {part: bytes} that one micro-batch needs at its worst moment, on one rank: in the head's backward, in a block's, or
-    when the last FSDP group (embeddings and head) reduces its gradient. Only there do gathered weights count.
+    when the last FSDP group (embeddings and head) reduces its gradient. Only there do gathered weights count; not sharded
+    (one process in fp32), there are none, and each gradient goes where it stays.
     """
     import policy as model
 
@@ -214,18 +215,19 @@ def micro_batch_memory(shape, tokens, bytes_each, checkpointing, on_cpu, head=Tr
     products = b * (2 * q + 2 * kv + 2 * shape.hidden + 2 * shape.intermediate) + 4 * shape.heads  # policy.keep_products
     of_block = {True: b * shape.hidden, "selective": b * shape.hidden + products, False: block}[checkpointing]
     kept = tokens * (shape.layers * of_block + (4 + 3 * b) * shape.hidden)
+    gathered = b * sharded
     root = shape.vocab * shape.hidden * (1 if shape.tied or not head else 2)
     table = shape.vocab * shape.hidden if head else 0
     chunk = model.CHUNK_LOGITS if on_cpu else model.CHUNK_LOGITS_CUDA
     chunk = min(chunk, tokens * shape.vocab) if head else 0
     moments = {
         "head": {"activations": kept, "chunks of logits": 3 * 4 * chunk, "gradient of the head": (4 + b) * table,
-                 "gathered weights": b * root},
+                 "gathered weights": gathered * root},
         "block": {"activations": kept, "one block recomputed" if checkpointing else "gradients inside a block":
                   tokens * (block if checkpointing else 0) + 3 * b * tokens * shape.intermediate,
-                  "gradient of the head": b * table, "gathered weights": b * (root + 2 * shape.block_weights),
-                  "gradient of a block": (b + 4) * shape.block_weights},
-        "last": {"gathered weights": b * root, "gradient of embeddings and head": (b + 4) * root},
+                  "gradient of the head": b * table, "gathered weights": gathered * (root + 2 * shape.block_weights),
+                  "gradient of a block": (gathered + 4 * sharded) * shape.block_weights},
+        "last": {"gathered weights": gathered * root, "gradient of embeddings and head": (b + 4 * sharded) * root},
     }
     parts = max(moments.values(), key=lambda parts: sum(parts.values()))
     if on_cpu:
@@ -251,7 +253,7 @@ def kv_cache(shape, cfg, options, bytes_each):
 def memory(cfg, shape, critic, options, tokens=None):
     """-> {"training": {part: bytes}, "sampling": {part: bytes}} of one process; tokens: of a micro-batch"""
     b = 4 if cfg.dtype == "float32" or (cfg.dtype == "auto" and options.cpu) else 2
-    ranks = cfg.shard_size or options.gpus
+    ranks, sharded = cfg.shard_size or options.gpus, options.gpus > 1 or b != 4
     full = cfg.max_prompt_len + cfg.max_response_len - 1
     held = math.ceil(cfg.prompts_per_step * cfg.group_size / options.gpus)  # may be less than max_tokens_per_gpu
     tokens = tokens or min(max(cfg.max_tokens_per_gpu, full), held * full)
@@ -265,9 +267,9 @@ def memory(cfg, shape, critic, options, tokens=None):
         resting["critic: Adam"] = 8 * critic.trunk_params / ranks
     if cfg.kl_in != "none":
         weights["reference"] = b * shape.params / ranks
-    parts = micro_batch_memory(shape, tokens, b, cfg.checkpointing, options.cpu)
+    parts = micro_batch_memory(shape, tokens, b, cfg.checkpointing, options.cpu, sharded=sharded)
     if critic is not None:
-        of_critic = micro_batch_memory(critic, tokens, b, cfg.checkpointing, options.cpu, head=False)
+        of_critic = micro_batch_memory(critic, tokens, b, cfg.checkpointing, options.cpu, head=False, sharded=sharded)
         parts = max(parts, of_critic, key=lambda parts: sum(parts.values()))
     size, _, _ = kv_cache(shape, cfg, options, b)
     engine = {"engine: weights": b * shape.params / cfg.tensor_parallel, "engine: KV cache": size / cfg.tensor_parallel}

@@ -5,7 +5,10 @@ Nothing here has an opinion about the algorithm: rollouts and token budgets go i
 Letters in shape comments: N tokens of a micro-batch, S sequences in it, T response tokens in it, H hidden, V vocabulary.
 """
 
+import functools
 import math
+import os
+import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -39,15 +42,16 @@ except ImportError:
 class Policy(torch.nn.Module):
     """A causal LM whose forward returns the log-probability and entropy of given next tokens, never the logits."""
 
-    def __init__(self, hf):
+    def __init__(self, hf, compile=False):
         super().__init__()
-        self.hf = hf
+        self.hf, self.compile_head = hf, compile
 
     def forward(self, batch, temperature):
         hidden = self.hf.get_decoder()(input_ids=batch.ids[None], position_ids=batch.positions[None], use_cache=False,
                                        packed=batch).last_hidden_state[0]  # (N, H)
         head = self.hf.get_output_embeddings()
-        return TokenLogprobs.apply(hidden[batch.rows], head.weight, head.bias, batch.targets, temperature)
+        return TokenLogprobs.apply(hidden[batch.rows], head.weight, head.bias, batch.targets, temperature,
+                                   self.compile_head)
 
 
 class Critic(torch.nn.Module):
@@ -66,23 +70,24 @@ class Critic(torch.nn.Module):
         return self.head(hidden[batch.rows].float())[:, 0].clone()  # FSDP hooks the output: no view
 
 
-def load_policy(path, device, dtype, *, checkpointing=False, trainable=True, shard_size=0):
+def load_policy(path, device, dtype, *, checkpointing=False, compile=False, trainable=True, shard_size=0):
     """
     A Hugging Face directory or hub id -> Policy, each transformer block sharded over the GPUs.
 
     Weights and optimizer state are fp32 shards; compute is in `dtype` (bf16 weights at lr 1e-6 would never move).
     checkpointing: recompute all of a block in backward (True), only what is cheap ("selective"), nothing (False).
-    trainable=False (a reference): weights in `dtype`, no gradients. shard_size: shard inside groups of so many ranks
-    and replicate across them (0: over all ranks), for several nodes. Raises ConfigError for what it cannot train.
+    compile: torch.compile on each block. trainable=False (a reference): weights in `dtype`, no gradients. shard_size:
+    shard inside groups of so many ranks and replicate across them (0: over all ranks), for several nodes.
+    Raises ConfigError for what it cannot train.
     """
     hf = load_hf(path)
-    return shard(Policy(hf), hf.get_decoder(), device, dtype, checkpointing, trainable, shard_size)
+    return shard(Policy(hf, compile), hf.get_decoder(), device, dtype, checkpointing, compile, trainable, shard_size)
 
 
-def load_critic(path, device, dtype, *, checkpointing=False, shard_size=0):
+def load_critic(path, device, dtype, *, checkpointing=False, compile=False, shard_size=0):
     """The same for a Critic: nothing but the trunk's weights is taken from `path`."""
     critic = Critic(load_hf(path))
-    return shard(critic, critic.trunk, device, dtype, checkpointing, True, shard_size)
+    return shard(critic, critic.trunk, device, dtype, checkpointing, compile, True, shard_size)
 
 
 def load_hf(path):
@@ -98,7 +103,7 @@ def load_hf(path):
     return hf
 
 
-def shard(policy, trunk, device, dtype, checkpointing, trainable, shard_size):
+def shard(policy, trunk, device, dtype, checkpointing, compile, trainable, shard_size):
     """FSDP2 on a Policy or Critic whose transformer blocks are trunk.layers -> the same module."""
     compute = getattr(torch, dtype)
     if trainable and checkpointing:
@@ -107,7 +112,12 @@ def shard(policy, trunk, device, dtype, checkpointing, trainable, shard_size):
     policy.train(bool(checkpointing) and trainable)
     policy.requires_grad_(trainable)
 
+    if compile:
+        compile_blocks(trunk)
     world = dist.get_world_size()
+    if world == 1 and compute == torch.float32:  # nothing to shard, nothing to cast: FSDP would only copy all weights
+        cast_parameters(policy, compute)
+        return policy.to(device)
     shape = (world // shard_size, shard_size) if 0 < shard_size < world else (world,)
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape):])
     mixed = MixedPrecisionPolicy(param_dtype=compute if compute != torch.float32 else None, reduce_dtype=torch.float32)
@@ -121,6 +131,25 @@ def shard(policy, trunk, device, dtype, checkpointing, trainable, shard_size):
     # FSDP's default for the root: else a forward without backward would leave its bf16 copies where parameters() looks.
     fully_shard(policy, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
     return policy
+
+
+def check_compile(compile, checkpointing):
+    """ConfigError for a setting `compile` that could not work here, before any weight is loaded."""
+    if compile and checkpointing == "selective":
+        raise ConfigError("compile = True already keeps of each block only what is not cheap to compute again: set "
+                          "checkpointing to True or False")
+    if compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++", "gcc"))):
+        raise ConfigError("compile = True needs a C++ compiler on this machine (apt install g++); leave it False without one")
+
+
+def compile_blocks(trunk):
+    """
+    Each block's forward through torch.compile, FSDP's hooks outside of it. Attention stays as it is: it reads Python
+    lists of lengths, on which the compiler would specialise, step after step anew.
+    """
+    AttentionInterface.register("packed", torch.compiler.disable(packed_attention))
+    for block in trunk.layers:
+        block.forward = torch.compile(block.forward, dynamic=True)
 
 
 def keep_products():
@@ -360,21 +389,16 @@ class TokenLogprobs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, temperature):
+    def forward(ctx, hidden, weight, bias, targets, temperature, compile=False):
         logprobs = torch.empty(targets.shape[0], dtype=torch.float32, device=hidden.device)
         entropy, lse = torch.empty_like(logprobs), torch.empty_like(logprobs)
+        statistics = compiled(chunk_statistics) if compile else chunk_statistics
         with fp32_products(hidden, weight) as (h, w):
             for i in chunks(hidden, weight):
                 logits = scaled_logits(h[i], w, bias, temperature)  # (c, V)
-                largest = logits.amax(-1)
-                target = logits.gather(-1, targets[i, None])[:, 0]
-                p = (logits - largest[:, None]).exp_()  # (c, V), not yet divided by its sum
-                total = p.sum(-1)
-                lse[i] = largest + total.log()
-                logprobs[i] = target - lse[i]
-                entropy[i] = lse[i] - torch.linalg.vecdot(p, logits) / total
+                logprobs[i], entropy[i], lse[i] = statistics(logits, targets[i])
         ctx.save_for_backward(hidden, weight, bias, targets, lse, entropy)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.compile = temperature, compile
         return logprobs, entropy
 
     @staticmethod
@@ -385,20 +409,45 @@ class TokenLogprobs(torch.autograd.Function):
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         grad_logprobs, grad_entropy = grad_logprobs / ctx.temperature, grad_entropy / ctx.temperature
         entropy_counts = bool(grad_entropy.any())
+        gradient = compiled(chunk_gradient) if ctx.compile else chunk_gradient
         with fp32_products(hidden, weight) as (h, w):
             for i in chunks(hidden, weight):
-                logp = scaled_logits(h[i], w, bias, ctx.temperature).sub_(lse[i, None])
-                # d logprob_target = onehot - p;   d entropy = -p * (log p + entropy)
-                if entropy_counts:
-                    grad = logp.exp() * (-grad_logprobs[i, None] - grad_entropy[i, None] * (logp + entropy[i, None]))
-                else:
-                    grad = logp.exp_().mul_(-grad_logprobs[i, None])
-                grad = grad.scatter_add_(-1, targets[i, None], grad_logprobs[i, None]).to(h.dtype)  # (c, V)
+                logits = scaled_logits(h[i], w, bias, ctx.temperature)
+                parts = (targets[i], lse[i], grad_logprobs[i])
+                grad = gradient(logits, *parts, *((entropy[i], grad_entropy[i]) if entropy_counts else ()))
+                grad = grad.to(h.dtype)  # (c, V)
                 grad_hidden[i] = (grad @ w).to(hidden.dtype)
                 grad_weight += product_fp32(grad.T, h[i])
                 if bias is not None:
                     grad_bias += grad.sum(0)
-        return grad_hidden, grad_weight.to(weight.dtype), grad_bias if bias is None else grad_bias.to(bias.dtype), None, None
+        grad_bias = None if bias is None else grad_bias.to(bias.dtype)
+        return grad_hidden, grad_weight.to(weight.dtype), grad_bias, None, None, None
+
+
+def chunk_statistics(logits, targets):
+    """logits (c, V), targets (c,) -> log-prob of the target, entropy, log of the sum of exponentials, each (c,)"""
+    largest = logits.amax(-1)
+    target = logits.gather(-1, targets[:, None])[:, 0]
+    p = (logits - largest[:, None]).exp_()  # (c, V), not yet divided by its sum
+    total = p.sum(-1)
+    lse = largest + total.log()
+    return target - lse, lse - torch.linalg.vecdot(p, logits) / total, lse
+
+
+def chunk_gradient(logits, targets, lse, grad_logprobs, entropy=None, grad_entropy=None):
+    """-> gradient (c, V) of the logits, which are overwritten: d logprob = onehot - p;  d entropy = -p (log p + entropy)"""
+    logp = logits.sub_(lse[:, None])
+    if entropy is None:
+        grad = logp.exp_().mul_(-grad_logprobs[:, None])
+    else:
+        grad = logp.exp() * (-grad_logprobs[:, None] - grad_entropy[:, None] * (logp + entropy[:, None]))
+    return grad.scatter_add_(-1, targets[:, None], grad_logprobs[:, None])
+
+
+@functools.cache
+def compiled(function):
+    """One that reads a chunk of logits once or twice, where PyTorch's own operations read it eight times."""
+    return torch.compile(function, dynamic=True)
 
 
 def chunks(hidden, weight):

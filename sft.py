@@ -40,6 +40,7 @@ class Config:
     model: str = "Qwen/Qwen2.5-3B"       # Hugging Face directory or hub id
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # auto: bfloat16 on GPU, float32 on CPU
     checkpointing: Literal[True, False, "selective"] = True  # recompute in backward: all, nothing, or what is cheap
+    compile: bool = False                # torch.compile each block: a slower start, less memory for activations
     max_tokens_per_gpu: int = 16384      # tokens of one micro-batch; results do not depend on it
     shard_size: int = 0                  # ranks that share one copy of the weights; 0 = all
 
@@ -113,6 +114,7 @@ def main():
                         "save_every": 0, "grad_clip": 0, "lr": 0, "warmup_steps": 0, "weight_decay": 0}.items():
         if getattr(cfg, name) < least:
             raise ConfigError(f"{name} = {getattr(cfg, name)} must be at least {least}")
+    model.check_compile(cfg.compile, cfg.checkpointing)
     rank, world, device = common.init_distributed()
     dtype = cfg.dtype if cfg.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
     path, _, tokenizer, _ = resolve_model(cfg.model, 0)
@@ -128,7 +130,8 @@ def main():
     saved = checkpoint.find(run.path, fingerprints, cfg.allow_data_change, run.say)  # {"step": 0}: there is none yet
     micro_batch_tokens = rundir.token_budget(run.path, cfg.max_tokens_per_gpu, run.say)
 
-    policy = model.load_policy(path, device, dtype, checkpointing=cfg.checkpointing, shard_size=cfg.shard_size)
+    policy = model.load_policy(path, device, dtype, checkpointing=cfg.checkpointing, compile=cfg.compile,
+                               shard_size=cfg.shard_size)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, betas=(cfg.adam_beta1, cfg.adam_beta2),
                                   weight_decay=cfg.weight_decay, fused=True)
     saved = checkpoint.load(run.path, saved, policy, optimizer, run.say)

@@ -54,6 +54,7 @@ class Config:
     model: str = "Qwen/Qwen2.5-3B"       # Hugging Face directory or hub id
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of compute and engine; auto: bfloat16 on GPU, float32 on CPU
     checkpointing: Literal[True, False, "selective"] = True  # recompute in backward: all, nothing, or what is cheap
+    compile: bool = False                # torch.compile each block: a slower start, less memory for activations
     max_tokens_per_gpu: int = 16384      # tokens of one micro-batch; halve it when out of memory, results stay the same
     shard_size: int = 0                  # ranks that share one copy of the weights; 0 = all, 8 = inside each node
     dry_step: Literal["auto", "on", "off"] = "auto"  # a micro-batch of full length before the run; auto: on GPUs
@@ -364,6 +365,7 @@ def check_config(cfg, world):
         raise ConfigError(f"updates_per_step = {cfg.updates_per_step} does not divide prompts_per_step = {cfg.prompts_per_step}")
     if cfg.shard_size and world % cfg.shard_size:
         raise ConfigError(f"shard_size = {cfg.shard_size} does not divide the {world} processes")
+    model.check_compile(cfg.compile, cfg.checkpointing)
     for name in ("gamma", "lam", "critic_lam"):
         if not 0 <= getattr(cfg, name) <= 1:
             raise ConfigError(f"{name} = {getattr(cfg, name)} must lie in 0 ... 1")
@@ -436,12 +438,14 @@ def main():
     # ------------------------------------------------------------------------------------------------------------
     # objects: policy, critic, an optimizer each, perhaps a reference, the engine, the scorer
     # ------------------------------------------------------------------------------------------------------------
-    policy = model.load_policy(path, device, dtype, checkpointing=cfg.checkpointing, shard_size=cfg.shard_size)
+    policy = model.load_policy(path, device, dtype, checkpointing=cfg.checkpointing, compile=cfg.compile,
+                               shard_size=cfg.shard_size)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, betas=(cfg.adam_beta1, cfg.adam_beta2),
                                   weight_decay=cfg.weight_decay, fused=True)
     critic, pairs = None, {}
     if cfg.estimator == "gae":
-        critic = model.load_critic(critic_path, device, dtype, checkpointing=cfg.checkpointing, shard_size=cfg.shard_size)
+        critic = model.load_critic(critic_path, device, dtype, checkpointing=cfg.checkpointing, compile=cfg.compile,
+                                   shard_size=cfg.shard_size)
         critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=cfg.critic_lr, betas=(cfg.adam_beta1, cfg.adam_beta2),
                                              weight_decay=cfg.weight_decay, fused=True)
         pairs = {"critic": (critic, critic_optimizer)}

@@ -49,7 +49,7 @@ def worker(num_tokens, vocab, group_size, hidden, layers):
             tie_word_embeddings=True,
         )
     )
-    policy = model.shard(model.Policy(hf), hf.get_decoder(), device, "float32", False, True, 0)
+    policy = model.shard(model.Policy(hf), hf.get_decoder(), device, "float32", False, False, True, 0)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, fused=True)
     rollouts = make_rollouts([SEQUENCE - PROMPT] * (num_tokens // SEQUENCE), vocab)
     rewards = torch.arange(len(rollouts)).remainder(2).reshape(-1, group_size)

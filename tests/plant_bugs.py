@@ -22,7 +22,7 @@ BUGS = [  # name, file, text, what it becomes, the tests that must fail
     ("mask from ids != eos", "policy.py", "rows.append(np.arange(start + len(r.prompt_ids) - 1, start + n))",
      "rows.append(np.arange(start + len(r.prompt_ids) - 1, start + n)[np.asarray(r.response_ids) != 1])",
      "tests/test_policy.py -k eos_is_trained"),
-    ("entropy gradient forgotten", "policy.py", "- grad_entropy[i, None] * (logp + entropy[i, None])", "",
+    ("entropy gradient forgotten", "policy.py", "- grad_entropy[:, None] * (logp + entropy[:, None])", "",
      "tests/test_policy.py -k fused_logprobs_equal"),
     ("chunks forgotten after the first", "policy.py", "for i in range(0, num_tokens, size)]", "for i in range(0, min(num_tokens, size), size)]",
      "tests/test_policy.py -k fused_logprobs_equal"),

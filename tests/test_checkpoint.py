@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, full, local
 from test_policy import make_rollouts
 
 import checkpoint
@@ -37,7 +37,7 @@ def train(policy, optimizer, steps, device):
 
 
 def weights_of(policy):
-    return [p.full_tensor().clone() for p in policy.parameters()]
+    return [full(p).clone() for p in policy.parameters()]
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_weights_that_are_not_finite_are_damage_although_every_hash_is_right(cop
     checkpoint.load_state(folder, 3, *pair)
     before = weights_of(pair[0])
     with torch.no_grad():
-        next(pair[0].parameters()).to_local()[3, 3] = float("nan")
+        local(next(pair[0].parameters()))[3, 3] = float("nan")
     assert checkpoint.save_state(folder, 4, *pair, {}, keep=4) == ""
     state = checkpoint.find(folder, {}, say=say)
     assert state["step"] == 4

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import run_script, save_tiny_model
+from conftest import full, run_script, save_tiny_model
+from torch.distributed.fsdp import FSDPModule
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
@@ -175,7 +176,7 @@ def gradients(policy, rollouts, device, max_tokens=1000, rank=0, world=1, prompt
         logprobs, entropy = model.token_logprobs(policy, batch, 0.7)
         loss = policy_loss(logprobs, logprobs.detach() + 0.1, advantages_R[batch.response_index], 0.2, 0.2) - 0.01 * entropy
         ((weights_R[batch.response_index] * loss).sum() * world).backward()
-    found = {n: (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).clone() for n, p in policy.named_parameters()}
+    found = {n: full(p.grad).clone() for n, p in policy.named_parameters()}
     policy.zero_grad()
     return found
 
@@ -209,6 +210,39 @@ def test_gradient_checkpointing_changes_memory_not_gradients(tied_model, one_pro
     policy = model.load_policy(tied_model, one_process[2], "float32", checkpointing=checkpointing)
     saving = gradients(policy, make_rollouts(), one_process[2])
     assert_same_gradients(plain, saving)
+
+
+def test_compiled_blocks_give_the_same_gradients(tied_model, one_process):
+    """Two packings of other lengths: what was compiled for the first must be right for the second."""
+    plain, fast = (model.load_policy(tied_model, one_process[2], "float32", compile=c) for c in (False, True))
+    assert [n for n, _ in fast.named_parameters()] == [n for n, _ in plain.named_parameters()]
+    for chosen in (range(5), range(1, 4)):
+        rollouts = [make_rollouts()[i] for i in chosen]
+        assert_same_gradients(*(gradients(policy, rollouts, one_process[2]) for policy in (plain, fast)))
+    assert fast.compile_head and "forward" in vars(fast.hf.model.layers[0]) and "forward" not in vars(plain.hf.model.layers[0])
+
+
+def test_compiled_blocks_in_bf16_under_fsdp_are_as_near_to_fp32_as_others(tmp_path, one_process):
+    """Both round, in other places: relative errors of the whole gradient are about 0.008, of either."""
+    path = save_tiny_model(tmp_path / "model", scale=0.05)
+    exact = gradients(model.load_policy(path, one_process[2], "float32"), make_rollouts(), one_process[2])
+    error = {}
+    for c in (False, True):
+        policy = model.load_policy(path, one_process[2], "bfloat16", compile=c, checkpointing=True)
+        found = gradients(policy, make_rollouts(), one_process[2])
+        whole = sum(g.square().sum() for g in exact.values())
+        error[c] = float(sum((found[n] - g).square().sum() for n, g in exact.items()) / whole) ** 0.5
+    assert isinstance(policy, FSDPModule) and error[True] < 1.5 * error[False] < 0.03, error
+
+
+def test_compile_is_refused_where_it_could_not_work(monkeypatch):
+    model.check_compile(True, True)
+    with pytest.raises(ConfigError, match="checkpointing to True or False"):
+        model.check_compile(True, "selective")
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ConfigError, match="C\\+\\+ compiler"):
+        model.check_compile(True, False)
+    model.check_compile(False, "selective")
 
 
 def test_selective_recomputation_repeats_no_matrix_product(tied_model, one_process):
@@ -248,20 +282,20 @@ def test_eos_is_trained_when_pad_is_eos(tmp_path, one_process):
     (batch,) = model.pack(rollouts, [0], 100, 0, 1, one_process[2])
     assert batch.targets.tolist() == [1]  # EOS = pad = 1 is the only response token
     model.token_logprobs(policy, batch, 1.0)[0].sum().backward()
-    assert policy.hf.model.norm.weight.grad.full_tensor().abs().sum() > 0
+    assert full(policy.hf.model.norm.weight.grad).abs().sum() > 0
 
 
 def test_optimizer_state_is_fp32_and_a_small_lr_still_moves_the_weights_of_a_bf16_run(tied_model, one_process):
     policy = model.load_policy(tied_model, one_process[2], "bfloat16")
     assert all(p.dtype == torch.float32 for p in policy.parameters())
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, weight_decay=0.0, fused=True)
-    before = {n: p.full_tensor().clone() for n, p in policy.named_parameters()}
+    before = {n: full(p).clone() for n, p in policy.named_parameters()}
     (batch,) = model.pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
     model.token_logprobs(policy, batch, 1.0)[0].sum().backward()
     assert np.isfinite(model.clip_and_step(policy, optimizer, 1.0, 1e-6))
     for name, p in policy.named_parameters():
         if "layers" in name and "weight" in name:
-            assert (p.full_tensor() != before[name]).float().mean() > 0.5, name
+            assert (full(p) != before[name]).float().mean() > 0.5, name
 
 
 def test_a_bf16_reference_keeps_its_rotary_frequencies_in_fp32(tied_model, one_process):
@@ -275,10 +309,10 @@ def test_a_gradient_that_is_not_finite_changes_neither_weights_nor_adam(tied_mod
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2, fused=True)
     (batch,) = model.pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
     for factor in (1.0, float("nan")):
-        before = {n: p.full_tensor().clone() for n, p in policy.named_parameters()}
+        before = {n: full(p).clone() for n, p in policy.named_parameters()}
         (model.token_logprobs(policy, batch, 1.0)[0].sum() * factor).backward()
         norm = model.clip_and_step(policy, optimizer, 1.0, 1e-2)
-        same = all(torch.equal(before[n], p.full_tensor()) for n, p in policy.named_parameters())
+        same = all(torch.equal(before[n], full(p)) for n, p in policy.named_parameters())
         assert same == (factor != factor) and np.isfinite(norm) == (factor == factor)
     assert next(iter(optimizer.state.values()))["step"] == 1
 

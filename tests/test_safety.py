@@ -31,12 +31,13 @@ BREAK = """
 import os, torch, policy
 fault, at, steps = os.environ.get("FAULT"), int(os.environ.get("FAULT_STEP", 2)), []
 real_step, real_logprobs = policy.clip_and_step, policy.token_logprobs
+local = lambda tensor: getattr(tensor, 'to_local', lambda: tensor)().detach()
 
 def step(model, *args):
     steps.append(1)
     bad = {"nan_once": len(steps) == at, "nan_always": len(steps) >= at}.get(fault)
     if bad and policy.dist.get_rank() == policy.dist.get_world_size() - 1:  # one rank alone
-        next(p for p in model.parameters() if p.grad is not None and p.grad.to_local().numel()).grad.to_local()[0] = float("nan")
+        local(next(p for p in model.parameters() if p.grad is not None and local(p.grad).numel()).grad)[0] = float("nan")
     return real_step(model, *args)
 
 def logprobs(model, batch, temperature):
@@ -48,7 +49,7 @@ policy.clip_and_step, policy.token_logprobs = step, logprobs
 if fault == "weights":  # a weight becomes NaN after an update
     def step(model, *args):
         norm = real_step(model, *args)
-        next(p for p in model.parameters() if p.to_local().numel()).data.to_local()[0] = float("nan")
+        local(next(p for p in model.parameters() if local(p).numel()).data)[0] = float("nan")
         return norm
     policy.clip_and_step = step
 """

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import run_script
+from conftest import full, run_script
 
 import speed
 from metrics import console_line, seconds
@@ -300,7 +300,7 @@ def test_a_dry_step_changes_nothing_and_out_of_memory_says_what_to_halve(
         "policy": (policy, torch.optim.AdamW(policy.parameters())),
         "critic": (critic, torch.optim.AdamW(critic.parameters())),
     }
-    before = [p.full_tensor().clone() for m in (policy, critic) for p in m.parameters()]
+    before = [full(p).clone() for m in (policy, critic) for p in m.parameters()]
     rng, said, seen = torch.get_rng_state(), [], []
     plain = model.token_logprobs
     monkeypatch.setattr(model, "token_logprobs", lambda p, batch, t: seen.append(batch.lens) or plain(p, batch, t))
@@ -308,15 +308,15 @@ def test_a_dry_step_changes_nothing_and_out_of_memory_says_what_to_halve(
     assert seen == [[15, 15, 10]] * 2  # filled to the last of 40 tokens, through reference and policy
     assert "dry step: 40 tokens fit" in said[0] and torch.equal(rng, torch.get_rng_state())
     assert all(
-        torch.equal(a, p.full_tensor()) and p.grad is None
+        torch.equal(a, full(p)) and p.grad is None
         for a, p in zip(before, [p for m in (policy, critic) for p in m.parameters()], strict=True)
     )
     assert not any(optimizer.state for _, optimizer in models.values())
 
-    def full(*_):
+    def out_of_memory(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(model, "token_values", full)
+    monkeypatch.setattr(model, "token_values", out_of_memory)
     with pytest.raises(ConfigError, match="halve max_tokens_per_gpu .now 40") as error:
         speed.dry_step(models, None, cfg, 40, 128, 1, device, said.append)
     assert error.value.exit_code == 4 and all(p.grad is None for p in critic.parameters())

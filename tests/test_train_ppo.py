@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_script, save_tiny_model
+from conftest import ROOT, full, laid_out_as, run_script, save_tiny_model
 from runs import assert_same, everything_of
 from test_policy import make_rollouts
 
@@ -234,7 +234,7 @@ def values_of(critic, rollouts, device, max_tokens=1000):
 def with_random_head(critic):
     torch.manual_seed(0)
     for p in critic.head.parameters():
-        p.data.copy_(torch.distributed.tensor.distribute_tensor(torch.randn(p.shape), p.device_mesh, p.placements))
+        p.data.copy_(laid_out_as(p, torch.randn(p.shape)))
     return critic
 
 
@@ -283,15 +283,15 @@ def test_values_and_advantages_do_not_depend_on_micro_batches_and_find_their_tok
 def test_a_step_of_the_critic_leaves_the_policy_untouched(tied_model, one_process):
     policy, critic = (load(tied_model, one_process[2], "float32") for load in (model.load_policy, model.load_critic))
     optimizer = torch.optim.AdamW(critic.parameters(), lr=1e-2)
-    before = {n: p.full_tensor().clone() for n, p in policy.named_parameters()}
-    old = {n: p.full_tensor().clone() for n, p in critic.named_parameters()}
+    before = {n: full(p).clone() for n, p in policy.named_parameters()}
+    old = {n: full(p).clone() for n, p in critic.named_parameters()}
     for _ in range(2):  # at the first the head is zero, so that only the head has a gradient
         (batch,) = model.pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
         values = model.token_values(critic, batch)
         value_loss(values, torch.zeros_like(values), torch.ones_like(values), 0.0).mean().backward()
         model.clip_and_step(critic, optimizer, 1.0, 1e-2)
-    assert all(torch.equal(before[n], p.full_tensor()) and p.grad is None for n, p in policy.named_parameters())
-    assert all(not torch.equal(old[n], p.full_tensor()) for n, p in critic.named_parameters() if "embed" not in n)
+    assert all(torch.equal(before[n], full(p)) and p.grad is None for n, p in policy.named_parameters())
+    assert all(not torch.equal(old[n], full(p)) for n, p in critic.named_parameters() if "embed" not in n)
 
 
 def test_a_checkpoint_holds_both_models_and_one_without_a_critic_is_told(tmp_path, tied_model, one_process):
@@ -304,14 +304,14 @@ def test_a_checkpoint_holds_both_models_and_one_without_a_critic_is_told(tmp_pat
     (batch,) = model.pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
     model.token_values(critic, batch).sum().backward()
     model.clip_and_step(critic, critic_optimizer, 1.0, 1e-3)
-    before = [p.full_tensor().clone() for p in policy.parameters()]
+    before = [full(p).clone() for p in policy.parameters()]
     checkpoint.save_state(str(tmp_path), 1, policy, optimizer, {"kl_coef": 0.5}, critic=(critic, critic_optimizer))
-    assert all(torch.equal(b, p.full_tensor()) for b, p in zip(before, policy.parameters(), strict=False))
+    assert all(torch.equal(b, full(p)) for b, p in zip(before, policy.parameters(), strict=False))
     (again, again_optimizer), pair = fresh()
     checkpoint.load_state(str(tmp_path), 1, again, again_optimizer, critic=pair)
     for a, b in zip([*policy.parameters(), *critic.parameters()], [*again.parameters(), *pair[0].parameters()], strict=False):
-        assert torch.equal(a.full_tensor(), b.full_tensor())
-    assert all(torch.equal(a["exp_avg"].full_tensor(), b["exp_avg"].full_tensor())
+        assert torch.equal(full(a), full(b))
+    assert all(torch.equal(full(a["exp_avg"]), full(b["exp_avg"]))
                for a, b in zip(critic_optimizer.state.values(), pair[1].state.values(), strict=False))
     first = checkpoint.find(str(tmp_path), {})
     assert first["models"] == ["model", "critic"] and first["kl_coef"] == 0.5
@@ -426,7 +426,8 @@ import torch
 import policy, train_ppo
 
 def digest(module):
-    return [float(p.detach().to_local().double().abs().sum()) if p.to_local().numel() else 0.0 for p in module.parameters()]
+    local = lambda tensor: getattr(tensor, "to_local", lambda: tensor)().detach()
+    return [float(local(p).double().abs().sum()) if local(p).numel() else 0.0 for p in module.parameters()]
 
 real_pack, real_step, real_sync, batches = policy.pack, policy.clip_and_step, train_ppo.sampler.sync_weights, []
 events = []
