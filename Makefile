@@ -66,10 +66,10 @@ demo-smollm: $(STAMP) out/smollm2/config.json
 	$(PY) report.py out/demo-smollm
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: $(STAMP)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile -m "not gpu"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu"
 
 lint: $(STAMP)
 	.venv/bin/ruff check --select E9,F,B .
@@ -81,13 +81,8 @@ out/smollm2/config.json: | $(STAMP)
 
 # The CPU benchmarks; each also runs alone. TRL goes into an environment of its own, out/bench/trl-venv.
 bench: $(STAMP) out/smollm2/config.json
-	@mkdir -p out/bench && rm -f out/bench/trl_step.json
 	@test -x out/bench/trl-venv/bin/python || $(PY) bench/trl_step.py --setup
-	$(PY) bench/trl_step.py --sizes 2 4 --repeats 2 --out out/bench/trl_step
-	$(PY) bench/scaling.py --out out/bench/scaling
-	$(PY) bench/throughput.py --out out/bench/throughput.md
-	$(PY) bench/rewards.py | tee out/bench/rewards.md
-	@echo; grep -h '^|' out/bench/trl_step.md out/bench/scaling.md out/bench/throughput.md out/bench/rewards.md
+	$(PY) bench/all.py
 
 clean:
 	rm -rf out/demo$(SUFFIX) out/demo-ppo$(SUFFIX) out/demo-base$(SUFFIX) out/tiny-$(SEED)

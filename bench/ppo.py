@@ -82,7 +82,7 @@ def main():
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--vocab", type=int, default=49152)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", default="")
+    parser.add_argument("--out", default="", help="X: X.md gets the table and the raw seconds")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -103,7 +103,7 @@ def main():
     text = "\n".join([*lines, "", *raw])
     print(text)
     if args.out:
-        with open(args.out, "w") as f:
+        with open(args.out + ".md", "w") as f:
             f.write(f"`{' '.join(['python', *sys.argv])}`, {time.strftime('%Y-%m-%d')}\n\n{text}\n")
 
 

@@ -1,7 +1,7 @@
 """
 Scores per second of each reward, on responses of realistic length, one core.
 
-    PYTHONPATH=. python bench/rewards.py [--chars 6000] [--seconds 1.0]
+    python bench/rewards.py [--chars 6000] [--seconds 1.0] [--out results/X]
 
 typical    a right and a wrong completion in the published form, --chars of thinking (6,000 characters ~ 1,500 tokens)
 long       the same with 120,000 characters (~ 32k tokens)
@@ -66,18 +66,28 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--chars", type=int, default=6000, help="characters of thinking in a typical response")
     parser.add_argument("--seconds", type=float, default=0.5, help="per measurement")
+    parser.add_argument("--out", default="", help="X: X.md gets the table")
     args = parser.parse_args()
-    print("| reward | typical, scores/s | long, scores/s | hostile, scores/s | slowest junk |\n|---|---|---|---|---|")
+    lines = ["| reward | typical, scores/s | long, scores/s | hostile, scores/s | slowest junk |", "|---|---|---|---|---|"]
+    print("\n".join(lines), flush=True)
+
+    def add(*cells):
+        lines.append("| " + " | ".join(cells) + " |")
+        print(lines[-1], flush=True)
+
     for reward in rewards.REWARDS:
         typical, long = (per_second(reward, [completion(reward, right, chars) for right in (True, False)], args.seconds)
                          for chars in (args.chars, 120_000))
         hostile = {junk: per_second(reward, ["</think><answer>\\boxed{" + junk * (120_000 // len(junk)) + "}"],
                                     args.seconds / 5) for junk in JUNK}
         worst = min(hostile, key=hostile.get)
-        print(f"| {reward} | {typical:,.0f} | {long:,.0f} | {hostile[worst]:,.0f} | `{worst}` |")
+        add(reward, f"{typical:,.0f}", f"{long:,.0f}", f"{hostile[worst]:,.0f}", f"`{worst}`")
     for num_workers in (1, 2):
-        print(f"| math, sympy needed, {num_workers} grader process{'es' * (num_workers > 1)} "
-              f"| {sympy_per_second(num_workers):,.0f} | | | |")
+        add(f"math, sympy needed, {num_workers} grader process{'es' * (num_workers > 1)}",
+            f"{sympy_per_second(num_workers):,.0f}", "", "", "")
+    if args.out:
+        with open(args.out + ".md", "w") as f:
+            f.write(f"`{' '.join(['python', *sys.argv])}`, {time.strftime('%Y-%m-%d')}\n\n" + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

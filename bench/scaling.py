@@ -2,11 +2,13 @@
 How the trainer step scales: seconds and peak memory against tokens, vocabulary, group size and ranks, on a small
 random Llama.
 
-    python bench/scaling.py [--tokens 1024 2048 4096 8192] [--hidden 256] [--layers 2] [--out results/X]
+    python bench/scaling.py [--tokens 8192 16384 32768 65536] [--hidden 256] [--layers 2] [--out results/X]
 
 Each row is a process of its own (or two): forward, loss, backward, clip, AdamW; the second of two steps is timed. A
-micro-batch holds all tokens, sequences have 256. Expected: seconds linear in tokens; memory beside weights linear in
-tokens and without a (tokens x vocabulary) part; two ranks on two cores take half the time of one.
+micro-batch holds all tokens, sequences have 256. "Beside weights" is the peak less what was there before the first step
+(imports, weights) and less gradient and Adam. Expected: seconds linear in tokens; memory beside weights linear in tokens
+and without a (tokens x vocabulary) part: logits of 8,192 tokens would be 1 GB at a vocabulary of 32,000 and 5 GB at
+152,000, and as much again for their gradient; two ranks on two cores take half the time of one.
 """
 
 import argparse
@@ -77,7 +79,7 @@ def worker(num_tokens, vocab, group_size, hidden, layers):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[8192, 16384, 32768, 65536])
     parser.add_argument("--vocabs", type=int, nargs="+", default=[32_000, 64_000, 152_000])
     parser.add_argument("--groups", type=int, nargs="+", default=[2, 8])
     parser.add_argument("--hidden", type=int, default=256)
@@ -99,8 +101,8 @@ def main():
         ("ranks", args.tokens[-1], vocab, group, 2)
     ]
     lines = [
-        "| varied | tokens | vocabulary | group | ranks | seconds | tokens/s | peak GB (rank 0) | weights, gradient, Adam GB |",
-        "|" + "---|" * 9,
+        "| varied | tokens | vocabulary | group | ranks | seconds | tokens/s | peak GB (rank 0) | weights, gradient, Adam GB | beside weights GB |",
+        "|" + "---|" * 10,
     ]
     raw = []
     for name, tokens, v, g, ranks in cases:
@@ -122,7 +124,8 @@ def main():
         raw.append({"varied": name, "tokens": tokens, "vocabulary": v, "group": g, "ranks": ranks, **found})
         lines.append(
             f"| {name} | {tokens} | {v} | {g} | {ranks} | {found['seconds']:.2f} | {tokens / found['seconds']:.0f} | "
-            f"{found['peak_gb']:.2f} | {found['weights_gb']:.2f} |"
+            f"{found['peak_gb']:.2f} | {found['weights_gb']:.2f} | "
+            f"{found['peak_gb'] - found['loaded_gb'] - 0.75 * found['weights_gb']:.2f} |"
         )
         print(lines[-1], flush=True)
     if args.out:

