@@ -18,7 +18,8 @@ What differs is how each works: ours packs and pads nothing, weighs each token b
 seeds every sample, writes metrics.jsonl and samples/. TRL pads; its default corrects the same mismatch (mask above 3,
 by sequence) with one more forward; "uncorrected" is TRL without both. One process of each is alive and they step in
 turn; the first step warms up; medians. other: reward, advantages, packing or padding, logging. tok/s: prompt and
-response tokens over the whole step. Peak memory: VmHWM of the process, engine included.
+response tokens over the whole step. Peak memory: VmHWM of the process, engine included; all sides stay alive, so the
+machine needs the sum (--kinds ours trl, if that is too much).
 """
 
 import argparse
@@ -182,7 +183,10 @@ def main():
         for shape in args.shapes:
             for size in args.sizes:
                 case = write_case(path, os.path.abspath(args.model), shape, size, dtype, args)
-                steps, reports = alternate(commands, args.repeats, env)
+                try:
+                    steps, reports = alternate(commands, args.repeats, env)
+                except (OSError, ValueError) as error:  # no answer
+                    raise SystemExit(f"a process died, see {path}.*.log for which and why") from error
                 row = {"dtype": dtype, "shape": shape, "prompts": args.prompts, "group_size": case["group_size"],
                        "lens": case["lens"], "tokens": check(case, steps), "steps": steps, "reports": reports}
                 about["rows"].append(row)
