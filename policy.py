@@ -72,7 +72,7 @@ class Critic(torch.nn.Module):
 
 def load_policy(path, device, dtype, *, checkpointing=False, compile=False, trainable=True, shard_size=0):
     """
-    A Hugging Face directory or hub id -> Policy, each transformer block sharded over the GPUs.
+    A Hugging Face directory or hub id -> Policy, each transformer block sharded over the GPUs (one process in fp32: whole).
 
     Weights and optimizer state are fp32 shards; compute is in `dtype` (bf16 weights at lr 1e-6 would never move).
     checkpointing: recompute all of a block in backward (True), only what is cheap ("selective"), nothing (False).
@@ -81,13 +81,14 @@ def load_policy(path, device, dtype, *, checkpointing=False, compile=False, trai
     Raises ConfigError for what it cannot train.
     """
     hf = load_hf(path)
-    return shard(Policy(hf, compile), hf.get_decoder(), device, dtype, checkpointing, compile, trainable, shard_size)
+    return shard(Policy(hf, compile), hf.get_decoder(), device, dtype, checkpointing=checkpointing, compile=compile,
+                 trainable=trainable, shard_size=shard_size)
 
 
 def load_critic(path, device, dtype, *, checkpointing=False, compile=False, shard_size=0):
     """The same for a Critic: nothing but the trunk's weights is taken from `path`."""
     critic = Critic(load_hf(path))
-    return shard(critic, critic.trunk, device, dtype, checkpointing, compile, True, shard_size)
+    return shard(critic, critic.trunk, device, dtype, checkpointing=checkpointing, compile=compile, shard_size=shard_size)
 
 
 def load_hf(path):
@@ -103,8 +104,8 @@ def load_hf(path):
     return hf
 
 
-def shard(policy, trunk, device, dtype, checkpointing, compile, trainable, shard_size):
-    """FSDP2 on a Policy or Critic whose transformer blocks are trunk.layers -> the same module."""
+def shard(policy, trunk, device, dtype, *, checkpointing=False, compile=False, trainable=True, shard_size=0):
+    """FSDP2 on a Policy or Critic whose transformer blocks are trunk.layers -> the same module; see load_policy."""
     compute = getattr(torch, dtype)
     if trainable and checkpointing:
         how = {"context_fn": keep_products} if checkpointing == "selective" else {}
@@ -138,8 +139,10 @@ def check_compile(compile, checkpointing):
     if compile and checkpointing == "selective":
         raise ConfigError("compile = True already keeps of each block only what is not cheap to compute again: set "
                           "checkpointing to True or False")
-    if compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++", "gcc"))):
-        raise ConfigError("compile = True needs a C++ compiler on this machine (apt install g++); leave it False without one")
+    wanted = os.environ.get("CC", "gcc") if torch.cuda.is_available() else os.environ.get("CXX", "g++")  # Triton, Inductor
+    if compile and not shutil.which(wanted):
+        raise ConfigError(f"compile = True needs a compiler on this machine, and {wanted} is not there: apt install g++, or "
+                          "leave it False")
 
 
 def compile_blocks(trunk):
@@ -147,9 +150,14 @@ def compile_blocks(trunk):
     Each block's forward through torch.compile, FSDP's hooks outside of it. Attention stays as it is: it reads Python
     lists of lengths, on which the compiler would specialise, step after step anew.
     """
-    AttentionInterface.register("packed", torch.compiler.disable(packed_attention))
+    AttentionInterface.register("packed", attention_not_compiled())
     for block in trunk.layers:
         block.forward = torch.compile(block.forward, dynamic=True)
+
+
+@functools.cache  # one wrapper for policy, critic and reference: the compiled code is guarded by its identity
+def attention_not_compiled():
+    return torch.compiler.disable(packed_attention)
 
 
 def keep_products():
@@ -435,7 +443,7 @@ def chunk_statistics(logits, targets):
 
 
 def chunk_gradient(logits, targets, lse, grad_logprobs, entropy=None, grad_entropy=None):
-    """-> gradient (c, V) of the logits, which are overwritten: d logprob = onehot - p;  d entropy = -p (log p + entropy)"""
+    """-> gradient (c, V) of the logits, which are overwritten: d logprob = onehot - p, d entropy = -p (log p + entropy)"""
     logp = logits.sub_(lse[:, None])
     if entropy is None:
         grad = logp.exp_().mul_(-grad_logprobs[:, None])

@@ -36,8 +36,8 @@ from config import ConfigError, table
 
 # A run may be continued with another value of these, which do not change what is learned; any other difference is
 # another run.
-MAY_CHANGE = ("num_steps", "eval_every", "save_every", "wandb", "check", "max_tokens_per_gpu", "checkpointing",
-              "compile", "max_num_seqs", "kv_cache_gb", "rollout_deadline_s", "keep_rollouts", "report_every", "keep_checkpoints",
+MAY_CHANGE = ("num_steps", "eval_every", "save_every", "wandb", "check", "max_tokens_per_gpu", "checkpointing", "compile",
+              "max_num_seqs", "kv_cache_gb", "rollout_deadline_s", "keep_rollouts", "report_every", "keep_checkpoints",
               "max_hours", "allow_data_change", "shard_size", "tensor_parallel", "dry_step")
 
 

@@ -453,7 +453,8 @@ def main():
     run.forget_after(saved["step"] or -1)  # without a checkpoint the run starts anew
     reference = None
     if cfg.kl_in != "none":
-        reference = model.load_policy(path, device, dtype, trainable=False, shard_size=cfg.shard_size)
+        reference = model.load_policy(path, device, dtype, compile=cfg.compile, trainable=False,
+                                      shard_size=cfg.shard_size)
     engine = sampler.make_engine(
         path, config=hf_config, dtype=dtype, prompt_len=cfg.max_prompt_len, response_len=cfg.max_response_len,
         max_num_seqs=cfg.max_num_seqs, kv_cache_gb=cfg.kv_cache_gb, tensor_parallel=cfg.tensor_parallel, seed=cfg.seed,

@@ -3,9 +3,9 @@ All CPU benchmarks one after the other, then one table of all that they found: `
 
     python bench/all.py [--quick] [--only trl,scaling] [--out out/bench]
 
-Each is a program of its own (its docstring says what it compares) and leaves OUT/NAME.md with its table and, where it has
-them, raw numbers in OUT/NAME.json. The table is also in OUT/table.md. --quick: the smallest case of each, to see that they
-run; about 10 minutes in place of an hour on two cores. Close other programs first.
+Each is a program of its own (its docstring says what it compares) and leaves OUT/NAME.md with its table and, where it
+has them, raw numbers in OUT/NAME.json. The table is also in OUT/table.md. --quick: the smallest case of each, to see
+that they run; about 10 minutes in place of an hour on two cores. Close other programs first.
 """
 
 import argparse
@@ -18,8 +18,11 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 BENCHMARKS = {  # name: (what it is called in the table, columns that name a case, command, what --quick adds)
-    "trl_step": ("trainer step, ours / TRL", 5, "bench/trl_step.py --threads 2", "--sizes 2 --dtypes float32 --repeats 1"),
-    "trl_whole": ("whole step, ours / TRL + vLLM (patched)", 4, "bench/trl_whole.py --threads 2", "--sizes 4 --repeats 1"),
+    "trl_step": ("trainer step, ours / TRL", 5, "bench/trl_step.py --threads 2",
+                 "--sizes 2 --dtypes float32 --repeats 1"),
+    "trl_whole": ("whole step, ours / TRL + vLLM (patched)", 5,
+                  "bench/trl_whole.py --threads 2 --sizes 4 --repeats 3 --kinds ours trl",
+                  "--shapes ragged --longest 64 --repeats 1"),
     "scaling": ("scaling of the trainer step", 5, "bench/scaling.py", "--tokens 1024 2048 --vocabs 32000 64000"),
     "ppo": ("PPO step / GRPO step", 2, "bench/ppo.py --layers 4", "--vocab 16384 --repeats 1"),
     "throughput": ("throughput, one core", 1, "bench/throughput.py", ""),
@@ -53,6 +56,7 @@ def main():
     chosen = [name for name in args.only.split(",") if name] or list(BENCHMARKS)
     if unknown := set(chosen) - set(BENCHMARKS):
         raise SystemExit(f"error: no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    args.out = os.path.abspath(args.out)
     os.makedirs(args.out, exist_ok=True)
     rows, failed = [], []
     for name in chosen:
@@ -67,9 +71,10 @@ def main():
         if subprocess.run(command, cwd=ROOT).returncode:  # the others are still worth having
             failed.append(name)
         print(f"({(time.monotonic() - start) / 60:.1f} minutes)", flush=True)
-        if os.path.exists(stem + ".md"):
+        if os.path.exists(stem + ".md"):  # also what one that failed later had found
             rows += rows_of(stem + ".md", title, keys)
-    lines = [f"`{' '.join(['python', *sys.argv])}`, {time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores", "",
+    about = f"`{' '.join(['python', *sys.argv])}`, {time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores"
+    lines = [about, "",
              "| benchmark | case | measured |", "|---|---|---|", *("| " + " | ".join(row) + " |" for row in rows)]
     with open(os.path.join(args.out, "table.md"), "w") as f:
         f.write("\n".join(lines) + "\n")

@@ -251,8 +251,7 @@ def trainer(args, name):
         dict(tokens=sizes[1], attention=best, checkpointing=False),
         dict(tokens=sizes[0], attention=best, checkpointing=False),
     ]
-    if "compile" in inspect.signature(model.load_policy).parameters:
-        cells += [dict(tokens=sizes[0], attention=best, checkpointing=True, compile=True)]
+    cells += [dict(tokens=sizes[0], attention=best, checkpointing=True, compile=True)]
     policy, built = None, None
     with_adam = 16 * shape.params / 1e9 < (
         0.6 * torch.cuda.get_device_properties(device).total_memory / 1e9 if on_gpu else 1e9

@@ -8,7 +8,8 @@ Each row is a process of its own (or two): forward, loss, backward, clip, AdamW;
 micro-batch holds all tokens, sequences have 256. "Beside weights" is the peak less what was there before the first step
 (imports, weights) and less gradient and Adam. Expected: seconds linear in tokens; memory beside weights linear in tokens
 and without a (tokens x vocabulary) part: logits of 8,192 tokens would be 1 GB at a vocabulary of 32,000 and 5 GB at
-152,000, and as much again for their gradient; two ranks on two cores take half the time of one.
+152,000, and as much again for their gradient; two ranks on two cores
+take about half the time of one (one process is not wrapped by FSDP, two are).
 """
 
 import argparse
@@ -51,7 +52,7 @@ def worker(num_tokens, vocab, group_size, hidden, layers):
             tie_word_embeddings=True,
         )
     )
-    policy = model.shard(model.Policy(hf), hf.get_decoder(), device, "float32", False, False, True, 0)
+    policy = model.shard(model.Policy(hf), hf.get_decoder(), device, "float32")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, fused=True)
     rollouts = make_rollouts([SEQUENCE - PROMPT] * (num_tokens // SEQUENCE), vocab)
     rewards = torch.arange(len(rollouts)).remainder(2).reshape(-1, group_size)

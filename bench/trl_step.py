@@ -120,7 +120,8 @@ def worker(case_path, gradients_path):
         loss = (weights_R[batch.response_index] * loss).sum()
         loss.backward()
         if gradients_path and not first:
-            grads = {n.removeprefix("hf."): p.grad.clone() for n, p in policy.named_parameters()}
+            whole = {n: getattr(p.grad, "full_tensor", p.grad.clone)() for n, p in policy.named_parameters()}  # bf16: FSDP
+            grads = {n.removeprefix("hf."): g.clone() for n, g in whole.items()}
         norm = model.clip_and_step(policy, optimizer, 1.0, 1e-6)
         if gradients_path and not first:  # TRL's are looked at after clipping
             torch.save({n: g * min(1.0, 1.0 / (norm + 1e-6)) for n, g in grads.items()}, gradients_path)

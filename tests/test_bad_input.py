@@ -3,11 +3,11 @@
 import json
 import os
 import re
-import time
 
 import pytest
 from conftest import save_tiny_model
-from test_end_to_end import train
+from runs import Server
+from test_end_to_end import TINY, train
 
 
 def test_held_out_rows_that_are_training_rows_are_refused(tied_model, tmp_path):
@@ -31,17 +31,34 @@ BAD = [
     (["--template", "tiny_countdwn"], "tiny_countdown"),
     (["--data", "tiny_countdwn"], "tiny_countdown"),
     (["--max_response_len", "5000"], "more than the 512 positions"),
+    (["--compile", "True", "--checkpointing", "selective"], "set checkpointing to True or False"),
 ]
 
 
-@pytest.mark.parametrize("args, message", BAD, ids=[" ".join(args) for args, _ in BAD])
-def test_bad_input_stops_within_seconds_with_one_line(tied_model, tmp_path, args, message):
-    start = time.monotonic()
-    done = train(tmp_path, tied_model, *args, nproc=2 if "divisible" in message else None)
-    assert done.returncode != 0 and message in done.stderr, done.stderr[-2000:]
-    assert len(re.findall(r"^error: .*", done.stderr, re.M)) >= 1
-    if "divisible" not in message:  # torchrun adds its own report
-        assert "Traceback" not in done.stderr and time.monotonic() - start < 120  # seconds; a busy machine may take more
+@pytest.fixture(scope="module")
+def server():
+    """Forks of one process that has imported everything: the imports take most of such a start."""
+    server = Server()
+    yield server
+    server.close()
+
+
+ALONE = [case for case in BAD if "divisible" not in case[1]]
+
+
+@pytest.mark.parametrize("args, message", ALONE, ids=[" ".join(args) for args, _ in ALONE])
+def test_bad_input_stops_with_one_line(server, tied_model, tmp_path, args, message):
+    done = server.run(tmp_path / "at", "train_grpo.py", [*TINY, "--model", tied_model, *args], timeout=60)
+    of_data = args[0] in ("--data", "--max_prompt_len")  # exit code 2, docs/faults.md
+    assert done.returncode == 1 + of_data and message in done.stderr, done.stderr[-2000:]
+    assert len(re.findall(r"^error: .*", done.stderr, re.M)) == 1 and "Traceback" not in done.stderr
+    assert os.listdir(tmp_path) == ["at"] and not os.path.exists(tmp_path / "at" / "out" / "run")
+
+
+def test_bad_input_of_two_processes_ends_both(tied_model, tmp_path):
+    args, message = next(case for case in BAD if "divisible" in case[1])
+    done = train(tmp_path, tied_model, *args, nproc=2)
+    assert done.returncode != 0 and message in done.stderr and re.search(r"^error: .*", done.stderr, re.M)
     assert not os.path.exists(tmp_path / "out" / "run")
 
 

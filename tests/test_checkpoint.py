@@ -24,8 +24,9 @@ import rundir
 from config import ConfigError
 
 
-def fresh(path, device):
-    policy = model.load_policy(path, device, "float32")
+def fresh(path, device, dtype="bfloat16"):
+    """In bf16 one process trains FSDP's shards as eight do, in fp32 plain tensors."""
+    policy = model.load_policy(path, device, dtype)
     return policy, torch.optim.AdamW(policy.parameters(), lr=1e-3)
 
 
@@ -66,6 +67,21 @@ def test_a_checkpoint_brings_back_weights_and_optimizer_to_the_bit(saved, tied_m
     train(*second, 2, one_process[2])
     for a, b in zip(weights_of(straight[0]), weights_of(second[0]), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("first, then", [("float32", "bfloat16"), ("bfloat16", "float32"), ("float32", "float32")])
+def test_a_checkpoint_of_plain_tensors_and_one_of_shards_are_the_same(tmp_path, tied_model, one_process, first, then):
+    """One process in fp32 has plain tensors, all else FSDP's: a run may go on from either with either."""
+    here, there = fresh(tied_model, one_process[2], first), fresh(tied_model, one_process[2], then)
+    assert [hasattr(next(pair[0].parameters()), "full_tensor") for pair in (here, there)] == [
+        first == "bfloat16", then == "bfloat16"]
+    train(*here, 2, one_process[2])
+    assert checkpoint.save_state(str(tmp_path), 2, *here, {}, keep=1) == ""
+    checkpoint.load_state(str(tmp_path), 2, *there)
+    for a, b in zip(here[0].parameters(), there[0].parameters(), strict=True):
+        assert torch.equal(full(a), full(b))
+        for name in ("exp_avg", "exp_avg_sq", "step"):
+            assert torch.equal(full(here[1].state[a][name]), full(there[1].state[b][name]))
 
 
 def test_the_newest_stay_and_the_best_one_however_old(tmp_path, tied_model, one_process):

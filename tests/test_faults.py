@@ -44,13 +44,13 @@ def straight(server, tied_model, tmp_path_factory):
     """{script: folder of the run that nothing happened to}, with noise from the global generators in each step."""
     folders = {}
 
-    def folder(script):
-        if script not in folders:
-            folders[script] = tmp_path_factory.mktemp("straight")
-            write_examples(folders[script])
-            done = start(server, folders[script], script, tied_model)
+    def folder(script, *more):
+        if (script, more) not in folders:
+            folders[script, more] = tmp_path_factory.mktemp("straight")
+            write_examples(folders[script, more])
+            done = start(server, folders[script, more], script, tied_model, *more)
             assert done.returncode == 0, done.stderr[-3000:]
-        return folders[script]
+        return folders[script, more]
 
     return folder
 
@@ -61,16 +61,18 @@ def start(server, folder, script, model, *more, **job):
     return server.run(folder, script, [*SCRIPTS[script], "--model", model, *more], env=env, **job)
 
 
-@pytest.mark.parametrize("script, points", [("train_grpo.py", POINTS), ("train_ppo.py", ["logprobs:2", "backward:3", "save_write:4"]),
-                                            ("sft.py", ["backward:1", "save_manifest:2", "metrics:4"])], ids=["grpo", "ppo", "sft"])
-def test_a_run_killed_again_and_again_ends_as_the_one_that_never_was(server, straight, tied_model, tmp_path, script, points):
+@pytest.mark.parametrize("script, more, points", [
+    ("train_grpo.py", (), POINTS), ("train_ppo.py", (), ["logprobs:2", "backward:3", "save_write:4"]),
+    ("train_ppo.py", ("--dtype", "bfloat16"), ["save_manifest:2", "optimizer:4"]),  # one process in bf16 has FSDP's shards
+    ("sft.py", (), ["backward:1", "save_manifest:2", "metrics:4"])], ids=["grpo", "ppo", "ppo, sharded", "sft"])
+def test_a_run_killed_again_and_again_ends_as_the_one_that_never_was(server, straight, tied_model, tmp_path, script, more, points):
     """kill -9 at one point after the other, in one directory; each start goes on from where the last one got to."""
     for point in points:
-        done = start(server, tmp_path, script, tied_model, "--keep_checkpoints", 1, env={"FAULT_AT": point})
+        done = start(server, tmp_path, script, tied_model, "--keep_checkpoints", 1, *more, env={"FAULT_AT": point})
         assert done.returncode == -signal.SIGKILL, (point, done.returncode, done.stderr[-2000:])
-    done = start(server, tmp_path, script, tied_model, "--keep_checkpoints", 1)
+    done = start(server, tmp_path, script, tied_model, "--keep_checkpoints", 1, *more)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert_same(everything_of(straight(script)), everything_of(tmp_path))
+    assert_same(everything_of(straight(script, *more)), everything_of(tmp_path))
     assert checkpoints(tmp_path / "out/run") == ["step_000004"]
     assert not [n for n in os.listdir(tmp_path / "out/run") if n.startswith("tmp") or n.startswith("model.")]
 

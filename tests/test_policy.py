@@ -1,6 +1,8 @@
 """python -m pytest tests/test_policy.py: packing, attention, log-probabilities and gradients of policy.py."""
 
 import json
+import os
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -22,6 +24,11 @@ def make_rollouts(seed=0, prompt_lens=(3, 9, 5, 5, 2), response_lens=(4, 1, 11, 
     rng = np.random.default_rng(seed)
     return [SimpleNamespace(prompt_ids=rng.integers(2, 100, p).tolist(), response_ids=rng.integers(2, 100, r).tolist(),
                             rollout_logprobs=np.zeros(r, np.float32)) for p, r in zip(prompt_lens, response_lens, strict=True)]
+
+
+def need_compiler(needed=True):
+    if needed and not shutil.which(os.environ.get("CXX", "g++")):
+        pytest.skip("torch.compile needs g++")
 
 
 def plain_logprobs(path, rollout, temperature):
@@ -99,16 +106,18 @@ def test_empty_responses_are_left_out():
 
 
 @pytest.mark.parametrize("chunk", [2**24, 300])
-@pytest.mark.parametrize("bias", [True, False])
-def test_fused_logprobs_equal_the_plain_ones_in_values_and_gradients(monkeypatch, chunk, bias):
+@pytest.mark.parametrize("bias, compile, entropy_counts", [(True, False, True), (False, False, True), (False, False, False),
+                                                           (True, True, True), (False, True, False)])
+def test_fused_logprobs_equal_the_plain_ones_in_values_and_gradients(monkeypatch, chunk, bias, compile, entropy_counts):
+    need_compiler(compile)
     monkeypatch.setattr(model, "CHUNK_LOGITS", chunk)  # 300: three tokens a chunk
     torch.manual_seed(0)
     hidden = torch.randn(17, 8, requires_grad=True)
     weight, b = torch.randn(100, 8, requires_grad=True), torch.randn(100, requires_grad=True) if bias else None
-    targets, go, ge = torch.randint(0, 100, (17,)), torch.randn(17), torch.randn(17)
+    targets, go, ge = torch.randint(0, 100, (17,)), torch.randn(17), torch.randn(17) * entropy_counts
     logp = torch.nn.functional.linear(hidden, weight, b).div(0.7).log_softmax(-1)
     plain = logp.gather(-1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
-    fused = model.TokenLogprobs.apply(hidden, weight, b, targets, 0.7)
+    fused = model.TokenLogprobs.apply(hidden, weight, b, targets, 0.7, compile)
     inputs = [hidden, weight] + ([b] if bias else [])
     for p, f in zip(plain, fused, strict=True):
         assert torch.allclose(p, f, atol=1e-5)
@@ -214,16 +223,21 @@ def test_gradient_checkpointing_changes_memory_not_gradients(tied_model, one_pro
 
 def test_compiled_blocks_give_the_same_gradients(tied_model, one_process):
     """Two packings of other lengths: what was compiled for the first must be right for the second."""
+    need_compiler()
     plain, fast = (model.load_policy(tied_model, one_process[2], "float32", compile=c) for c in (False, True))
     assert [n for n, _ in fast.named_parameters()] == [n for n, _ in plain.named_parameters()]
-    for chosen in (range(5), range(1, 4)):
-        rollouts = [make_rollouts()[i] for i in chosen]
-        assert_same_gradients(*(gradients(policy, rollouts, one_process[2]) for policy in (plain, fast)))
-    assert fast.compile_head and "forward" in vars(fast.hf.model.layers[0]) and "forward" not in vars(plain.hf.model.layers[0])
+    graphs = []
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):  # else it would go on without compiling
+        for chosen in (range(5), range(1, 4), [2], [0, 3]):
+            rollouts = [make_rollouts()[i] for i in chosen]
+            assert_same_gradients(*(gradients(policy, rollouts, one_process[2]) for policy in (plain, fast)))
+            graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0 and graphs[3] == graphs[2]  # compiled, and for no length of its own
 
 
 def test_compiled_blocks_in_bf16_under_fsdp_are_as_near_to_fp32_as_others(tmp_path, one_process):
     """Both round, in other places: relative errors of the whole gradient are about 0.008, of either."""
+    need_compiler()
     path = save_tiny_model(tmp_path / "model", scale=0.05)
     exact = gradients(model.load_policy(path, one_process[2], "float32"), make_rollouts(), one_process[2])
     error = {}
@@ -236,11 +250,13 @@ def test_compiled_blocks_in_bf16_under_fsdp_are_as_near_to_fp32_as_others(tmp_pa
 
 
 def test_compile_is_refused_where_it_could_not_work(monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(model.shutil, "which", lambda name: "/usr/bin/g++" if name == "g++" else None)
     model.check_compile(True, True)
     with pytest.raises(ConfigError, match="checkpointing to True or False"):
         model.check_compile(True, "selective")
-    monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(ConfigError, match="C\\+\\+ compiler"):
+    monkeypatch.setenv("CXX", "/opt/none/c++")
+    with pytest.raises(ConfigError, match="/opt/none/c\\+\\+ is not there"):
         model.check_compile(True, False)
     model.check_compile(False, "selective")
 
