@@ -72,7 +72,7 @@ CONTEXT_GB = 1.5  # CUDA context, NCCL buffers, fragmentation
 GRAPHS_GB = 2.0  # CUDA graphs and work space of vLLM
 # On a CPU, measured on one 2-core machine (results/bench_2026-11-22_plan.md)
 CPU_BASE_GB = 0.86  # a process with torch, transformers and vLLM imported, before any weights
-CPU_HEAP = 1.55  # what glibc keeps in pieces: 1.4 (equal lengths) to 2.0 (ragged) times a micro-batch's tensors
+CPU_HEAP = 1.45  # what glibc keeps in pieces: 1.4 (equal lengths) to 2.0 (ragged) times a micro-batch's tensors
 CPU_ENGINE_STEP_S, CPU_ENGINE_SEQ_S = 0.0012, 0.00006  # Python of one engine step, and of each sequence in it
 CPU_SYNC_S, CPU_SYNC_SHARE = 0.02, 1 / 32  # of one weight sync, and of the probed bandwidth
 
@@ -221,7 +221,7 @@ def micro_batch_memory(shape, tokens, bytes_each, checkpointing, on_cpu, head=Tr
     chunk = model.CHUNK_LOGITS if on_cpu else model.CHUNK_LOGITS_CUDA
     chunk = min(chunk, tokens * shape.vocab) if head else 0
     moments = {
-        "head": {"activations": kept, "chunks of logits": 3 * 4 * chunk, "gradient of the head": (4 + b) * table,
+        "head": {"activations": kept, "chunks of logits": 2 * 4 * chunk, "gradient of the head": (4 + b) * table,
                  "gathered weights": gathered * root},
         "block": {"activations": kept, "one block recomputed" if checkpointing else "gradients inside a block":
                   tokens * (block if checkpointing else 0) + 3 * b * tokens * shape.intermediate,
@@ -349,7 +349,7 @@ def cpu_work(shape, cfg, prompt_len, spread):
     every = max(1, math.ceil(tokens / cfg.max_tokens_per_gpu))
     fake = [speed.FakeRollout([1] * max(1, prompt_len), [1] * n, [0.0] * n) for n in spread[::every]]
     batch = model.to_micro_batch(fake, range(len(fake)), torch.device("cpu"))
-    seconds = {}
+    models = {}
     for layers in (1, 2):
         config = Qwen2Config(
             vocab_size=shape.vocab, hidden_size=shape.hidden, intermediate_size=shape.intermediate,
@@ -358,10 +358,13 @@ def cpu_work(shape, cfg, prompt_len, spread):
         with tempfile.TemporaryDirectory() as folder:
             Qwen2ForCausalLM(config).save_pretrained(folder)
             policy = model.load_policy(folder, torch.device("cpu"), dtype, checkpointing=cfg.checkpointing)
-        optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0)
-        runs = [one_training_step(model, policy, batch, optimizer, cfg.temperature) for _ in range(4)]
-        seconds[layers] = [min(times) for times in zip(*runs[1:], strict=True)]  # the first one warms up
-        params = sum(p.numel() for p in policy.parameters())
+        models[layers] = (policy, torch.optim.AdamW(policy.parameters(), lr=0.0))
+    runs = {1: [], 2: []}
+    for _ in range(6):  # in turn, since what counts is the difference, and a machine may be slow for a while
+        for layers, pair in models.items():
+            runs[layers].append(one_training_step(model, *pair, batch, cfg.temperature, cfg.entropy_coef))
+    seconds = {layers: [min(times) for times in zip(*found[1:], strict=True)] for layers, found in runs.items()}
+    params = sum(p.numel() for p in models[2][0].parameters())
     flops = {layers: speed.forward_flops(dataclasses.replace(shape, layers=layers), batch.lens, len(batch.rows))
              for layers in (1, 2)}
 
@@ -380,7 +383,7 @@ def cpu_work(shape, cfg, prompt_len, spread):
     return Work(scaled(0), scaled(1), lambda n: adam * n, peaks)
 
 
-def one_training_step(model, policy, batch, optimizer, temperature):
+def one_training_step(model, policy, optimizer, batch, temperature, entropy_coef):
     """-> seconds of a forward without gradient, of forward and backward, of the optimizer step"""
     import torch
 
@@ -389,7 +392,7 @@ def one_training_step(model, policy, batch, optimizer, temperature):
         model.token_logprobs(policy, batch, temperature)
     after_forward = time.perf_counter()
     logprobs, entropy = model.token_logprobs(policy, batch, temperature)
-    (logprobs - entropy).mean().backward()
+    (logprobs - entropy_coef * entropy).mean().backward()
     after_backward = time.perf_counter()
     model.clip_and_step(policy, optimizer, 1.0, 0.0)
     return after_forward - start, after_backward - after_forward, time.perf_counter() - after_backward

@@ -7,9 +7,9 @@ Each case is a run of the script itself, one process of one thread, a few steps 
 Predicted is the peak resident set (weights, gradients, Adam, activations, engine, and CPU_BASE_GB of a process that has
 imported everything) and the seconds of rollout + logprobs + values + train + sync. plan.py is told the mean lengths
 that the run had, since no plan can know them; everything else comes from the recipe. Measured memory is the kernel's
-high-water mark of that process until its last step (the export that follows is not predicted), with a dry step, so
-that the fullest micro-batch occurs; measured seconds are those of
-the fastest step after the first, since a machine may be shared.
+high-water mark of that process until it writes its checkpoint, after the last step (that and the export are not
+predicted), with a dry step, so that the fullest micro-batch occurs; measured seconds are those of the fastest step
+after the first, since a machine may be shared.
 """
 
 import argparse
@@ -80,11 +80,11 @@ def measure(name, recipe, script, model, settings):
         if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     }
     env |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    metrics, steps, peak = os.path.join(folder, "out", "run", "metrics.jsonl"), int(settings[1]), 0
+    run, peak = os.path.join(folder, "out", "run"), 0
     with open(os.path.join(folder, "log"), "w") as log:
         child = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT)
         while child.poll() is None:
-            if not os.path.exists(metrics) or sum(1 for _ in open(metrics)) < steps:
+            if not any("step_" in n for n in (os.listdir(run) if os.path.isdir(run) else [])):  # no checkpoint begun
                 peak = max(peak, high_water_mark(child.pid))
             time.sleep(0.05)
     if child.returncode:
