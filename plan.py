@@ -5,8 +5,9 @@ What a recipe needs, before it is launched: memory by part, room in the KV cache
     python plan.py recipes/demo_smollm.py --cpu --gpus 1              # host memory; times the model's own blocks here
 
 Options  --gpus N (processes), --gpu_memory_gb X, --gpu NAME (for its peaks, default H100), --mean_response_len N and
-         --mean_prompt_len N (default half of the longest), --mfu and --mbu (assumed shares of the peaks), --cpu. The
-         rest are settings of the script. Only the model's config.json is read; the usual models are known offline.
+         --mean_prompt_len N (default half of the longest), --agreeing X (share of groups whose rewards agree: GRPO
+         runs them forward only; default 0), --mfu and --mbu (assumed shares of the peaks), --cpu. The rest
+         are settings of the script. Only the model's config.json is read; the usual models are known offline.
 Exit     0 it fits, 1 it does not; then the settings to change are printed, and with them it does fit.
 
 Memory is computed from the code's own buffers and was compared with tensors and with CPU runs (results/); no prediction
@@ -108,6 +109,7 @@ def parse(argv):
     parser.add_argument("--gpu", default="H100")
     parser.add_argument("--mean_response_len", type=float, default=0)
     parser.add_argument("--mean_prompt_len", type=float, default=0)
+    parser.add_argument("--agreeing", type=float, default=0.0)
     parser.add_argument("--mfu", type=float, default=MFU)
     parser.add_argument("--mbu", type=float, default=MBU)
     parser.add_argument("--cpu", action="store_true")
@@ -115,9 +117,9 @@ def parse(argv):
     for name in ("gpus", "gpu_memory_gb", "mfu", "mbu"):
         if not 0 < getattr(options, name) < math.inf:
             raise ConfigError(f"plan.py: {name} = {getattr(options, name)} must be greater than 0")
-    for name in ("mfu", "mbu"):
-        if getattr(options, name) > 1:
-            raise ConfigError(f"plan.py: {name} = {getattr(options, name)} is a share of the peak: at most 1")
+    for name in ("mfu", "mbu", "agreeing"):
+        if not 0 <= getattr(options, name) <= 1:
+            raise ConfigError(f"plan.py: {name} = {getattr(options, name)} is a share: from 0 to at most 1")
     for name in ("mean_response_len", "mean_prompt_len"):
         if not 0 <= getattr(options, name) < math.inf:
             raise ConfigError(f"plan.py: {name} = {getattr(options, name)} must not be negative")
@@ -274,6 +276,7 @@ def memory(cfg, shape, critic, options, tokens=None):
     size, _, _ = kv_cache(shape, cfg, options, b)
     engine = {"engine: weights": b * shape.params / cfg.tensor_parallel, "engine: KV cache": size / cfg.tensor_parallel}
     if options.cpu:  # no sleep there: the engine stays; oneDNN packs a second copy of a tied head
+        parts["freed, and kept by glibc"] += (CPU_HEAP - 1) * 4 * shape.params / ranks  # gradients come and go as well
         engine["engine: weights"] += b * shape.vocab * shape.hidden * shape.tied
         return {"training": base | weights | training | parts | engine, "sampling": base | weights | resting | engine}
     engine["engine: CUDA graphs, work space"] = GRAPHS_GB * 1e9
@@ -414,7 +417,9 @@ def seconds(cfg, script, shape, critic, options):
     ranks = cfg.shard_size or world
     found = {"rollout": rollout_seconds(cfg, shape, options, work.peaks, prompt, response, b),
              "logprobs": forwards * work.forward(shape, lens, scored)}
-    train = epochs * work.train(shape, lens, scored)
+    only_forward = script == "train_grpo.py" and not cfg.entropy_coef and not (cfg.kl_in != "none" and cfg.kl_coef)
+    agreeing = options.agreeing if only_forward else 0.0  # as train_grpo.learned_from has it
+    train = epochs * ((1 - agreeing) * work.train(shape, lens, scored) + agreeing * work.forward(shape, lens, scored))
     train += epochs * cfg.updates_per_step * work.adam(shape.params / ranks)
     if critic is not None:
         found["values"] = work.forward(critic, lens, 0)

@@ -6,7 +6,7 @@ plan.py --cpu against real runs: peak memory of the process and seconds of a ste
 Each case is a run of the script itself, one process of one thread, a few steps without evaluation or checkpoint.
 Predicted is the peak resident set (weights, gradients, Adam, activations, engine, and CPU_BASE_GB of a process that has
 imported everything) and the seconds of rollout + logprobs + values + train + sync. plan.py is told the mean lengths
-that the run had, since no plan can know them; everything else comes from the recipe. Measured memory is the kernel's
+and the share of agreeing groups that the run had, since no plan can know them; everything else comes from the recipe. Measured memory is the kernel's
 high-water mark of that process until it writes its checkpoint, after the last step (that and the export are not
 predicted), with a dry step, so that the fullest micro-batch occurs; measured seconds are those of the fastest step
 after the first, since a machine may be shared.
@@ -54,7 +54,8 @@ def high_water_mark(pid):
 
 
 def measure(name, recipe, script, model, settings):
-    """A run of its own -> (peak GB, {phase: seconds}, mean prompt and response tokens)."""
+    """A run of its own -> (peak GB, {phase: seconds}, mean prompt and response tokens, share of
+    groups that agreed)."""
     folder = os.path.join("out", "plan_check", "".join(c if c.isalnum() else "_" for c in name))
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
@@ -95,7 +96,7 @@ def measure(name, recipe, script, model, settings):
     spent, response = {phase: row.get(f"seconds_{phase}", 0.0) for phase in PHASES}, row["response_len"]
     tokens = row["tokens_per_second"] * (row["seconds_step"] - row["seconds_eval"] - row["seconds_save"])
     prompt = tokens / row["num_rollouts"] - response
-    return peak / 1e9, spent, prompt, response
+    return peak / 1e9, spent, prompt, response, row["zero_variance_groups"]
 
 
 def main():
@@ -126,9 +127,10 @@ def main():
             continue
         path, model = os.path.join(ROOT, "recipes", f"{recipe}.py"), os.path.abspath(getattr(args, kind))
         script = plan.script_of(path)
-        peak, spent, prompt, response = measure(name, recipe, script, model, settings.split())
+        peak, spent, prompt, response, agreeing = measure(name, recipe, script, model, settings.split())
         options, argv = plan.parse(
-            ["--cpu", "--gpus", "1", "--mean_prompt_len", str(prompt), "--mean_response_len", str(response)]
+            ["--cpu", "--gpus", "1", "--mean_prompt_len", str(prompt), "--mean_response_len", str(response),
+             "--agreeing", str(agreeing)]
         )
         cfg, _ = load_config(importlib.import_module(script[:-3]).Config, [path, *settings.split(), *argv])
         found = plan.predict(dataclasses.replace(cfg, model=model), script, options)

@@ -183,6 +183,11 @@ def test_work_and_seconds_of_a_gpu_by_hand():
     flops = 3 * speed.forward_flops(shape, [127 + n for n in spread], sum(spread))
     adam = 28 * shape.params / 8 / (3.35e12 * 0.6)
     assert found["train"] == pytest.approx(flops / (989e12 * 0.5) + adam) and found["logprobs"] == 0
+    chosen.agreeing = 0.75  # of four groups three go forward only: 0.25 + 0.75 / 3 = half of the work
+    half = plan.seconds(dataclasses.replace(cfg, entropy_coef=0.0), "train_grpo.py", shape, None, chosen)["train"]
+    assert half == pytest.approx(flops / 2 / (989e12 * 0.5) + adam)
+    all_learn = plan.seconds(dataclasses.replace(cfg, entropy_coef=0.01), "train_grpo.py", shape, None, chosen)["train"]
+    assert all_learn == pytest.approx(found["train"])
     with_ref = plan.seconds(dataclasses.replace(cfg, kl_in="loss_k3"), "train_grpo.py", shape, None, chosen)
     assert with_ref["logprobs"] == pytest.approx(flops / 3 / (989e12 * 0.5))
 
