@@ -1,7 +1,7 @@
 """
 All CPU benchmarks one after the other, then one table of all that they found: `make bench`.
 
-    python bench/all.py [--quick] [--only trl,scaling] [--out out/bench]
+    python bench/all.py [--quick] [--only trl_step,scaling] [--out out/bench]
 
 Each is a program of its own (its docstring says what it compares) and leaves OUT/NAME.md with its table and, where it
 has them, raw numbers in OUT/NAME.json. The table is also in OUT/table.md. --quick: the smallest case of each, to see

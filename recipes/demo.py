@@ -1,5 +1,5 @@
 """
-The demo: R1-Zero's phenomenon on a laptop, in minutes. Countdown with three small numbers, + and -, a model of about a
+The demo: R1-Zero's phenomenon on a laptop, in minutes. Countdown with three small numbers, + and -, a model of 0.6
 million parameters that was cold-started to search but gives up early, and GRPO with TinyZero's reward.
 """
 _script = "train_grpo.py"
