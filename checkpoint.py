@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from common import START, fault, gather, max_over_ranks, print0
+from common import START, fault, gather, max_over_ranks, print0, whole
 from config import ConfigError
 from rundir import commit, versions
 
@@ -398,19 +398,19 @@ def export_hf(policy, tokenizer, folder, dtype, step):
     A plain Hugging Face directory (config, safetensors, tokenizer) that transformers and vLLM load as it is; written
     beside and renamed. ConfigError with exit code 3, on all ranks, where the disk refuses it.
     """
-    whole, tmp, old = {}, folder + ".tmp", folder + ".old"
+    weights, tmp, old = {}, folder + ".tmp", folder + ".old"
     for name, weight in policy.hf.state_dict().items():  # every rank together; only rank 0 keeps the tensors
-        full = weight.full_tensor() if isinstance(weight, DTensor) else weight
+        full = whole(weight)
         if dist.get_rank() == 0:
-            whole[name] = full.detach().to("cpu", dtype, copy=True)
+            weights[name] = full.detach().to("cpu", dtype, copy=True)
 
     def write():
         for left in (tmp, old):
             shutil.rmtree(left, ignore_errors=True)
         if policy.hf.config.tie_word_embeddings:
-            whole.pop("lm_head.weight", None)  # the same tensor as the embeddings; loaders tie it again
+            weights.pop("lm_head.weight", None)  # the same tensor as the embeddings; loaders tie it again
         policy.hf.config.dtype = dtype
-        policy.hf.save_pretrained(tmp, state_dict=whole)
+        policy.hf.save_pretrained(tmp, state_dict=weights)
         tokenizer.save_pretrained(tmp)
         write_json(os.path.join(tmp, "trained.json"), {"step": step})
         for name in os.listdir(tmp):

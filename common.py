@@ -22,6 +22,7 @@ warnings.filterwarnings("ignore", message=".*reduce_op.*", category=FutureWarnin
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
+from torch.distributed.tensor import DTensor  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from config import ConfigError  # noqa: E402
@@ -63,6 +64,11 @@ def gather(items):
     parts = [None] * dist.get_world_size()
     dist.all_gather_object(parts, list(items))
     return [item for part in parts for item in part]
+
+
+def whole(tensor):
+    """A tensor that FSDP sharded -> all of it, on every rank, a collective; any other one -> itself."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def sum_over_ranks(values, device):

@@ -18,12 +18,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from common import ConfigError, gather
+from common import ConfigError, gather, whole
 
 try:
     from flash_attn import flash_attn_varlen_func  # CUDA only; without it the same function pads and calls SDPA
@@ -515,7 +514,7 @@ def clip_and_step(policy, optimizer, grad_clip, lr):
     A norm that is not finite steps nothing and is returned as it is: weights and Adam state stay as they were.
     """
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), grad_clip or float("inf"))
-    norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+    norm = whole(norm).item()
     if math.isfinite(norm):
         for group in optimizer.param_groups:
             group["lr"] = lr

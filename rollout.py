@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor
 
-from common import Broken, gather, progress, visible
+from common import Broken, gather, progress, visible, whole
 
 # Before vllm is imported: the engine core in this process, and no pinning of the trainer's threads on CPU.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -291,8 +290,7 @@ def hf_stream(model, dtype):
     without that entry the engine on CPU keeps its old head and samples from it without a word.
     """
     for name, weight in model.state_dict().items():
-        full = weight.full_tensor() if isinstance(weight, DTensor) else weight
-        yield name, full.to(dtype)
+        yield name, whole(weight).to(dtype)
 
 
 def sync_weights(model, engine, dtype, version):

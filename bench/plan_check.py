@@ -6,8 +6,8 @@ plan.py --cpu against real runs: peak memory of the process and seconds of a ste
 Each case is a run of the script itself, one process of one thread, a few steps without evaluation or checkpoint.
 Predicted is the peak resident set (weights, gradients, Adam, activations, engine, and CPU_BASE_GB of a process that has
 imported everything) and the seconds of rollout + logprobs + values + train + sync. plan.py is told the mean lengths
-and the share of agreeing groups that the run had, since no plan can know them; everything else comes from the recipe. Measured memory is the kernel's
-high-water mark of that process until it writes its checkpoint, after the last step (that and the export are not
+and the share of agreeing groups that the run had, since no plan can know them; everything else comes from the recipe.
+Measured memory is the kernel's high-water mark of that process until it writes its checkpoint, after the last step (that and the export are not
 predicted), with a dry step, so that the fullest micro-batch occurs; measured seconds are those of the fastest step
 after the first, since a machine may be shared.
 """

@@ -8,8 +8,8 @@ Each row is a process of its own (or two): forward, loss, backward, clip, AdamW;
 micro-batch holds all tokens, sequences have 256. "Beside weights" is the peak less what was there before the first step
 (imports, weights) and less gradient and Adam. Expected: seconds linear in tokens; memory beside weights linear in tokens
 and without a (tokens x vocabulary) part: logits of 8,192 tokens would be 1 GB at a vocabulary of 32,000 and 5 GB at
-152,000, and as much again for their gradient; two ranks on two cores
-take about half the time of one (one process is not wrapped by FSDP, two are).
+152,000, and as much again for their gradient; two ranks on two cores take about half the time of one (one process is not
+wrapped by FSDP, two are).
 """
 
 import argparse

@@ -95,7 +95,7 @@ def worker(case_path, gradients_path):
     import torch
 
     import policy as model
-    from common import init_distributed
+    from common import init_distributed, whole
     from train_grpo import group_advantages, policy_loss, token_weights
 
     with open(case_path) as f:
@@ -120,8 +120,7 @@ def worker(case_path, gradients_path):
         loss = (weights_R[batch.response_index] * loss).sum()
         loss.backward()
         if gradients_path and not first:
-            whole = {n: getattr(p.grad, "full_tensor", p.grad.clone)() for n, p in policy.named_parameters()}  # bf16: FSDP
-            grads = {n.removeprefix("hf."): g.clone() for n, g in whole.items()}
+            grads = {n.removeprefix("hf."): whole(p.grad).clone() for n, p in policy.named_parameters()}
         norm = model.clip_and_step(policy, optimizer, 1.0, 1e-6)
         if gradients_path and not first:  # TRL's are looked at after clipping
             torch.save({n: g * min(1.0, 1.0 / (norm + 1e-6)) for n, g in grads.items()}, gradients_path)

@@ -73,7 +73,9 @@ def pytest_collection_modifyitems(items):
 
 def full(tensor):
     """A parameter or gradient whole and detached, whether FSDP sharded it or, on one fp32 process, left it alone."""
-    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach()
+    from common import whole
+
+    return whole(tensor).detach()
 
 
 def local(tensor):
