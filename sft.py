@@ -101,10 +101,10 @@ def to_prompt(row, tokenizer):
 
 
 def learning_rate(step, cfg):
-    """Linear warm-up, then cosine to lr_min_ratio * lr."""
+    """The lr of step 1, 2, ...: linear warm-up, then cosine towards lr_min_ratio * lr; train_grpo.py's formula, no step has 0."""
     if step <= cfg.warmup_steps:
         return cfg.lr * step / (cfg.warmup_steps + 1)
-    done = (step - cfg.warmup_steps) / max(1, cfg.num_steps - cfg.warmup_steps)
+    done = (step - cfg.warmup_steps - 1) / max(1, cfg.num_steps - cfg.warmup_steps)
     return cfg.lr * (cfg.lr_min_ratio + (1 - cfg.lr_min_ratio) * (1 + np.cos(np.pi * done)) / 2)
 
 

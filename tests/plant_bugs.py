@@ -58,6 +58,8 @@ BUGS = [  # name, file, text, what it becomes, the tests that must fail
      "tests/test_end_to_end.py -k promises"),
     ("resume: replays a batch", "train_grpo.py", 'saved.get("prompts_seen", 0), saved', 'max(0, saved.get("prompts_seen", 0) - cfg.prompts_per_step), saved',
      "tests/test_faults.py -k 'again_and_again and grpo'"),
+    ("the cold start's last step has lr 0", "sft.py", "done = (step - cfg.warmup_steps - 1)", "done = (step - cfg.warmup_steps)",
+     "tests/test_sft.py -k lr_0"),
     ("resume: sampler off by one", "sft.py", 'saved.get("examples_seen", 0)', 'max(0, saved.get("examples_seen", 0) - 1)',
      "tests/test_faults.py -k 'again_and_again and sft'"),
     ("resume: draw counter not saved", "train_ppo.py", '{"prompts_seen": prompts_seen, ', "{", "tests/test_faults.py -k 'again_and_again and ppo'"),
