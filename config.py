@@ -6,8 +6,9 @@ Defaults < recipe < command line, for a frozen flat dataclass. From a script:
     torchrun --standalone --nproc-per-node=8 train_grpo.py recipes/tinyzero_grpo.py --lr 2e-6 --name my-run
 
 A recipe is a plain Python file of `name = value` lines; `from recipes.stage1 import *` inherits. Every name must
-be a field of Config: a misspelled one is an error, in a recipe as on the command line. Nothing is executed into
-the caller's namespace; the result is one frozen instance, and `origin` says where each value came from.
+be a field of Config and every value plain: a misspelled name is an error, in a recipe as on the command line, and so
+is a function. Names with an underscore and imported modules are the recipe's own. Nothing is executed into the
+caller's namespace; the result is one frozen instance, and `origin` says where each value came from.
 """
 
 import ast
@@ -42,7 +43,11 @@ def load_config(cls, argv=None):
     # 1) recipe: at most one positional argument, before the flags
     if argv and not argv[0].startswith("-"):
         path = argv.pop(0)
-        for name, value in read_recipe(path, script).items():
+        settings = typing.get_type_hints(cls)
+        # settings first: of `def f` and `reward = f` the second is the one to tell
+        for name, value in sorted(read_recipe(path, script).items(), key=lambda item: item[0] not in settings):
+            if isinstance(value, types.ModuleType) and name not in settings:
+                continue  # `import math` to compute a value
             values[name], origin[name] = check(cls, name, value, where=path), path
 
     # 2) command line: --name value, --name=value, or a bare --flag for True
@@ -51,17 +56,22 @@ def load_config(cls, argv=None):
         if not flag.startswith("--"):
             raise ConfigError(f"command line: expected --name value, got {flag!r} (a recipe file comes first)")
         name = flag[2:].replace("-", "_")
+        want = typing.get_type_hints(cls).get(name)
         if not equals:
-            text = argv.pop(0) if argv and not argv[0].startswith("--") else "True"
-        only_text = typing.get_type_hints(cls).get(name) is str  # --name 1e-4 stays what was typed
-        value = text if only_text else literal(text)
+            bare = not argv or argv[0].startswith("--")
+            if bare and want is str:
+                raise ConfigError(f"command line: {flag} wants a value")
+            text = "True" if bare else argv.pop(0)
+        value = text if want is str else literal(text)  # --name 1e-4 stays what was typed
+        if want is tuple and type(value) not in (tuple, list):
+            value = text  # --stop 42 is the text "42"
         values[name], origin[name] = check(cls, name, value, where="command line"), "command line"
 
     return cls(**values), origin
 
 
 def read_recipe(path, script):
-    """The settings of a recipe file as a dict; names with an underscore, modules and functions are not settings."""
+    """The names of a recipe file without an underscore, and their values, as a dict."""
     if not os.path.isfile(path):
         folder = os.path.dirname(path) or "."
         known = sorted(f for f in os.listdir(folder) if f.endswith(".py")) if os.path.isdir(folder) else []
@@ -80,13 +90,23 @@ def read_recipe(path, script):
     wants = recipe.get("_script") or inherited_script(path) or script
     if wants != script:
         raise ConfigError(f"{path} is a recipe for {wants}, not {script}: run `torchrun ... {wants} {path}`")
-    skip = (types.ModuleType, types.FunctionType, type)
-    return {k: v for k, v in recipe.items() if not k.startswith("_") and not isinstance(v, skip)}
+    refuse_lines_that_set_nothing(path)
+    return {k: v for k, v in recipe.items() if not k.startswith("_")}
+
+
+def refuse_lines_that_set_nothing(path):
+    """`lr: 3e-6` and `lr == 3e-6` are Python, but leave lr as it was."""
+    with open(path, encoding="utf-8") as f:
+        lines = ast.parse(f.read()).body
+    for line in lines:
+        if isinstance(line, ast.AnnAssign) and line.value is None or isinstance(line, ast.Expr) and \
+                isinstance(line.value, (ast.Compare, ast.Name, ast.Tuple)):
+            raise ConfigError(f"{path}, line {line.lineno}: `{ast.unparse(line)}` sets nothing: write `name = value`")
 
 
 def inherited_script(path):
     """`from recipes.stage1 import *` does not bring names with an underscore: ask that module for its _script."""
-    with open(path) as f:
+    with open(path, encoding="utf-8") as f:
         imports = [node for node in ast.parse(f.read()).body if isinstance(node, ast.ImportFrom)]
     found = [getattr(sys.modules.get(node.module), "_script", None) for node in imports if node.names[0].name == "*"]
     return next((script for script in found if script), None)
@@ -98,10 +118,14 @@ def check(cls, name, value, where):
     if name not in hints:
         near = difflib.get_close_matches(name, hints, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else " (--help lists them)"
+        hint += f"; a helper's name begins with an underscore: _{name}" if not_plain(value) else ""
         raise ConfigError(f"{where}: {os.path.basename(inspect.getfile(cls))} has no setting {name!r}{hint}")
+    if what := not_plain(value):
+        raise ConfigError(f"{where}: {name} is set to {what}: settings are plain values, so give the name of "
+                          f"one that exists, as in {name} = 'name'")
     want = hints[name]
     if typing.get_origin(want) is typing.Literal:
-        if value in typing.get_args(want):
+        if any(value == choice and type(value) is type(choice) for choice in typing.get_args(want)):
             return value
         choices = ", ".join(repr(choice) for choice in typing.get_args(want))
         raise ConfigError(f"{where}: {name} must be one of {choices}; got {value!r}")
@@ -112,6 +136,8 @@ def check(cls, name, value, where):
         value = int(value)  # --num_steps 1e3 is fine
     if type(value) is list and tuple in options:
         value = tuple(value)
+    if type(value) is str and tuple in options and str not in options:
+        value = (value,) if value else ()  # --stop '</answer>', stop = ("</answer>")
     if str in options and type(value) in (int, float) and type(value) not in options:
         value = str(value)  # --name 7
     if type(value) not in options and not (value is None and type(None) in options):
@@ -120,6 +146,17 @@ def check(cls, name, value, where):
     if type(value) is float and not abs(value) < float("inf"):
         raise ConfigError(f"{where}: {name} must be a finite number, got {value!r}")
     return value
+
+
+def not_plain(value):
+    """ "the function f" for a value that no file can hold (a function, a class, a module), alone or inside another; else ""."""
+    if isinstance(value, (dict, list, tuple, set)):
+        inside = [*value, *value.values()] if isinstance(value, dict) else value
+        return next((what for one in inside if (what := not_plain(one))), "")
+    for what, types_of_it in {"class": type, "module": types.ModuleType}.items():
+        if isinstance(value, types_of_it):
+            return f"the {what} {value.__name__}"
+    return f"the function {getattr(value, '__name__', type(value).__name__)}" if callable(value) else ""
 
 
 def literal(text):

@@ -636,6 +636,8 @@ def main():
     parser.add_argument("--path", action="append", default=[], metavar="[NAME=]PATH", help="a local copy")
     parser.add_argument("--leak", action="store_true", help="print problems that stand in train and test sets")
     args = parser.parse_args()
+    if args.seed is not None and args.seed < 0:
+        parser.error(f"--seed {args.seed} must not be negative")
     paths = dict(path.split("=", 1) if "=" in path else (args.names[0], path) for path in args.path)
     name = args.names[0]
     if args.leak:

@@ -189,9 +189,11 @@ def check_config(cfg, world):
     for name in ("max_response_len", "max_num_seqs", "tensor_parallel", "deadline_s"):
         if getattr(cfg, name) <= 0:
             raise ConfigError(f"{name} = {getattr(cfg, name)} must be greater than 0")
-    for name in ("max_prompt_len", "kv_cache_gb"):
+    for name in ("max_prompt_len", "kv_cache_gb", "seed"):
         if getattr(cfg, name) < 0:
             raise ConfigError(f"{name} = {getattr(cfg, name)} must not be negative")
+    if not all(isinstance(text, str) and text for text in cfg.stop):
+        raise ConfigError(f"stop = {cfg.stop!r} must hold strings that are not empty, as in ('</answer>',)")
     if cfg.temperature and not 0.01 <= cfg.temperature <= 2:
         raise ConfigError(f"temperature = {cfg.temperature} must be 0 or lie in 0.01 ... 2")
     if world % cfg.tensor_parallel:

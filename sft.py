@@ -111,7 +111,7 @@ def learning_rate(step, cfg):
 def main():
     cfg, origin = load_config(Config)
     for name, least in {"num_steps": 1, "keep_checkpoints": 1, "max_tokens_per_gpu": 1, "tokens_per_step": 1, "max_len": 2,
-                        "save_every": 0, "grad_clip": 0, "lr": 0, "warmup_steps": 0, "weight_decay": 0}.items():
+                        "save_every": 0, "seed": 0, "grad_clip": 0, "lr": 0, "warmup_steps": 0, "weight_decay": 0}.items():
         if getattr(cfg, name) < least:
             raise ConfigError(f"{name} = {getattr(cfg, name)} must be at least {least}")
     model.check_compile(cfg.compile, cfg.checkpointing)

@@ -225,7 +225,7 @@ def check_config(cfg, world):
     for name in ("lr", "entropy_coef", "mismatch_bound", "shard_size", "max_hours", "eval_every", "save_every", "keep_rollouts",
                  "report_every", "repetition_stop", "eval_prompts", "eval_samples", "warmup_steps", "grad_clip",
                  "kv_cache_gb", "clip_low", "clip_high", "kl_coef", "mismatch_cap", "dynamic_sampling", "data_limit",
-                 "weight_decay"):
+                 "weight_decay", "seed"):
         if getattr(cfg, name) < 0:
             raise ConfigError(f"{name} = {getattr(cfg, name)} must not be negative")
     for name in ("adam_beta1", "adam_beta2", "lr_min_ratio"):
@@ -234,6 +234,8 @@ def check_config(cfg, world):
     engines = world // cfg.tensor_parallel
     if cfg.top_p != 1.0:
         raise ConfigError(f"top_p = {cfg.top_p} biases every log-prob by up to {-torch.tensor(cfg.top_p).log():.2f}: leave it 1")
+    if not all(isinstance(text, str) and text for text in cfg.stop):
+        raise ConfigError(f"stop = {cfg.stop!r} must hold strings that are not empty, as in ('</answer>',)")
     if not 0.01 <= cfg.temperature <= 2:
         raise ConfigError(f"temperature = {cfg.temperature} must lie in 0.01 ... 2")
     if world % cfg.tensor_parallel:

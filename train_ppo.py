@@ -343,7 +343,7 @@ def check_config(cfg, world):
             raise ConfigError(f"{name} = {getattr(cfg, name)} must be greater than 0")
     for name in ("lr", "entropy_coef", "mismatch_bound", "shard_size", "max_hours", "eval_every", "save_every", "keep_rollouts",
                  "report_every", "repetition_stop", "eval_prompts", "eval_samples", "warmup_steps", "grad_clip",
-                 "kv_cache_gb", "clip_low", "clip_high", "kl_coef", "mismatch_cap", "data_limit", "weight_decay",
+                 "kv_cache_gb", "clip_low", "clip_high", "kl_coef", "mismatch_cap", "data_limit", "weight_decay", "seed",
                  "critic_warmup_steps",
                  "length_adaptive_lam", "repetition_coef", "value_clip", "dual_clip", "kl_target"):
         if getattr(cfg, name) < 0:
@@ -354,6 +354,8 @@ def check_config(cfg, world):
     engines = world // cfg.tensor_parallel
     if cfg.top_p != 1.0:
         raise ConfigError(f"top_p = {cfg.top_p} biases every log-prob by up to {-torch.tensor(cfg.top_p).log():.2f}: leave it 1")
+    if not all(isinstance(text, str) and text for text in cfg.stop):
+        raise ConfigError(f"stop = {cfg.stop!r} must hold strings that are not empty, as in ('</answer>',)")
     if not 0.01 <= cfg.temperature <= 2:
         raise ConfigError(f"temperature = {cfg.temperature} must lie in 0.01 ... 2")
     if world % cfg.tensor_parallel:

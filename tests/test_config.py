@@ -16,6 +16,9 @@ class Config:
     kl_in: Literal["none", "loss_k3"] = "none"
     data: str | dict = "countdown"
     name: str = "run"
+    reward: str | dict = "math"
+    parts: dict | None = None
+    remat: Literal[True, False, "selective"] = True
     stop: tuple = ()
 
 
@@ -39,6 +42,7 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_default(t
 @pytest.mark.parametrize("argv, value", [
     (["--lr", "1"], {"lr": 1.0}), (["--group_size", "1e1"], {"group_size": 10}), (["--adv-std=False"], {"adv_std": False}),
     (["--adv_std"], {"adv_std": True}), (["--name", "7"], {"name": "7"}), (["--stop", "['</answer>']"], {"stop": ("</answer>",)}),
+    (["--stop", "</answer>"], {"stop": ("</answer>",)}), (["--stop", "42"], {"stop": ("42",)}), (["--stop="], {"stop": ()}),
     (["--data", "{'a': 0.5, 'b': 0.5}"], {"data": {"a": 0.5, "b": 0.5}}), (["--lr=-1e-3"], {"lr": -1e-3}),
 ])
 def test_values_are_cast_where_nothing_is_lost(argv, value):
@@ -56,6 +60,7 @@ def test_values_are_cast_where_nothing_is_lost(argv, value):
     (["--kl_in", "k3"], "must be one of 'none', 'loss_k3'"),
     (["recipes/none.py"], "is not there"),
     (["--lr", "1e-6", "recipe.py"], "expected --name value"),
+    (["--name", "--lr", "1e-6"], "--name wants a value"), (["--remat", "1"], "must be one of True, False, 'selective'; got 1"),
 ])
 def test_a_bad_flag_is_one_line_that_names_it(argv, message):
     with pytest.raises(ConfigError) as error:
@@ -67,6 +72,18 @@ def test_a_bad_flag_is_one_line_that_names_it(argv, message):
     ("grop_size = 4\n", "did you mean 'group_size'"), ("lr = 'fast'\n", "lr wants float"),
     ("_script = 'train_ppo.py'\n", "is a recipe for train_ppo.py, not test_config.py"),
     ("lr = = 3\n", "line 1: not Python"), ("lr = undefined_name\n", "undefined_name"),
+    ("def my_reward(sample, equal): pass\nreward = my_reward\n", "reward is set to the function my_reward"),
+    ("def _mine(sample, equal): pass\nreward = _mine\n", "reward is set to the function _mine"),
+    ("def reward(sample, equal): pass\n", "reward is set to the function reward"),
+    ("reward = lambda sample, equal: 1\n", "reward is set to the function <lambda>"),
+    ("class reward: pass\n", "reward is set to the class reward"),
+    ("import functools as _f\nreward = _f.partial(print)\n", "reward is set to the function partial"),
+    ("def _mine(): pass\nreward = {'math': _mine}\n", "reward is set to the function _mine"),
+    ("parts = {'own': len}\n", "parts is set to the function len"), ("name = str\n", "name is set to the class str"),
+    ("import json as reward\n", "reward is set to the module json"),
+    ("def helper(x): return x\n", "no setting 'helper' (--help lists them); a helper's name begins with an underscore: _helper"),
+    ("class Helper: pass\n", "_Helper"), ("from math import sqrt\nlr = sqrt(4)\n", "_sqrt"), ("half = 0.5\n", "'half'"),
+    ("lr: 3e-6\n", "line 1: `lr: 3e-06` sets nothing: write `name = value`"), ("lr = 1e-6\nlr == 3e-6\n", "line 2: `lr == 3e-06`"),
 ])
 def test_a_bad_recipe_is_one_line_that_names_the_file(tmp_path, text, message):
     with pytest.raises(ConfigError) as error:
@@ -77,8 +94,9 @@ def test_a_bad_recipe_is_one_line_that_names_the_file(tmp_path, text, message):
 def test_a_recipe_may_compute_and_inherit_and_hide_names(tmp_path, monkeypatch):
     (tmp_path / "stage_one.py").write_text("lr = 1e-6\ngroup_size = 16\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    cfg, _ = load(recipe(tmp_path, "from stage_one import *\nimport math\n_half = 0.5\nlr = lr * _half\ndef f(): pass\n"))
-    assert (cfg.lr, cfg.group_size) == (5e-7, 16)
+    cfg, _ = load(recipe(tmp_path, "from stage_one import *\nimport math\n_half = 0.5\nlr = lr * _half\n"
+                             "def _f(): pass\nadv_std: bool = False\n"))
+    assert (cfg.lr, cfg.group_size, cfg.adv_std) == (5e-7, 16, False)
 
 
 def test_help_lists_every_setting_with_its_comment(capsys):
