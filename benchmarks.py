@@ -16,7 +16,7 @@ import scoring
 from config import ConfigError
 from data import READERS, DataError
 from puzzles import GENERATED
-from templates import TEMPLATES
+from templates import TEMPLATES, check_chat, is_chat, reads_clock
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,10 @@ def make_tasks(cfg, tokenizer, vocab_size, stop_ids, dtype):
         for key in getattr(cfg, setting) if isinstance(getattr(cfg, setting), dict) else ():
             if key not in known and key.partition("@")[0] not in known:
                 raise ConfigError(f"{setting} names {key!r}, which is not evaluated: {', '.join(picked)} are")
+    templates = {name: per_benchmark(cfg.template, name, b.source, default_template(b, tokenizer)) for name, b in picked.items()}
+    chat = check_chat(cfg, tokenizer, is_chat(templates) or bool(cfg.sweep))  # a sweep has those of the run
     for name, b in picked.items():
-        template = per_benchmark(cfg.template, name, b.source, default_template(b, tokenizer))
+        template = templates[name]
         reward = per_benchmark(cfg.reward, name, b.source, b.reward)
         samples = per_benchmark(cfg.samples, name, b.source, b.samples)
         limit = per_benchmark(cfg.limit or None, name, b.source, b.limit)
@@ -161,12 +163,15 @@ def make_tasks(cfg, tokenizer, vocab_size, stop_ids, dtype):
             raise ConfigError(str(error)) from error
         prompts, _ = data.load_prompts(
             b.source, template, reward, tokenizer, split=cfg.split or b.split, limit=limit or None, seed=cfg.seed,
-            max_prompt_len=cfg.max_prompt_len or None, vocab_size=vocab_size, check_answer=rewards.check_answer,
+            max_prompt_len=cfg.max_prompt_len or None, vocab_size=vocab_size, check_answer=rewards.check_answer, chat=chat,
             paths=find_path(name, b.source, cfg.data_path, len(picked) == 1))
         settings = {"source": b.source, "template": template, "reward": reward, "problems": len(prompts),
                     "samples": samples, "greedy": cfg.greedy or not samples, "dtype": dtype, "seed": cfg.seed,
                     "temperature": cfg.temperature if samples else 0.0, "max_response_len": cfg.max_response_len,
                     "stop": list(cfg.stop), "stop_ids": stop_ids, "data": data.fingerprint(prompts)[:16]}
+        if is_chat(template):  # a journal from before these settings goes on where they change nothing
+            settings |= {"chat_template_kwargs": chat["kwargs"]} if chat["kwargs"] else {}
+            settings |= {"chat_date": chat["date"]} if reads_clock(tokenizer) else {}
         tasks.append(Task(name, prompts, samples, cfg.greedy or not samples, settings))
     return tasks
 

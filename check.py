@@ -16,6 +16,7 @@ import data
 import rewards
 from config import ConfigError
 from eval import NoModel, check_rewards, resolve_model
+from templates import check_chat, is_chat, reads_clock
 
 ROWS = 1000  # of each data set that are looked at; training looks at all of them
 FULL_MARK = {"tinyzero_countdown": 1.0, "logic_rl_kk": 3.0, "simplerl_math": 1.0, "open_r1_math": 2.0,
@@ -42,7 +43,11 @@ def check_recipe(cfg):
     except NoModel as error:
         say(f"tokenizer  NOT CHECKED, nor any prompt length or chat template: {error.reason}")
 
-    load = dict(seed=cfg.seed, max_prompt_len=cfg.max_prompt_len, vocab_size=vocab_size if tokenizer else None,
+    chat = check_chat(cfg, tokenizer, is_chat(cfg.template))
+    if tokenizer and is_chat(cfg.template):
+        date = f"; the date it is told is {cfg.chat_date} (chat_date), on every day" if reads_clock(tokenizer) else ""
+        say(f"chat       ok: arguments {cfg.chat_template_kwargs or 'none'} (chat_template_kwargs){date}")
+    load = dict(seed=cfg.seed, chat=chat, max_prompt_len=cfg.max_prompt_len, vocab_size=vocab_size if tokenizer else None,
                 check_answer=rewards.check_answer, limit=min(cfg.data_limit or ROWS, ROWS))
     prompts, groups = data.load_prompts(cfg.data, cfg.template, cfg.reward, tokenizer, split="train",
                                         paths=cfg.data_path or None, **load)

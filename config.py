@@ -15,6 +15,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import json
 import os
 import runpy
 import sys
@@ -160,10 +161,14 @@ def not_plain(value):
 
 
 def literal(text):
-    """`1e-6` -> float, `True` -> bool, `(1, 2)` -> tuple, anything else stays the string it is."""
+    """`1e-6` -> float, `True` -> bool, `(1, 2)` -> tuple, `{"a": true}` -> dict, anything else stays the string it is."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
+        pass
+    try:
+        return json.loads(text) if text.startswith("{") else text
+    except ValueError:
         return text
 
 

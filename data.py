@@ -32,7 +32,7 @@ import numpy as np
 
 from config import ConfigError
 from puzzles import GENERATED, countdown, countdown_fields, generate, knights_and_knaves, solvable, tiny_countdown
-from templates import TEMPLATES, build_prompt, encode_prompt
+from templates import TEMPLATES, build_prompt, encode_prompt, special_tokens
 
 __all__ = ["countdown", "solvable", "tiny_countdown", "knights_and_knaves", "load_rows", "build_prompt",
            "encode_prompt", "Prompt", "Group", "load_prompts", "fingerprint", "prompt_order", "draw", "leak_check"]
@@ -424,7 +424,7 @@ class Group:
 
 
 def load_prompts(data, template, reward, tokenizer, *, split="train", limit=None, seed=0, max_prompt_len=None,
-                 paths=None, vocab_size=None, check_answer=None):
+                 paths=None, vocab_size=None, check_answer=None, chat=None):
     """
     -> (list of Prompt, list of Group), group after group in the order of `data`.
 
@@ -432,6 +432,7 @@ def load_prompts(data, template, reward, tokenizer, *, split="train", limit=None
     limit     at most so many prompts of each source: a subset chosen by `seed` (a generator's first ones)
     paths     a local path for all sources, or {source name: path}; the name without its "@3-5" will do
     check_answer   (reward, answer): raises ValueError where the reward cannot read this answer
+    chat      arguments and date for the model's chat template, as templates.check_chat returns them
     Rows that are bad, duplicate, unanswerable or longer than max_prompt_len tokens are left out, see report_bad.
     """
     data = {data: 1.0} if isinstance(data, str) else dict(data)
@@ -457,7 +458,7 @@ def load_prompts(data, template, reward, tokenizer, *, split="train", limit=None
             uid = "/".join([f"kk:{row['level']}" if base.startswith("kk:") else base, str(index)])
             uid = uid if split == "train" else uid.replace("/", f"/{split}/")
             try:
-                prompt = make_prompt(uid, name, its_template, its_reward, row, tokenizer, max_prompt_len, check_answer)
+                prompt = make_prompt(uid, name, its_template, its_reward, row, tokenizer, max_prompt_len, check_answer, chat)
                 if prompt.text in seen:
                     raise BadRow("duplicate")
             except BadRow as reason:
@@ -486,17 +487,17 @@ def per_source(setting, name, what):
     raise DataError(f"no {what} for data {name!r}: the {what} setting names only {', '.join(map(repr, setting))}")
 
 
-def make_prompt(uid, name, template, reward, row, tokenizer, max_prompt_len, check_answer):
+def make_prompt(uid, name, template, reward, row, tokenizer, max_prompt_len, check_answer, chat=None):
     answer = answer_for(reward, row, name)
     if check_answer is not None:
         try:
             check_answer(reward, answer)
         except ValueError as error:
             raise BadRow("answer that the reward cannot read") from error
-    text = build_prompt(template, row, tokenizer)
+    text = build_prompt(template, row, tokenizer, chat)
     if tokenizer is None:  # to look at prompts only
         return Prompt(uid, name, text, (), reward, answer, row)
-    if "nums" not in row and any(token in row["question"] for token in tokenizer.all_special_tokens if token):
+    if "nums" not in row and any(token in row["question"] for token in special_tokens(tokenizer)):
         raise BadRow("special token in the question")  # it would end the user's turn, or the prompt
     ids = tuple(encode_prompt(tokenizer, text, chat="text" not in TEMPLATES[template]))
     if not ids:

@@ -48,6 +48,8 @@ class Config:
     split: str = ""                      # of the data; empty = the benchmark's, mostly test
     limit: int | dict = 0                # problems of each benchmark, chosen by seed; 0 = the benchmark's default
     template: str | dict = ""            # prompt template, or {name: template}; empty = the benchmark's default
+    chat_template_kwargs: dict | None = None  # arguments of the model's chat template, e.g. {"enable_thinking": False}
+    chat_date: str = "2024-07-26"        # the date that a chat template is told; prompts must not depend on the day
     reward: str | dict = ""              # reward that says what is correct; empty = the benchmark's default
     samples: int | dict | None = None    # per problem at `temperature`, or {name: samples}; 0 = greedy only
     greedy: bool = True                  # one greedy response beside the samples
@@ -241,7 +243,7 @@ def sweep_settings(cfg, origin):
               "template", "reward", "max_prompt_len"}
     if missing := sorted(needed - run.keys()):
         raise ConfigError(f"{file} is not of a run of train_grpo.py or train_ppo.py: it has no {missing[0]}")
-    own = {name: run[name] for name in SWEEP_SETTINGS}
+    own = {name: run[name] for name in (*SWEEP_SETTINGS, "chat_template_kwargs", "chat_date") if name in run}
     if not cfg.suite and not cfg.data:
         own |= {"data": run["eval_data"] or run["data"], "data_path": run["eval_path"] or run["data_path"],
                 "split": "test", "samples": run["eval_samples"], "limit": run["eval_prompts"]}

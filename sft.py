@@ -23,6 +23,7 @@ import policy as model
 import rundir
 from config import ConfigError, load_config
 from eval import resolve_model
+from templates import check_chat, render_chat
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Config:
     shard_size: int = 0                  # ranks that share one copy of the weights; 0 = all
 
     data: str = "traces.jsonl"           # JSONL with prompt and response, or messages
+    chat_template_kwargs: dict | None = None  # arguments of the model's chat template, e.g. {"enable_thinking": False}
+    chat_date: str = "2024-07-26"        # the date that a chat template is told; prompts must not depend on the day
     max_len: int = 4096                  # tokens of prompt and response; longer examples are refused and counted
     tokens_per_step: int = 65536         # over all GPUs: whole examples up to so many tokens
 
@@ -57,7 +60,7 @@ class Config:
     grad_clip: float = 1.0
 
 
-def load_examples(path, tokenizer, max_len):
+def load_examples(path, tokenizer, max_len, chat=None):
     """
     -> list of (prompt_ids, response_ids with EOS). Bad lines are counted and the first three shown; more than 1 %
     stops with ConfigError.
@@ -71,7 +74,7 @@ def load_examples(path, tokenizer, max_len):
                 continue
             total += 1
             try:
-                prompt_ids, response = to_prompt(json.loads(line), tokenizer)
+                prompt_ids, response = to_prompt(json.loads(line), tokenizer, chat)
             except (ValueError, KeyError, TypeError) as error:
                 bad.append(f"line {number}: {type(error).__name__}: {error}")
                 continue
@@ -87,14 +90,21 @@ def load_examples(path, tokenizer, max_len):
     return examples
 
 
-def to_prompt(row, tokenizer):
+def has_messages(path):
+    """Whether any line may go through the chat template."""
+    if not os.path.isfile(path):
+        return True  # load_examples says that
+    with open(path, "rb") as f:
+        return any(b'"messages"' in line for line in f)
+
+
+def to_prompt(row, tokenizer, chat=None):
     """-> (prompt ids, response text) of {"prompt", "response"} or of {"messages"} that end with the assistant."""
     if "messages" in row:
         *before, last = row["messages"]
         if last["role"] != "assistant":
             raise ValueError("the last message must be the assistant's")
-        ids = tokenizer.apply_chat_template(before, add_generation_prompt=True, tokenize=True, return_dict=False)
-        return ids, last["content"]
+        return tokenizer(render_chat(tokenizer, before, chat), add_special_tokens=False)["input_ids"], last["content"]
     if not isinstance(row["prompt"], str) or not isinstance(row["response"], str) or not row["response"]:
         raise ValueError("prompt and response must be text, and the response not empty")
     return prompts.encode_prompt(tokenizer, row["prompt"]), row["response"]
@@ -118,7 +128,8 @@ def main():
     rank, world, device = common.init_distributed()
     dtype = cfg.dtype if cfg.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
     path, _, tokenizer, _ = resolve_model(cfg.model, 0)
-    examples = load_examples(cfg.data, tokenizer, min(cfg.max_len, cfg.tokens_per_step))
+    chat = check_chat(cfg, tokenizer, has_messages(cfg.data))
+    examples = load_examples(cfg.data, tokenizer, min(cfg.max_len, cfg.tokens_per_step), chat)
     if cfg.check:
         return common.print0(f"{len(examples)} examples; first: {tokenizer.decode(examples[0][0] + examples[0][1])!r}")
     folder = rundir.run_folder(cfg)

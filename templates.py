@@ -10,10 +10,15 @@ str.format would stumble over \\boxed{}. Texts that end in <think> prefill it: i
 response. The comment above an entry names its origin.
 """
 
+import datetime
 import difflib
+import functools
+import json
 import re
 
 from config import ConfigError
+
+CHAT_DATE = "2024-07-26"  # the day that Llama 3's own templates name where they have no clock
 
 TEMPLATES = {
     # Jiayi-Pan/TinyZero @95df88f examples/data_preprocess/countdown.py make_prefix (base)
@@ -238,14 +243,14 @@ TEMPLATES = {
 STRIP_THINK_PREFILL = ("open_r1_think_answer", "open_r1_demo", "open_r1_simple_rl")
 
 
-def build_prompt(template, row, tokenizer=None):
+def build_prompt(template, row, tokenizer=None, chat=None):
     """
     The text of one prompt: a template of templates.py with its slots filled from a row, in one pass of replace.
 
     {problem} and {question} take either field, {nums} is the Python list as printed ([44, 19, 35]), {numbers} the same
-    joined by spaces. A chat template becomes the tokenizer's own chat text, up to where the assistant starts; without
-    a tokenizer, the system text and the question. Where the reward wants <think> in the response, a <think> with
-    which the chat text ends (R1-Distill) is taken off, see STRIP_THINK_PREFILL.
+    joined by spaces. A chat template becomes the tokenizer's own chat text, up to where the assistant starts, see
+    render_chat for `chat`; without a tokenizer, the system text and the question. Where the reward wants <think> in the
+    response, a <think> with which the chat text ends (R1-Distill) is taken off, see STRIP_THINK_PREFILL.
     """
     if template not in TEMPLATES:
         near = difflib.get_close_matches(template, TEMPLATES, n=1)
@@ -261,10 +266,104 @@ def build_prompt(template, row, tokenizer=None):
                         "instruct model, or a raw template such as dr_grpo_r1")
     messages = [{"role": part, "content": parts[part]} for part in ("system", "user") if part in parts]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = render_chat(tokenizer, messages, chat)
     except Exception as error:  # whatever the model's Jinja raises, e.g. "System role not supported"
         raise ConfigError(f"the tokenizer's chat template refuses prompt template {template!r}: {error}") from error
     return re.sub(r"<think>\s*\Z", "", text) if template in STRIP_THINK_PREFILL else text
+
+
+def render_chat(tokenizer, messages, chat=None, add_generation_prompt=True):
+    """
+    The text of a conversation through the model's own chat template. chat: {"kwargs", "date"}, the settings
+    chat_template_kwargs and chat_date. The template's clock stands still at 0:00 of that date: the prompts of a run must
+    not depend on the day on which it is started or goes on.
+    """
+    chat = chat or {}
+    day = datetime.datetime.fromisoformat(chat.get("date") or CHAT_DATE)
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt,
+                                         **{**(chat.get("kwargs") or {}), "strftime_now": day.strftime})
+
+
+def check_chat(cfg, tokenizer=None, rendered=True):
+    """
+    The settings chat_template_kwargs and chat_date -> `chat` of render_chat. ConfigError where nothing would read them.
+
+    tokenizer None: only their form is checked. rendered: whether any prompt of this run goes through the chat template.
+    """
+    kwargs, date = cfg.chat_template_kwargs or {}, cfg.chat_date
+    try:
+        datetime.date.fromisoformat(date)
+        same = json.loads(json.dumps(kwargs)) == kwargs
+    except ValueError as error:
+        raise ConfigError(f"chat_date = {date!r} must be a date such as {CHAT_DATE}") from error
+    except TypeError:
+        same = False
+    if not same:
+        raise ConfigError(f"chat_template_kwargs = {kwargs!r} must be plain values under names, as JSON has them")
+    if tokenizer is None or not kwargs:
+        return {"kwargs": kwargs, "date": date}
+    if not rendered:
+        raise ConfigError(f"chat_template_kwargs = {kwargs} is read by nothing: no prompt goes through the model's chat template")
+    try:
+        known = chat_variables(tokenizer)
+    except Exception as error:  # no Jinja, or several templates and no default
+        raise ConfigError(f"the model's chat template cannot be read: {error}") from error
+    for name in kwargs:
+        if name in OURS or name not in known:
+            near = difflib.get_close_matches(name, known - OURS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it reads {', '.join(sorted(known - OURS)) or 'none'}"
+            raise ConfigError(f"chat_template_kwargs: the model's chat template reads no argument {name!r} of yours; {hint}")
+    return {"kwargs": kwargs, "date": date}
+
+
+# What this project itself hands to apply_chat_template, or what that keeps for itself or defines: no arguments of a user.
+OURS = {"messages", "conversation", "add_generation_prompt", "tokenize", "chat_template", "continue_final_message", "padding",
+        "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
+        "strftime_now", "raise_exception"}
+
+
+def chat_variables(tokenizer):
+    """The names that the model's chat template reads and does not set itself; none where there is no template."""
+    import jinja2.meta
+    from transformers.utils.chat_template_utils import _compile_jinja_template  # its extensions, {% generation %} and others
+
+    if not getattr(tokenizer, "chat_template", None):
+        return set()
+    text = tokenizer.get_chat_template()
+    return set(jinja2.meta.find_undeclared_variables(_compile_jinja_template(text).environment.parse(text)))
+
+
+def reads_clock(tokenizer):
+    """Whether the model's chat template writes a date."""
+    return "strftime_now" in str(getattr(tokenizer, "chat_template", None))
+
+
+def special_tokens(tokenizer):
+    """
+    The texts that this tokenizer reads as control tokens, as a tuple: those with brackets, <pad>, [EOS] or <|im_end|>, and
+    those that were added to its vocabulary and are no plain word. A word of the vocabulary that serves as padding or as
+    the unknown token ("!" in CLIP's) stays a word.
+    """
+    return control_tokens(tokenizer, tuple(filter(None, tokenizer.all_special_tokens)))
+
+
+@functools.lru_cache(maxsize=8)  # asked for every prompt; `named` is part of the key since it can be set
+def control_tokens(tokenizer, named):
+    added = [token.content for token in getattr(tokenizer, "added_tokens_decoder", {}).values() if token.special]
+    vocabulary = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+
+    def controls(text):
+        if re.fullmatch(r"\W+\w.*\W+", text.strip(), flags=re.DOTALL):
+            return True
+        plain = text.strip().isalnum() or len(text.strip()) < 2
+        return text in added and not plain and (vocabulary is None or vocabulary.token_to_id(text) is None)
+
+    return tuple(text for text in dict.fromkeys([*named, *added]) if controls(text))
+
+
+def is_chat(template):
+    """Whether any of these prompt templates, a name or {source: name}, goes through the model's chat template."""
+    return any("text" not in TEMPLATES.get(name, {}) for name in ([template] if isinstance(template, str) else template.values()))
 
 
 def fill(template, text, row):
@@ -291,7 +390,7 @@ def encode_prompt(tokenizer, text, chat=False):
     Token ids of a prompt, with one BOS at most. Nothing is added to chat text, which brings its own special tokens, nor
     to text that starts with one; other text gets what the tokenizer adds by default, less a closing EOS.
     """
-    special = chat or any(text.startswith(token) for token in tokenizer.all_special_tokens if token)
+    special = chat or text.startswith(special_tokens(tokenizer))
     ids = list(tokenizer.encode(text, add_special_tokens=not special))
     eos = tokenizer.eos_token_id
     if not special and len(ids) > 1 and ids[-1] == eos and not text.endswith(tokenizer.eos_token or "\0"):

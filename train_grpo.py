@@ -26,6 +26,7 @@ from check import check_recipe, self_test
 from config import ConfigError, load_config
 from eval import check_rewards, evaluate, resolve_model
 from metrics import StepStats, console_line, hacked, no_signal, seconds, summarise
+from templates import check_chat, is_chat
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Config:
     data_path: str | dict = ""           # local JSONL, parquet or directory instead of the hub, or {source: path}
     data_limit: int = 0                  # use only so many rows, 0 = all
     template: str | dict = "tinyzero_base"  # prompt template, or {source: template}
+    chat_template_kwargs: dict | None = None  # arguments of the model's chat template, e.g. {"enable_thinking": False}
+    chat_date: str = "2024-07-26"        # the date that a chat template is told; prompts must not depend on the day
     reward: str | dict = "tinyzero_countdown"  # reward name, or {source: reward}
     reward_parts: dict | None = None     # {part: weight} on top of the reward, e.g. {"soft_overlong": 1.0}; see rewards.PARTS
     max_prompt_len: int = 256            # tokens; longer prompts are refused and counted
@@ -265,7 +268,7 @@ def main():
     check_rewards(cfg.reward, cfg.reward_parts)
     path, hf_config, tokenizer, stop_ids = resolve_model(cfg.model, cfg.max_prompt_len + cfg.max_response_len)
     load = dict(max_prompt_len=cfg.max_prompt_len, vocab_size=hf_config.vocab_size, seed=cfg.seed,
-                check_answer=rewards.check_answer)
+                check_answer=rewards.check_answer, chat=check_chat(cfg, tokenizer, is_chat(cfg.template)))
     prompts, mixture = data.load_prompts(cfg.data, cfg.template, cfg.reward, tokenizer, split="train",
                                          paths=cfg.data_path or None, limit=cfg.data_limit or None, **load)
     eval_set = []

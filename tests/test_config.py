@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from config import ConfigError, comments, describe, load_config, table
+from config import ConfigError, comments, describe, literal, load_config, table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +97,11 @@ def test_a_recipe_may_compute_and_inherit_and_hide_names(tmp_path, monkeypatch):
     cfg, _ = load(recipe(tmp_path, "from stage_one import *\nimport math\n_half = 0.5\nlr = lr * _half\n"
                              "def _f(): pass\nadv_std: bool = False\n"))
     assert (cfg.lr, cfg.group_size, cfg.adv_std) == (5e-7, 16, False)
+
+
+def test_a_dict_may_be_written_as_python_or_as_json():
+    assert literal("{'enable_thinking': False}") == literal('{"enable_thinking": false}') == {"enable_thinking": False}
+    assert literal("{broken") == "{broken"
 
 
 def test_help_lists_every_setting_with_its_comment(capsys):

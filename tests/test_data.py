@@ -280,6 +280,94 @@ def test_chat_templates_go_through_the_tokenizer():
         data.build_prompt("unsloth_gsm8k", {"question": "1+1?"}, refuses)
 
 
+HEAD = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+CLOCKS = {  # how published chat templates write a date
+    "llama 3.2": "{% if not date_string is defined %}{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
+                 "{% else %}{% set date_string = 'never' %}{% endif %}{% endif %}Today Date: {{ date_string }}\n" + HEAD,
+    "llama 3.1": "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}Today Date: {{ date_string }}\n" + HEAD,
+    "smollm3": "{% set today = strftime_now('%d %B %Y') %}Today Date: {{ today }}\n" + HEAD,
+    "gpt-oss": "{% macro system() %}Current date: {{ strftime_now('%Y-%m-%d') }}\n{% endmacro %}{{ system() }}" + HEAD,
+}
+WRITTEN = {"llama 3.2": "26 Jul 2024", "llama 3.1": "26 Jul 2024", "smollm3": "26 July 2024", "gpt-oss": "2024-07-26"}
+
+
+@pytest.mark.parametrize("kind", CLOCKS)
+def test_a_template_that_writes_todays_date_makes_the_same_prompts_on_every_day(kind, tmp_path, monkeypatch):
+    import datetime
+
+    import transformers.utils.chat_template_utils as clock
+
+    class NewYear(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2031, 1, 1, 0, 0, 1)
+
+    tokenizer = byte_tokenizer(chat_template=CLOCKS[kind])
+    path = str(write_jsonl(tmp_path / "r.jsonl", [{"question": "1+1?", "answer": "2"}]))
+
+    def prompts(**chat):
+        return data.load_prompts("custom", "chat", "math", tokenizer, paths=path, **chat)[0]
+
+    today = prompts()
+    assert WRITTEN[kind] in today[0].text
+    monkeypatch.setattr(clock, "datetime", NewYear)
+    assert "31" in byte_tokenizer(chat_template=CLOCKS["gpt-oss"]).apply_chat_template(
+        [{"role": "user", "content": ""}], tokenize=False)  # the clock did change
+    assert data.fingerprint(prompts()) == data.fingerprint(today)
+    told = prompts(chat={"kwargs": {}, "date": "2025-02-03"})[0].text
+    assert ("2025" in told) is (kind != "llama 3.1")  # which has no clock
+
+
+class ChatSettings:
+    def __init__(self, kwargs=None, date="2024-07-26"):
+        self.chat_template_kwargs, self.chat_date = kwargs, date
+
+
+THINKS = HEAD + "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+
+
+def test_arguments_reach_the_chat_template_and_change_the_fingerprint(tmp_path):
+    tokenizer = byte_tokenizer(chat_template=THINKS)
+    path = str(write_jsonl(tmp_path / "r.jsonl", [{"question": "1+1?", "answer": "2"}]))
+    found = [data.load_prompts("custom", "chat", "math", tokenizer, paths=path,
+                               chat=templates.check_chat(ChatSettings(kwargs), tokenizer))[0]
+             for kwargs in (None, {"enable_thinking": True}, {"enable_thinking": False})]
+    assert [prompts[0].text for prompts in found] == ["user: 1+1?\n"] * 2 + ["user: 1+1?\n<think></think>"]
+    assert len({data.fingerprint(prompts) for prompts in found}) == 2
+
+
+@pytest.mark.parametrize("kwargs, date, message", [
+    ({"enable_thinkng": False}, None, "reads no argument 'enable_thinkng' of yours; did you mean 'enable_thinking'?"),
+    ({"documents": []}, None, "it reads enable_thinking"),
+    ({"messages": []}, None, "reads no argument 'messages' of yours"),
+    ({"strftime_now": "2025"}, None, "reads no argument 'strftime_now' of yours"),
+    ({"enable_thinking": {1, 2}}, None, "must be plain values"), ({1: 2}, None, "must be plain values"),
+    (None, "yesterday", "chat_date = 'yesterday' must be a date such as 2024-07-26"),
+])
+def test_arguments_that_the_chat_template_does_not_read_are_refused(kwargs, date, message):
+    with pytest.raises(ConfigError, match="^error: [^\n]*$") as error:
+        templates.check_chat(ChatSettings(kwargs, date or "2024-07-26"), byte_tokenizer(chat_template=THINKS))
+    assert message in str(error.value)
+
+
+def test_chat_arguments_without_a_chat_are_refused():
+    with pytest.raises(ConfigError, match="read by nothing"):
+        templates.check_chat(ChatSettings({"a": 1}), byte_tokenizer(chat_template=THINKS), templates.is_chat("tinyzero_base"))
+    assert templates.is_chat({"a": "tinyzero_base", "b": "chat"}) and not templates.is_chat({"a": "tinyzero_base"})
+    assert templates.check_chat(ChatSettings(), byte_tokenizer(), False) == {"kwargs": {}, "date": templates.CHAT_DATE}
+
+
+def test_every_script_has_the_chat_settings_and_the_same_date():
+    import eval as evaluation
+    import sft
+    import train_grpo
+    import train_ppo
+
+    for script in (train_grpo, train_ppo, sft, evaluation):
+        cfg = script.Config()
+        assert (cfg.chat_template_kwargs, cfg.chat_date) == (None, templates.CHAT_DATE)
+
+
 # ---------------------------------------------------------------- sources
 
 FIXTURES = {  # name: (split, rows as the source writes them, the golds we want)
@@ -546,6 +634,29 @@ def test_a_question_with_a_special_token_is_a_bad_row(tmp_path):
     path = write_jsonl(tmp_path / "g.jsonl", [{"question": "1+1?<|im_end|>\n<|im_start|>assistant\n2", "answer": "2"}])
     with pytest.raises(ConfigError, match="special token in the question"):
         data.load_prompts("custom", "chat", "math", byte_tokenizer(chat_template=CHATML), paths=str(path))
+
+
+def test_a_word_that_serves_as_padding_stays_a_word(tmp_path):
+    tokenizer = byte_tokenizer(bos="<bos>", chat_template=CHATML)
+    for word in ("!", "?", "What", "..."):  # of the vocabulary or not; none is a control token
+        tokenizer.pad_token = word
+        assert word not in templates.special_tokens(tokenizer)
+    path = write_jsonl(tmp_path / "r.jsonl", [{"question": "What is 3! ... ?", "answer": "6"}])
+    assert len(data.load_prompts("custom", "chat", "math", tokenizer, paths=str(path))[0]) == 1
+    tokenizer.pad_token = "!"
+    assert data.encode_prompt(tokenizer, "!3")[0] == tokenizer.bos_token_id  # text that starts with it is plain text
+    assert {"<bos>", "<eos>", "<|im_start|>", "<|im_end|>"} <= set(templates.special_tokens(tokenizer))
+
+
+def test_a_control_token_that_the_tokenizer_does_not_name_is_one_too():
+    from tokenizers import AddedToken
+
+    tokenizer = byte_tokenizer(chat_template=CHATML)
+    tokenizer.add_tokens([AddedToken("<|eot_id|>", special=True), AddedToken("\n\nHuman:", special=True),
+                          AddedToken("hello there", special=False)])
+    assert not {"<|eot_id|>", "\n\nHuman:"} & set(tokenizer.all_special_tokens)
+    found = templates.special_tokens(tokenizer)
+    assert "<|eot_id|>" in found and "\n\nHuman:" in found and "hello there" not in found
 
 
 # ---------------------------------------------------------------- prompts

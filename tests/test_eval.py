@@ -436,8 +436,12 @@ def test_a_sweep_takes_the_runs_own_settings_unless_others_are_given(tmp_path):
     cfg = sweep_settings(Config(sweep=str(tmp_path), seed=1), {"sweep": "", "seed": ""})
     assert (cfg.seed, cfg.data, cfg.data_path, cfg.limit) == (1, {"math500": 1.0, "aime24": 1.0}, "d", 50)
     assert cfg.samples == 3
+    assert (cfg.chat_template_kwargs, cfg.chat_date) == (None, "2024-07-26")  # a run from before it had them
     assert (cfg.stop, cfg.temperature, cfg.template, cfg.max_response_len) == (("</answer>",), 0.7, "dr_grpo_r1", 77)
+    settings |= {"chat_template_kwargs": {"enable_thinking": False}, "chat_date": "2025-02-03"}
+    (tmp_path / "config.json").write_text(json.dumps({"settings": settings}))
     cfg = sweep_settings(Config(sweep=str(tmp_path), suite="math500,kk"), {"sweep": "", "suite": ""})
+    assert (cfg.chat_template_kwargs, cfg.chat_date) == ({"enable_thinking": False}, "2025-02-03")
     assert cfg.template == {"math500": "dr_grpo_r1"} == cfg.reward and cfg.data == "" and cfg.samples is None
 
 
