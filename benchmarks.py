@@ -14,7 +14,7 @@ import data
 import rewards
 import scoring
 from config import ConfigError
-from data import READERS, DataError
+from data import DataError, data_files
 from puzzles import GENERATED
 from templates import TEMPLATES, check_chat, is_chat, reads_clock
 
@@ -89,8 +89,7 @@ def find_path(name, source, data_path, alone):
         return data_path
     if folder.is_file():
         raise DataError(f"{data_path!r} is one file for several benchmarks: give a directory or {{name: path}}")
-    named = [f for f in [*folder.glob("*"), *folder.glob("*/*")]
-             if f.suffix in READERS and re.match(rf"{kind}(?![a-z0-9])", f.stem.lower())]
+    named = [f for f in data_files(folder) if re.match(rf"{kind}(?![a-z0-9])", f.stem.lower())]
     if named or any(f.is_dir() and f.name.lower() == kind for f in folder.iterdir()):
         return data_path
     if kind in GENERATED:

@@ -9,18 +9,26 @@ Rows of every data set -> Prompt: what to ask, its token ids, and the answer the
     countdown, countdown:N  N generated rows (20,480), TinyZero's task; with a path, rows of the published set
     tiny_countdown          the demo's task, three numbers with + and -
     kk:3, kk:3-7            Knights and Knaves of 3 (3 to 7) people; splits train, test, official_test
-    custom                  rows of your own with `question` or `problem`, and `answer` or a \\boxed{} in `solution`
+    custom                  rows of your own with `question`, `problem` or `prompt`, and `answer`, `ground_truth`, verl's
+                            `reward_model` or a \\boxed{} in `solution`
 
-Rows are plain dicts. Bad ones are counted, shown and left out; more than 1 % of them is an error. No torch here.
+Files are JSON Lines, JSON, Parquet, Arrow, CSV or TSV, the text ones also as .gz, .bz2 or .xz. Rows are plain dicts. Bad
+ones are counted, shown and left out; more than 1 % of them is an error. No torch here.
 """
 
 import argparse
+import bz2
+import csv
 import dataclasses
+import decimal
 import difflib
 import fractions
 import functools
+import gzip
 import hashlib
+import io
 import json
+import lzma
 import math
 import os
 import re
@@ -32,12 +40,14 @@ import numpy as np
 
 from config import ConfigError
 from puzzles import GENERATED, countdown, countdown_fields, generate, knights_and_knaves, solvable, tiny_countdown
+from rewards import READS, boxes
 from templates import TEMPLATES, build_prompt, encode_prompt, special_tokens
 
 __all__ = ["countdown", "solvable", "tiny_countdown", "knights_and_knaves", "load_rows", "build_prompt",
            "encode_prompt", "Prompt", "Group", "load_prompts", "fingerprint", "prompt_order", "draw", "leak_check"]
 
 MAX_BAD = 0.01  # share of bad rows above which loading stops
+MAX_COUNTDOWN_NUMBER = 999_999  # rewards.evaluate reads no longer one
 MAX_QUESTION_CHARS = 100_000  # the longest public problem has 10,000; a longer one is a broken file
 # Columns nobody reads; OpenR1-Math carries gigabytes of them.
 DROP = {"generations", "messages", "prompt", "input", "correctness_math_verify", "correctness_llama", "finish_reasons",
@@ -71,14 +81,34 @@ def gsm8k_gold(row):
 
 
 def answer_or_box(row):
-    """An answer column if there is one, else the last closed \\boxed{} of the worked solution (MATH, Minerva)."""
-    for field in ("gt_answer", "answer"):  # the SimpleRL files have both; gt_answer is the clean one
-        if row.get(field) not in (None, ""):
-            return row[field]
-    gold = last_boxed(row["solution"]) if isinstance(row.get("solution"), str) else None
+    """An answer column if there is one, else what the solution says: its last closed \\boxed{} (MATH, Minerva), or all of it."""
+    nested = row.get("reward_model")  # verl's place for it
+    golds = [row.get("gt_answer"), row.get("answer"), row.get("ground_truth"),  # SimpleRL has the first two; the first is clean
+             nested.get("ground_truth") if isinstance(nested, dict) else None]
+    for gold in golds:
+        if filled(gold):
+            return gold
+    gold = gold_of_solution(row["solution"]) if isinstance(row.get("solution"), str) else None
     if gold is None:
         raise BadRow("no answer, and no closed \\boxed{} in the solution")
     return gold
+
+
+def filled(value):
+    """Neither null nor blank nor NaN, which is how tables write null."""
+    return value is not None and value == value and bool(value.strip() if isinstance(value, str) else True)
+
+
+def gold_of_solution(text):
+    """The last closed \\boxed{}, what follows ####, or a text that is one formula or one word ("$2$", TRL); else None."""
+    if (box := last_boxed(text)) is not None:
+        return box
+    if "\\boxed" in text:  # it never closes
+        return None
+    if "####" in text:
+        return text.rpartition("####")[2]
+    formula = re.fullmatch(r"\s*(?:\$\$?([^$]+)\$\$?|\\\((.+)\\\)|\\\[(.+)\\\]|(\S+))\s*", text, flags=re.DOTALL)
+    return next(group for group in formula.groups() if group is not None) if formula else None
 
 
 def number_gold(row):
@@ -181,7 +211,7 @@ def read_rows(name, split, path=None, limit=None):
                 rows.append((index, clean_row(kind, source, row)))
             except BadRow as reason:
                 bad.append((index, str(reason), row))
-        report_bad(name, split, len(raw), bad)
+        report_bad(name, split, len(raw), bad, hint=columns_hint(raw, bad) if source.gold is answer_or_box else "")
     rows = [(index, row) for index, row in rows if kept(row)]
     if not rows:
         raise DataError(f"data {name!r}, split {split!r}: no row is of that level or subject")
@@ -213,14 +243,16 @@ def clean_row(kind, source, raw):
     if not isinstance(raw, dict):
         raise BadRow("not an object")
     nested = raw.get("extra_info")  # where verl's files, SimpleRL-Zoo's among them, keep question and answer
-    row = {**(nested if isinstance(nested, dict) else {}), **raw}
-    row = {key: value for key, value in row.items() if key not in DROP}
+    whole = {**(nested if isinstance(nested, dict) else {}), **raw}
+    row = {key: value for key, value in whole.items() if key not in DROP}
     if kind in ("countdown", "tiny_countdown"):
         nums, target = row.get("nums"), row.get("target")
         if not isinstance(nums, (list, tuple)) or not nums or not all(type(n) is int for n in nums):
             raise BadRow("nums is not a list of integers")
         if type(target) is not int:
             raise BadRow("target is not an integer")
+        if max(nums) > MAX_COUNTDOWN_NUMBER:
+            raise BadRow("a number of more than 6 digits, which no answer may hold")
         if not 2 <= len(nums) <= 6 or min(nums) < 0 or not solvable(nums, target):
             raise BadRow("not solvable")
         return countdown_fields({**row, "nums": list(nums)})
@@ -232,12 +264,35 @@ def clean_row(kind, source, raw):
             raise BadRow("names, solution and solution_text_format differ in length")
         row["question"] = row["quiz"] = clean_text(row.get("quiz"), "quiz")
         return {**row, "answer": text, "level": len(names), "subject": None}
-    row["question"] = clean_text(row.get("question") or row.get("problem") or "", "question")
+    row["question"] = clean_text(question_of(whole), "question")
     row["answer"] = clean_gold(source.gold(row))
     digits = re.search(r"\d+", str(row.get("level")))  # 5, "Level 5"; two rows of MATH have "Level ?"
     row["level"] = int(digits.group()) if digits else None
     subject = row.get("subject") or row.get("type") or row.get("subfield")
     return {**row, "subject": subject if isinstance(subject, str) else None}
+
+
+def question_of(row):
+    """`question` or `problem`; else `prompt` as verl and TRL have it, a text or a list with one message of the user."""
+    for field in ("question", "problem"):
+        if filled(row.get(field)):
+            return row[field]
+    prompt = row.get("prompt")
+    if isinstance(prompt, list) or isinstance(prompt, str) and prompt.lstrip().startswith("[{"):
+        if not isinstance(prompt, list) or not all(isinstance(turn, dict) for turn in prompt) \
+                or [turn.get("role") for turn in prompt] != ["user"]:
+            raise BadRow("prompt is not one message of the user")  # the template brings its own system text
+        prompt = prompt[0].get("content")
+    return prompt if filled(prompt) else ""
+
+
+def columns_hint(rows, bad):
+    """Where bad rows lack a question or an answer: the columns that are there, and those that are read."""
+    if not any(reason.startswith(("empty question", "no answer", "prompt is not")) for _, reason, _ in bad):
+        return ""
+    there = dict.fromkeys(key for row in rows if isinstance(row, dict) for key in row)
+    return (f"; the columns are {', '.join(map(str, there))}; read are question, problem or prompt, and answer, ground_truth, "
+            "reward_model or a solution with a \\boxed{}")
 
 
 def clean_text(text, field):
@@ -257,19 +312,29 @@ def clean_gold(gold):
         if not gold:
             raise BadRow("empty answer")
         return [clean_gold(one) for one in gold]
-    if isinstance(gold, (int, float)) and not isinstance(gold, bool) and math.isfinite(gold):
-        gold = str(int(gold)) if gold == int(gold) else repr(gold)
+    if isinstance(gold, bool) or gold is None:
+        raise BadRow(f"answer is {gold}")
+    if isinstance(gold, float):
+        gold = decimal.Decimal(repr(gold))  # 1e23 is the number that was written, not the nearest float
+    if isinstance(gold, decimal.Decimal) and gold.is_finite():
+        gold = format(gold.to_integral_value() if gold == gold.to_integral_value() else gold, "f")
+        gold = "0" if gold == "-0" else gold
+    if isinstance(gold, int):
+        try:
+            gold = str(gold)  # of any size: it never becomes a float on the way
+        except ValueError as error:
+            raise BadRow("answer of more than 4,300 digits") from error
     return clean_text(gold, "answer").strip()
 
 
 def problem_key(row):
     """What makes two rows the same problem: text without case and white space, or Countdown's numbers and target."""
-    if "nums" in row:
+    if "nums" in row and "target" in row:
         return (tuple(sorted(row["nums"])), row["target"])
     return "".join((row.get("question") or row.get("problem") or row.get("quiz") or "").casefold().split())
 
 
-def report_bad(name, split, total, bad, spare=0):
+def report_bad(name, split, total, bad, spare=0, hint=""):
     """Print the number of bad rows and the first three; stop if there are more than 1 %, and more than `spare`."""
     if not bad:
         return
@@ -278,7 +343,7 @@ def report_bad(name, split, total, bad, spare=0):
     text = f"data {name!r}, split {split!r}: {len(bad):,} of {total:,} rows are bad ({counts})"
     shown = [f"row {index}: {reason}: {excerpt(row)}" for index, reason, row in bad[:3]]
     if len(bad) > max(MAX_BAD * total, spare):
-        raise DataError(f"{text}, more than {MAX_BAD:.0%}: fix the rows or the setting; {'; '.join(shown)}")
+        raise DataError(f"{text}, more than {MAX_BAD:.0%}: fix the rows or the setting{hint}; {'; '.join(shown)}")
     if os.environ.get("RANK", "0") == "0":
         print(f"{text}: left out", *shown, sep="\n    ")
 
@@ -329,13 +394,10 @@ def read_path(kind, source, split, path):
     files = [path] if path.is_file() else files_of_split(kind, source, split, path)
     other = {"train": "test", "test": "train"}.get(split)
     if path.is_file() and other in words(path.stem) and split not in words(path.stem):
-        raise DataError(f"data {kind!r}: the {split} split was asked for, but the file is called {path.name!r}")
-    rows = []
-    for file in files:
-        try:
-            rows += READERS.get(file.suffix, read_jsonl)(file)
-        except (OSError, ValueError) as error:
-            raise DataError(f"data {kind!r}: cannot read {str(file)!r}: {type(error).__name__}: {error}") from error
+        fix = {"test": "give the held-out rows (--eval_path), or --eval_prompts 0 for a run without an evaluation",
+               "train": "give the rows to train on (--data_path)"}[split]
+        raise DataError(f"data {kind!r}: the {split} split was asked for, but the file is called {path.name!r}: {fix}")
+    rows = [row for file in files for _, row in read_file(file)]
     if kind == "countdown" and len(rows) > 327_680:  # the published set is one file: test = its rows 327,680-328,703
         rows = rows[:327_680] if split == "train" else rows[327_680 : 327_680 + 1_024]
     return rows
@@ -346,39 +408,142 @@ def words(name):
     return re.findall(r"[a-z]+", str(name).lower())
 
 
+def data_files(folder):
+    """The files of rows in a directory and in those right below it, without hidden ones and what save_to_disk writes beside."""
+    found = [f for f in sorted([*folder.glob("*"), *folder.glob("*/*")]) if f.is_file() and stem_and_suffix(f)[1] in SUFFIXES]
+    return [f for f in found if not any(part.startswith((".", "__MACOSX")) for part in f.relative_to(folder).parts)
+            and stem_and_suffix(f)[0] not in ("dataset_info", "dataset_infos", "dataset_dict", "state")]
+
+
 def files_of_split(kind, source, split, folder):
     """The file, or the shards of one, that hold a split: by the source's name, then by the split's; two: an error."""
-    files = [f for f in sorted([*folder.glob("*"), *folder.glob("*/*")]) if f.suffix in READERS]
-    files = [f for f in files if f.stem not in ("dataset_info", "dataset_dict", "state")]  # of save_to_disk
-    named = [f for f in files if re.match(rf"{kind}(?![a-z0-9])", f.stem.lower())]
+    files = data_files(folder)
+    stem = {f: stem_and_suffix(f)[0].lower() for f in files}
+    named = [f for f in files if re.match(rf"{kind}(?![a-z0-9])", stem[f])]
     files = named or [f for f in files if source.config in f.relative_to(folder).parts] or files
     says = {f: set(words(f.relative_to(folder))) & {"train", "test", split} for f in files}
-    files = ([f for f in files if re.match(rf"{kind}[-_.]{split}", f.stem.lower())]  # math_test, not math_hard_test
+    files = ([f for f in files if re.match(rf"{kind}[-_.]{split}", stem[f])]  # math_test, not math_hard_test
              or [f for f in files if split in says[f]]
              or [f for f in files if source.splits[split] in says[f]]  # AIME's hub copy calls its test set "train"
              or [f for f in files if not says[f]])
-    names = {re.sub(r"-\d+-of-\d+.*", "", str(f.with_suffix(""))) for f in files}
+    names = {re.sub(r"-\d+-of-\d+.*", "", str(f.parent / stem[f])) + f.name[len(stem[f]):] for f in files}
     if len(names) != 1:
         found = f"several files that fit: {', '.join(f.name for f in files[:6])}" if files else "no data file that fits"
         raise DataError(f"data {kind!r}, split {split!r}: {str(folder)!r} has {found}; give the path of one file")
+    shards = re.search(r"-\d+-of-(\d+)", stem[files[0]])
+    if shards and len(files) != int(shards[1]):
+        raise DataError(f"data {kind!r}, split {split!r}: {str(folder)!r} has {len(files)} files of {int(shards[1])} "
+                        f"({files[0].name}, ...): it must hold each part once")
     return files
 
 
-def read_jsonl(file):
+PACKED = {".gz": (b"\x1f\x8b", gzip.decompress), ".bz2": (b"BZh", bz2.decompress), ".xz": (b"\xfd7zXZ", lzma.decompress)}
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".csv", ".tsv")
+# What a file is that is no table of rows, by how it begins
+FOREIGN = {
+    b"version https://git-lfs": "a Git LFS pointer, not the data: run `git lfs pull`",
+    b"PK\x03\x04": "a ZIP archive or an Excel table: unpack it, or save it as CSV",
+    b"(\xb5/\xfd": "compressed with Zstandard: unzstd it",
+    b"\xff\xfe": "UTF-16: save it as UTF-8 (iconv -f UTF-16 -t UTF-8)",
+    b"\xfe\xff": "UTF-16: save it as UTF-8 (iconv -f UTF-16 -t UTF-8)", b"<": "a page of HTML or XML, perhaps an error page",
+    b"%PDF": "a PDF", b"SQLite format": "an SQLite database", b"\x93NUMPY": "a NumPy array", b"\x80": "a Python pickle",
+}
+
+
+def stem_and_suffix(file):
+    """"a/Train.JSONL.gz" -> ("Train", ".jsonl")"""
+    stem, suffix = os.path.splitext(file.name)
+    if suffix.lower() in PACKED:
+        stem, suffix = os.path.splitext(stem)
+    return stem, suffix.lower()
+
+
+def read_file(file):
+    """
+    The rows of one file as [(line or row number from 1, row)]; what is no row is a BadRow in its place. DataError, one
+    line, where nothing can be read. Parquet and the packers are known by how they begin, the rest by the suffix.
+    """
+    suffix = stem_and_suffix(file)[1]
+    try:
+        with open(file, "rb") as f:
+            start = f.read(64)
+        refuse_foreign(start)
+        if start.startswith(b"PAR1"):
+            return list(enumerate(read_parquet(file), 1))
+        if suffix == ".arrow":
+            return list(enumerate(read_arrow(file), 1))
+        raw = file.read_bytes()
+        for magic, unpack in PACKED.values():
+            raw = unpack(raw) if start.startswith(magic) else raw
+        refuse_foreign(raw)
+        if suffix == ".parquet" and raw or b"\0" in raw[:1000]:
+            raise ValueError("it is no Parquet file" if suffix == ".parquet" else "it is not text, or UTF-16")
+        raw = raw.removeprefix(b"\xef\xbb\xbf")
+        if suffix in (".csv", ".tsv"):
+            return read_csv(raw.decode("utf-8"), suffix)
+        if raw.lstrip()[:1] == b"[" or suffix == ".json" and raw.strip():
+            return read_json(raw, suffix)
+        return read_jsonl(raw)
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise DataError(f"cannot read {str(file)!r}: line {line} is not UTF-8: save the file as UTF-8 (iconv -f LATIN1 -t UTF-8)"
+                        ) from error
+    except Exception as error:  # pyarrow, datasets, csv, gzip and lzma each have their own; each means the same to the user
+        raise DataError(f"cannot read {str(file)!r}: {excerpt(str(error), 200)[1:-1]}") from error
+
+
+def refuse_foreign(raw):
+    for magic, what in FOREIGN.items():
+        if raw.startswith(magic):
+            raise ValueError(f"it is {what}")
+
+
+def read_jsonl(raw):
     rows = []
-    for line in file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"):
+    for number, line in enumerate(raw.split(b"\n"), 1):
         if line.strip():
             try:
-                rows.append(json.loads(line.decode("utf-8")))
+                rows.append((number, json.loads(line.decode("utf-8"))))
             except (ValueError, RecursionError) as error:
-                rows.append(BadRow("not UTF-8" if isinstance(error, UnicodeDecodeError) else "not JSON", line))
+                rows.append((number, BadRow("not UTF-8" if isinstance(error, UnicodeDecodeError) else "not JSON", line)))
     return rows
 
 
-def read_json(file):
-    rows = json.loads(file.read_text(encoding="utf-8-sig"))
-    if not isinstance(rows, list):
-        raise ValueError("a .json file must hold one list of objects")
+def read_json(raw, suffix):
+    """One list of objects; lines where it is none, for many files of lines are called .json."""
+    try:
+        rows = json.loads(raw.decode("utf-8"))
+    except json.JSONDecodeError:
+        rows = read_jsonl(raw)
+        if all(isinstance(row, BadRow) for _, row in rows):
+            raise
+        return rows
+    if isinstance(rows, list):
+        return list(enumerate(rows, 1))
+    if suffix != ".json" or b"\n" not in raw.strip():
+        return read_jsonl(raw)
+    there = f"one object with {', '.join(map(repr, list(rows)[:6]))}" if isinstance(rows, dict) else "no list"
+    raise ValueError(f"a .json file must hold one list of objects, this one holds {there}")
+
+
+def read_csv(text, suffix):
+    """A row a line, by the names of the first; the sign between them is the one that the first line has most of."""
+    csv.field_size_limit(1 << 30)
+    head = text.partition("\n")[0]
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True,
+                            delimiter="\t" if suffix == ".tsv" else max(",;\t", key=head.count))
+    names = [name.strip() for name in reader.fieldnames or ()]
+    if len(set(names)) != len(names):
+        raise ValueError(f"two columns have one name: {', '.join(names)}")
+    reader.fieldnames = names
+    rows = []
+    try:
+        for row in reader:
+            whole = None not in row and None not in row.values()
+            rows.append((reader.line_num, row if whole else BadRow(f"not the {len(names)} fields of the first line",
+                                                                   str(list(row.values())).encode())))
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from error
     return rows
 
 
@@ -392,9 +557,6 @@ def read_arrow(file):  # what Dataset.save_to_disk writes
     import datasets
 
     return datasets.Dataset.from_file(str(file)).to_list()
-
-
-READERS = {".jsonl": read_jsonl, ".json": read_json, ".parquet": read_parquet, ".arrow": read_arrow}
 
 
 # ---------------------------------------------------------------- prompts
@@ -438,12 +600,16 @@ def load_prompts(data, template, reward, tokenizer, *, split="train", limit=None
     data = {data: 1.0} if isinstance(data, str) else dict(data)
     if not data:
         raise DataError("no data set is named")
+    for setting in (template, reward, paths):
+        for name in setting if isinstance(setting, dict) else ():
+            parse_name(name)  # a misspelled one would be passed over, and the hub asked instead of the path
     prompts, groups = [], []
     for name, weight in data.items():
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
             raise DataError(f"data {name!r}: the weight must be a positive number, got {weight!r}")
         base = parse_name(name)[0]
         its_template, its_reward = per_source(template, name, "template"), per_source(reward, name, "reward")
+        warn_of_plain_markers(its_template, tokenizer)
         path = paths.get(name, paths.get(base)) if isinstance(paths, dict) else paths
         generated = path is None and base.partition(":")[0] in GENERATED
         rows = read_rows(name, split, path, limit if generated else None)
@@ -487,6 +653,16 @@ def per_source(setting, name, what):
     raise DataError(f"no {what} for data {name!r}: the {what} setting names only {', '.join(map(repr, setting))}")
 
 
+def warn_of_plain_markers(template, tokenizer):
+    """Say it where a raw template writes another model's chat markers, <|im_start|> and the like, as plain text."""
+    text = TEMPLATES.get(template, {}).get("text", "")
+    plain = [marker for marker in dict.fromkeys(re.findall(r"<\|\w+\|>", text))
+             if tokenizer is not None and tokenizer.tokenize(marker) != [marker]]
+    if plain and os.environ.get("RANK", "0") == "0":
+        print(f"warning: template {template!r} writes {', '.join(plain)}, no token of this model's tokenizer: the model reads plain "
+              "text there; a template for its own chat format, such as chat, or one without markers would fit better")
+
+
 def make_prompt(uid, name, template, reward, row, tokenizer, max_prompt_len, check_answer, chat=None):
     answer = answer_for(reward, row, name)
     if check_answer is not None:
@@ -510,19 +686,19 @@ def make_prompt(uid, name, template, reward, row, tokenizer, max_prompt_len, che
 def answer_for(reward, row, name="row"):
     """
     What rewards.score wants as `answer`: Countdown {"target", "numbers"}; K&K {"solution_text_format", "names",
-    "solution"}; math the gold, or for open-r1 the whole worked solution where the source has one, as published.
+    "solution"}; math the gold, or for open-r1 the worked solution as published, where it has a box. The rows decide which
+    of them; a reward of your own (not in rewards.READS) gets what the rows hold.
     """
-    wanted = ("nums", "target") if "countdown" in reward else ()
-    wanted = ("solution_text_format", "names", "solution") if reward.endswith("kk") else wanted
-    missing = [field for field in wanted if field not in row]
-    if missing or (not wanted and ("nums" in row or "solution_text_format" in row)):
+    holds = "countdown" if isinstance(row.get("answer"), dict) else "kk" if "solution_text_format" in row else "math"
+    if READS.get(reward, holds) != holds:
         raise DataError(f"reward {reward!r} does not fit data {name!r}, whose rows have {', '.join(row)}")
-    if "countdown" in reward:
+    if holds == "countdown":
         return {"target": row["target"], "numbers": list(row["nums"])}
-    if wanted:
-        return {field: row[field] for field in wanted}
-    if reward.startswith("open_r1") and isinstance(row.get("solution"), str) and row["solution"].strip():
-        return row["solution"]
+    if holds == "kk":
+        return {field: row[field] for field in ("solution_text_format", "names", "solution")}
+    solution = row.get("solution") if reward == "open_r1_math" else None
+    if isinstance(solution, str) and (boxes(solution) or [solution.rpartition("####")[2] * ("####" in solution)])[-1].strip():
+        return solution
     return row["answer"]
 
 
@@ -627,6 +803,12 @@ def labelled(items, paths):
             yield (item.uid, item.row) if isinstance(item, Prompt) else (index, item)
 
 
+def named_path(text, names):
+    """"gsm8k=a.jsonl" -> ("gsm8k", "a.jsonl"); a path that holds a "=" itself is the first name's."""
+    name, equals, path = text.partition("=")
+    return (name, path) if equals and name in names and not os.path.exists(text) else (names[0], text)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", help="a source to print; with --leak a train set, then test sets")
@@ -639,7 +821,7 @@ def main():
     args = parser.parse_args()
     if args.seed is not None and args.seed < 0:
         parser.error(f"--seed {args.seed} must not be negative")
-    paths = dict(path.split("=", 1) if "=" in path else (args.names[0], path) for path in args.path)
+    paths = dict(named_path(path, args.names) for path in args.path)
     name = args.names[0]
     if args.leak:
         found = leak_check(load_rows(name, args.split, paths.get(name)), args.names[1:], paths)

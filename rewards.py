@@ -565,6 +565,11 @@ REWARDS = {
     "math": boxed,
 }
 
+# What the rows of a published reward must hold. A reward of your own is not named here, and gets what the rows have.
+READS = {"tinyzero_countdown": "countdown", "logic_rl_kk": "kk", **dict.fromkeys((
+    "simplerl_math", "open_r1_math", "dr_grpo_math", "dr_grpo_r1", "demystify_cosine", "deepscaler_math", "unsloth_gsm8k",
+    "verl_gsm8k", "math"), "math")}
+
 
 def check(reward, part_weights=()):
     """ValueError unless there are such a reward and such parts: for start-up."""

@@ -4,10 +4,13 @@ python -m pytest tests/test_data.py
 With ONEBOX_DATA_DIR=DIR (a directory with gsm8k_test.jsonl, math_train.jsonl, ...) also the public sets themselves.
 """
 
+import bz2
 import collections
+import gzip
 import hashlib
 import itertools
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -19,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data
+import rewards
 import templates
 from config import ConfigError
 
@@ -224,13 +228,13 @@ R1_DISTILL = ("{{ bos_token }}{% for m in messages %}{{ m['role'] }}:{{ m['conte
               "{% if add_generation_prompt %}<Assistant><think>\n{% endif %}")
 
 
-def byte_tokenizer(bos=None, eos="<eos>", adds=("bos",), chat_template=None):
+def byte_tokenizer(bos=None, eos="<eos>", adds=("bos",), chat_template=None, markers=("<|im_start|>", "<|im_end|>")):
     """A tokenizer of bytes that puts BOS before and, if told so, EOS behind every text, as Llama's and others do."""
     transformers = pytest.importorskip("transformers")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    special = [token for token in ("<|im_start|>", "<|im_end|>", bos, eos) if token]
+    special = [token for token in (*markers, bos, eos) if token]
     vocab = {token: i for i, token in enumerate(alphabet + special)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -240,7 +244,7 @@ def byte_tokenizer(bos=None, eos="<eos>", adds=("bos",), chat_template=None):
         single=single, special_tokens=[(token, vocab[token]) for token in special])
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, chat_template=chat_template,
-        additional_special_tokens=["<|im_start|>", "<|im_end|>"])
+        additional_special_tokens=list(markers))
 
 
 def test_no_prompt_starts_with_two_bos():
@@ -595,16 +599,181 @@ def test_only_the_first_three_bad_rows_are_shown_and_escaped(tmp_path, capsys):
     ({"nums": [1, 2, 3], "target": "6"}, "target is not an integer"),
     ({"nums": [1, 2, 3], "target": 99}, "not solvable"),
     ({"target": 5}, "nums is not a list of integers"),
+    ({"nums": [1, 1_000_000], "target": 1_000_001}, "more than 6 digits"),  # no expression that holds it is read
 ])
 def test_bad_countdown_rows(row, reason, tmp_path):
     with pytest.raises(ConfigError, match=reason):
         data.load_rows("countdown", "train", write_jsonl(tmp_path / "c.jsonl", [row]))
 
 
-@pytest.mark.parametrize("answer", [None, "", "  ", True, float("nan"), float("inf"), [], ["1", ""], {"a": 1}])
+@pytest.mark.parametrize("answer", [None, "", "  ", True, float("nan"), float("inf"), [], ["1", ""], ["1", None], {"a": 1}])
 def test_bad_golds(answer, tmp_path):
     with pytest.raises(ConfigError, match="1 of 1 rows are bad"):
         data.load_rows("custom", "train", write_jsonl(tmp_path / "c.jsonl", [{"question": "x", "answer": answer}]))
+
+
+@pytest.mark.parametrize("answer, gold", [
+    (2**2005, str(2**2005)), (-7, "-7"), (27.0, "27"), (1e23, "1" + "0" * 23), (1e-7, "0.0000001"), (0.1, "0.1"), (-0.0, "0"),
+    ([1, 2.5], ["1", "2.5"]), (" 025 ", "025"),
+])
+def test_a_gold_is_the_number_that_was_written(answer, gold, tmp_path):
+    rows = data.load_rows("custom", "train", write_jsonl(tmp_path / "c.jsonl", [{"question": "x", "answer": answer}]))
+    assert rows[0]["answer"] == gold
+
+
+@pytest.mark.parametrize("fields, gold, of_open_r1", [  # of_open_r1: the worked solution, where it holds an answer
+    ({"answer": "5", "solution": "Two and three make five."}, "5", False),
+    ({"answer": "5", "solution": r"They make \boxed{5}."}, "5", True),
+    ({"answer": "5", "solution": r"They make \boxed{5"}, "5", False),  # never closes
+    ({"answer": "5", "solution": r"\boxed{5}. I put it in \boxed{}"}, "5", False),
+    ({"answer": "5", "solution": "2 + 3 = 5\n#### 5"}, "5", True),
+    ({"answer": "5", "solution": "####"}, "5", False),
+    ({"answer": "5", "solution": ""}, "5", False), ({"answer": "5", "solution": None}, "5", False),
+    ({"answer": "5"}, "5", False), ({"answer": 5, "solution": ["a"]}, "5", False),
+    ({"answer": " ", "solution": r"\boxed{5}"}, "5", True), ({"answer": float("nan"), "solution": r"\boxed{5}"}, "5", True),
+    ({"answer": None, "solution": "2 + 3 = 5\n#### 5"}, "5", True),
+    ({"solution": "$5$"}, "5", False), ({"solution": "5"}, "5", False), ({"solution": r"\( \frac{5}{1} \)"}, r"\frac{5}{1}", False),
+    ({"ground_truth": "5"}, "5", False), ({"ground_truth": 5.0}, "5", False),
+    ({"reward_model": {"style": "rule", "ground_truth": "5"}}, "5", False),
+    ({"gt_answer": "5", "answer": "five", "ground_truth": "V"}, "5", False),
+])
+def test_the_gold_is_the_answer_and_open_r1_takes_only_a_solution_that_holds_one(fields, gold, of_open_r1, tmp_path):
+    [row] = data.load_rows("custom", "train", write_jsonl(tmp_path / "c.jsonl", [{"question": "2+3?", **fields}]))
+    assert row["answer"] == gold
+    for reward in ("math", "dr_grpo_r1", "simplerl_math", "yours"):
+        assert data.answer_for(reward, row) == gold
+    answer = data.answer_for("open_r1_math", row)
+    assert answer == (fields["solution"] if of_open_r1 else gold) and rewards.gold_answers(answer) == [gold]
+
+
+def test_a_solution_without_an_answer_is_a_bad_row(tmp_path):
+    for solution in ("Two and three make five.", r"They make \boxed{5", "a $5$ b $6$"):
+        with pytest.raises(ConfigError, match="no answer, and no closed"):
+            data.load_rows("custom", "train", write_jsonl(tmp_path / "c.jsonl", [{"question": "x", "solution": solution}]))
+
+
+@pytest.mark.parametrize("row", [
+    {"prompt": [{"role": "user", "content": "1+1?"}], "reward_model": {"ground_truth": "2"}, "extra_info": {"index": 0}},
+    {"prompt": "1+1?", "solution": "$2$"}, {"problem": "1+1?", "ground_truth": "2"},
+    {"prompt": [{"role": "user", "content": "1+1?"}], "solution": r"It is \boxed{2}."},
+    {"prompt": "another", "question": "1+1?", "answer": "2"}, {"question": None, "problem": "1+1?", "answer": "2"},
+    {"prompt": "another", "extra_info": {"question": "1+1?", "answer": "2"}},
+])
+def test_the_columns_of_verl_trl_and_others_are_read(row, tmp_path):
+    [read] = data.load_rows("custom", "train", write_jsonl(tmp_path / "c.jsonl", [row]))
+    assert (read["question"], read["answer"]) == ("1+1?", "2")
+
+
+@pytest.mark.parametrize("row", [
+    {"instruction": "1+1?", "output": "2"}, {"question": "1+1?", "target": "2"}, {"query": "1+1?", "answer": "2"},
+    {"prompt": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "1+1?"}], "answer": "2"},
+    {"prompt": [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}], "answer": "2"},
+    {"prompt": ["1+1?"], "answer": "2"}, {"prompt": "[{'role': 'user', 'content': '1+1?'}]", "answer": "2"},
+    {"messages": [{"role": "user", "content": "1+1?"}], "answer": "2"},
+])
+def test_other_columns_are_named_beside_those_that_are_read(row, tmp_path):
+    with pytest.raises(ConfigError) as stopped:
+        data.load_rows("custom", "train", write_jsonl(tmp_path / "c.jsonl", [row]))
+    text = str(stopped.value)
+    assert f"the columns are {', '.join(row)}; read are question, problem or prompt, and answer, ground_truth" in text
+    assert "\n" not in text
+
+
+# ---------------------------------------------------------------- files
+
+ROWS = [{"question": f"{i} + {i}, or?", "answer": str(2 * i)} for i in range(3)]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+
+
+def table(sign):
+    return f'question{sign}answer\n'.encode() + "".join(f'"{r["question"]}"{sign}{r["answer"]}\n' for r in ROWS).encode()
+
+
+@pytest.mark.parametrize("name, raw", [
+    ("a.json", LINES), ("a.json", LINES.rstrip()), ("a.jsonl", json.dumps(ROWS, indent=1).encode()), ("a.ndjson", LINES),
+    ("a.json", b"\xef\xbb\xbf" + LINES), ("A.JSONL", LINES), ("a.JSON", json.dumps(ROWS).encode()), ("a.txt", LINES),
+    ("a.csv", table(",")), ("a.CSV", table(";")), ("a.csv", b"\xef\xbb\xbf" + table("\t")), ("a.tsv", table("\t")),
+    ("a.csv", table(",").replace(b"\n", b"\r\n")), ("a.jsonl", LINES.replace(b"\n", b"\r\n")),
+    ("a.jsonl.gz", gzip.compress(LINES)), ("a.csv.gz", gzip.compress(table(","))), ("a.jsonl", gzip.compress(LINES)),
+    ("a.json.xz", lzma.compress(LINES)), ("a.jsonl.BZ2", bz2.compress(LINES)),
+])
+def test_the_files_that_people_have_are_read(name, raw, tmp_path):
+    (tmp_path / name).write_bytes(raw)
+    rows = data.load_rows("custom", "train", tmp_path / name)
+    assert [(row["question"], row["answer"]) for row in rows] == [(row["question"], row["answer"]) for row in ROWS]
+
+
+@pytest.mark.parametrize("name, raw, message", [
+    ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n", "Git LFS pointer.*git lfs pull"),
+    ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    ("a.arrow", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    ("a.jsonl", LINES.decode().encode("utf-16"), "UTF-16: save it as UTF-8"), ("a.csv", table(",").decode().encode("utf-16-le"), "UTF-16"),
+    ("a.csv", table(",") + b'"caf\xe9",1\n', "line 5 is not UTF-8"), ("a.json", b'[{"question": "\xe9"}]', "line 1 is not UTF-8"),
+    ("a.jsonl", b'{"question": "\xe9", "answer": "1"}', "1 not UTF-8"), ("a.json", b'{"data": [\n{"a": 1}]}', "one object with 'data'"),
+    ("a.json", b'[{"question": "x"', "Expecting"), ("a.parquet", LINES, "no Parquet file"), ("a.arrow", LINES, "cannot read"),
+    ("a.zip", b"PK\x03\x04xx", "ZIP archive or an Excel table"), ("a.jsonl.zst", b"(\xb5/\xfdxx", "Zstandard"),
+    ("a.jsonl", b"<!DOCTYPE html>", "HTML"), ("a.pkl", b"\x80\x04x", "pickle"), ("a.jsonl", b"\0\5\x16\7", "not text"),
+    ("a.jsonl.gz", gzip.compress(LINES)[:-9], "cannot read"), ("a.csv", b"question,answer\nx\n", "not the 2 fields"),
+    ("a.csv", b"question,answer,answer\nx,1,2\n", "two columns have one name"), ("a.csv", b'question,answer\n"x,1\ny,2\n', "line"),
+    ("a.csv", b"q,a\nx,1\n", "the columns are q, a; read are"), ("a.json", b"", "no rows in"), ("a.csv", b"", "no rows in"),
+])
+def test_another_file_is_refused_in_one_line_that_says_what_it_is(name, raw, message, tmp_path):
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(ConfigError, match=message) as stopped:
+        data.load_rows("custom", "train", tmp_path / name)
+    assert "\n" not in str(stopped.value) and len(str(stopped.value)) < 600 + len(str(tmp_path))
+
+
+def test_what_is_hidden_or_double_in_a_directory_is_not_read_along(tmp_path):
+    for name in ("d/train.jsonl", "d/.ipynb_checkpoints/train-checkpoint.jsonl", "d/._train.jsonl", "d/.DS_Store",
+                 "d/__MACOSX/train.jsonl", "d/README.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(LINES)
+    assert len(data.load_rows("custom", "train", tmp_path / "d")) == 3
+    (tmp_path / "d/train.json").write_bytes(LINES)
+    with pytest.raises(ConfigError, match="several files that fit: train.json, train.jsonl"):
+        data.load_rows("custom", "train", tmp_path / "d")
+    (tmp_path / "e").mkdir()
+    for part in (0, 2):
+        (tmp_path / f"e/train-0000{part}-of-00003.jsonl").write_bytes(LINES)
+    with pytest.raises(ConfigError, match="has 2 files of 3"):
+        data.load_rows("custom", "train", tmp_path / "e")
+
+
+def test_a_file_of_the_other_split_is_refused_with_the_setting_that_gives_the_right_one(tmp_path):
+    (tmp_path / "train.jsonl").write_bytes(LINES)
+    with pytest.raises(ConfigError, match="called 'train.jsonl': give the held-out rows .--eval_path., or --eval_prompts 0"):
+        data.load_rows("custom", "test", tmp_path / "train.jsonl")
+
+
+def test_a_path_with_an_equals_sign_is_a_path(tmp_path):
+    path = str(tmp_path / "split=train" / "x.jsonl")
+    assert data.named_path(path, ["custom"]) == ("custom", path)
+    assert data.named_path("math500=x.jsonl", ["math", "math500"]) == ("math500", "x.jsonl")
+
+
+def test_a_misspelled_data_set_in_a_setting_is_an_error_and_not_the_hub(tmp_path):
+    for options in ({"paths": {"gsm8": str(tmp_path)}}, {"reward": {"gsm8": "math", "gsm8k": "math"}}):
+        with pytest.raises(ConfigError, match="'gsm8'; did you mean 'gsm8k'"):
+            data.load_prompts(**{"data": "gsm8k", "template": "chat", "reward": "math", "tokenizer": None} | options)
+
+
+def test_chat_markers_that_the_tokenizer_does_not_know_are_said(capsys):
+    data.load_prompts("countdown:8", "tinyzero_instruct", "tinyzero_countdown", byte_tokenizer(markers=()))
+    assert "'tinyzero_instruct' writes <|im_start|>, <|im_end|>, no token of this model" in capsys.readouterr().out
+    data.load_prompts("countdown:8", "tinyzero_instruct", "tinyzero_countdown", byte_tokenizer())
+    data.load_prompts("countdown:8", "tinyzero_base", "tinyzero_countdown", byte_tokenizer(markers=()))
+    assert capsys.readouterr().out == ""
+
+
+def test_an_own_reward_gets_what_the_rows_hold_and_a_published_one_only_its_own_rows():
+    [countdown], _ = data.load_prompts("countdown:1", "tinyzero_base", "yours", None)
+    assert countdown.answer == {"target": countdown.row["target"], "numbers": countdown.row["nums"]}
+    [people, *_], _ = data.load_prompts("kk:3", "chat", "shorter_kk", None, limit=1)
+    assert set(people.answer) == {"solution_text_format", "names", "solution"}
+    for reward in ("math", "logic_rl_kk"):
+        with pytest.raises(ConfigError, match="does not fit data 'countdown:1'"):
+            data.load_prompts("countdown:1", "tinyzero_base", reward, None)
 
 
 def test_an_empty_file_is_an_error(tmp_path):
