@@ -393,11 +393,14 @@ def fingerprint_of_model(path):
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def export_hf(policy, tokenizer, folder, dtype, step):
+def export_hf(policy, tokenizer, folder, dtype, step, stop_ids=(), say=print0):
     """
-    A plain Hugging Face directory (config, safetensors, tokenizer) that transformers and vLLM load as it is; written
-    beside and renamed. ConfigError with exit code 3, on all ranks, where the disk refuses it.
+    A plain Hugging Face directory (config, safetensors, tokenizer) that transformers and vLLM load as it is, and that
+    stops at stop_ids; written beside and renamed. ConfigError with exit code 3, on all ranks, where the disk refuses it.
     """
+    settled, changes = generation_config(policy.hf.generation_config, stop_ids)
+    if changes:
+        say(f"{folder}/generation_config.json: transformers does not write the base model's as it is: {', '.join(changes)}")
     weights, tmp, old = {}, folder + ".tmp", folder + ".old"
     for name, weight in policy.hf.state_dict().items():  # every rank together; only rank 0 keeps the tensors
         full = whole(weight)
@@ -409,7 +412,7 @@ def export_hf(policy, tokenizer, folder, dtype, step):
             shutil.rmtree(left, ignore_errors=True)
         if policy.hf.config.tie_word_embeddings:
             weights.pop("lm_head.weight", None)  # the same tensor as the embeddings; loaders tie it again
-        policy.hf.config.dtype = dtype
+        policy.hf.config.dtype, policy.hf.generation_config = dtype, settled
         policy.hf.save_pretrained(tmp, state_dict=weights)
         tokenizer.save_pretrained(tmp)
         write_json(os.path.join(tmp, "trained.json"), {"step": step})
@@ -425,6 +428,41 @@ def export_hf(policy, tokenizer, folder, dtype, step):
     if problem := agree(attempt(write) if dist.get_rank() == 0 else ""):
         raise ConfigError(f"{folder} could not be written ({problem}): make room; the same command writes it again",
                           NO_CHECKPOINT)
+
+
+def generation_config(found, stop_ids):
+    """
+    -> (the model's GenerationConfig with the run's stop ids, what was changed so that transformers writes it).
+
+    transformers loads many published files that it refuses to save, such as a temperature without do_sample. Sampling
+    values that do not come with do_sample = False are kept by do_sample = True; what still does not fit is left out.
+    """
+    fields = {name: getattr(found, name) for name in found.to_diff_dict() if name != "transformers_version"}
+    if stop_ids:
+        fields["eos_token_id"] = list(stop_ids) if len(stop_ids) > 1 else stop_ids[0]
+    settled, left_out = fit(fields)
+    if left_out and fields.get("do_sample") is None:
+        sampled, still_out = fit(fields | {"do_sample": True})
+        if len(still_out) < len(left_out):
+            return sampled, ["do_sample = True set", *still_out]
+    return settled, left_out
+
+
+def fit(fields):
+    """-> (GenerationConfig of those fields that go together, what was left out as text)."""
+    from transformers import GenerationConfig
+
+    settled, left_out = GenerationConfig(), []
+    first = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")  # what other fields depend on
+    for name in sorted(fields, key=lambda name: (name not in first, name)):
+        default = getattr(settled, name, None)
+        setattr(settled, name, fields[name])
+        try:
+            settled.validate(strict=True)
+        except (ValueError, TypeError, AttributeError):
+            setattr(settled, name, default)
+            left_out.append(f"{name} = {fields[name]!r} left out")
+    return settled, left_out
 
 
 def exported_step(folder):

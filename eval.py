@@ -82,7 +82,7 @@ def resolve_model(name, need_len, weights=True):
     weights False: of a hub model fetch the small files only. Raises ConfigError: not there (NoModel), no tokenizer, no
     EOS, a tokenizer larger than the vocabulary, or too short a context.
     """
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+    from transformers import AutoConfig, AutoTokenizer
 
     looks_local = name.startswith((".", "/", "~", "out/")) or name.count("/") != 1 or os.path.exists(name)
     path = os.path.expanduser(name)
@@ -109,19 +109,45 @@ def resolve_model(name, need_len, weights=True):
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"model {name!r}: its {what} does not load: {str(error).splitlines()[0][:120]}") from error
-    stop_ids = {tokenizer.eos_token_id}
-    if os.path.exists(os.path.join(path, "generation_config.json")):
-        eos = GenerationConfig.from_pretrained(path).eos_token_id
-        stop_ids |= set(eos if isinstance(eos, list) else [eos])
-    stop_ids -= {None}
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer of {name!r} has no EOS token: set eos_token in its tokenizer_config.json")
-    if len(tokenizer) > config.vocab_size:
-        raise ConfigError(f"the tokenizer of {name!r} has {len(tokenizer)} tokens, its model only {config.vocab_size}")
+    if sampler.token_bound(tokenizer) > config.vocab_size:
+        raise ConfigError(f"the tokenizer of {name!r} has ids up to {sampler.token_bound(tokenizer) - 1}, its model only "
+                          f"{config.vocab_size} tokens")
+    stop_ids = {tokenizer.eos_token_id, *eos_ids(path, name, config.vocab_size)}
     longest = getattr(config, "max_position_embeddings", None) or need_len
     if need_len > longest:
         raise ConfigError(f"max_prompt_len + max_response_len = {need_len} is more than the {longest} positions of {name!r}")
     return path, config, tokenizer, sorted(stop_ids)
+
+
+def eos_ids(path, name, vocab_size):
+    """
+    The EOS ids of generation_config.json; of config.json where there is none, or none in it, as transformers and vLLM do.
+    What is no id of the model's tokens is left out, and said. ConfigError where a file does not load.
+    """
+    from transformers import GenerationConfig
+
+    for file in ("generation_config.json", "config.json"):
+        if not os.path.exists(os.path.join(path, file)):
+            continue
+        try:
+            with open(os.path.join(path, file), encoding="utf-8") as f:
+                found = json.load(f)
+            GenerationConfig.from_pretrained(path, config_file_name=file)  # loading the weights does the same
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+            empty = "is empty" if not os.path.getsize(os.path.join(path, file)) else f"cannot be used ({reason})"
+            raise ConfigError(f"model {name!r}: its {file} {empty}: fetch it again, or mend it") from error
+        eos = found.get("eos_token_id")
+        eos = eos if isinstance(eos, list) else [eos]
+        good = [i for i in eos if type(i) is int and 0 <= i < vocab_size]
+        if wrong := [i for i in eos if i is not None and i not in good]:
+            common.print0(f"model {name!r}: eos_token_id of its {file} holds {str(wrong)[1:-1]}, which is no id of its {vocab_size} "
+                          "tokens: left out")
+        if good:
+            return good
+    return []
 
 
 def check_rewards(reward, parts=None):

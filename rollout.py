@@ -5,6 +5,7 @@ Token ids go in and token ids come out, with the log-probability of every sample
 Nothing here knows rewards or losses. Written against vLLM 0.32, public calls only except where a comment says so.
 """
 
+import dataclasses
 import math
 import os
 import random
@@ -182,6 +183,7 @@ def sample_and_score(prompts, seeds, *, engine, tokenizer, scorer, timer, temper
     tells which rank of a tensor-parallel group speaks for it. record(rollout): called for each of this rank's own as
     soon as its score is final, so that an evaluation that is killed has kept them.
     """
+    bound = token_bound(tokenizer)
     # longest prompt first: they tend to have the longest responses, which should not be the last to start
     mine = sorted(range(engine_rank, len(prompts), engines), key=lambda i: -len(prompts[i].ids))
     rollouts, inline_s = {}, 0.0
@@ -193,7 +195,7 @@ def sample_and_score(prompts, seeds, *, engine, tokenizer, scorer, timer, temper
             stopped = r.finish_reason == "stop" and r.response_ids[-1] in stop_ids
             r.text = tokenizer.decode(r.response_ids[:-1] if stopped else r.response_ids, skip_special_tokens=False)
             prompt = prompts[r.prompt]
-            r.source, r.uid, r.phantom = prompt.source, prompt.uid, max(r.response_ids, default=0) >= len(tokenizer)
+            r.source, r.uid, r.phantom = prompt.source, prompt.uid, max(r.response_ids, default=0) >= bound
             scorer.submit((r.prompt, r.sample), prompt.reward, r.text, prompt.answer, truncated=r.truncated or r.phantom,
                           num_tokens=len(r.response_ids), max_tokens=max_tokens)
             rollouts[r.prompt, r.sample] = r
@@ -209,8 +211,15 @@ def sample_and_score(prompts, seeds, *, engine, tokenizer, scorer, timer, temper
     return sorted(everyone, key=lambda r: (r.prompt, r.sample))
 
 
+def token_bound(tokenizer):
+    """One more than the highest id that this tokenizer has a text for: ids may have gaps, so that len() is too low."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
 def hand_over(scores, rollouts, record):
     for key, score in scores.items():
+        if rollouts[key].phantom and not rollouts[key].truncated:  # scored like one, but it was not cut off: say what it is
+            score = dataclasses.replace(score, flags=frozenset(score.flags) - {"truncated"} | {"phantom_ids"})
         rollouts[key].score = score
         if record is not None:
             record(rollouts[key])

@@ -127,7 +127,7 @@ def main():
     model.check_compile(cfg.compile, cfg.checkpointing)
     rank, world, device = common.init_distributed()
     dtype = cfg.dtype if cfg.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
-    path, _, tokenizer, _ = resolve_model(cfg.model, 0)
+    path, _, tokenizer, stop_ids = resolve_model(cfg.model, 0)
     chat = check_chat(cfg, tokenizer, has_messages(cfg.data))
     examples = load_examples(cfg.data, tokenizer, min(cfg.max_len, cfg.tokens_per_step), chat)
     if cfg.check:
@@ -200,7 +200,8 @@ def main():
             run.close()
             return run.say(f"stopped by {stopped} after step {step}; the same command continues")
     export = torch.float32 if device.type == "cpu" else torch.bfloat16
-    checkpoint.export_hf(policy, tokenizer, f"{run.path}/model", export, max(saved["step"], cfg.num_steps))
+    checkpoint.export_hf(policy, tokenizer, f"{run.path}/model", export, max(saved["step"], cfg.num_steps),
+                         stop_ids, run.say)
     run.close()
     run.say(f"done: {run.path}/model")
 

@@ -664,7 +664,8 @@ def main():
             run.close()
             return run.say(f"stopped by {stopped} after step {step}; the same command continues")
     export = torch.float32 if device.type == "cpu" else torch.bfloat16
-    checkpoint.export_hf(policy, tokenizer, f"{run.path}/model", export, max(saved["step"], cfg.num_steps))
+    checkpoint.export_hf(policy, tokenizer, f"{run.path}/model", export, max(saved["step"], cfg.num_steps),
+                         stop_ids, run.say)
     scorer.close()
     if cfg.report_every:
         run.report(wait=True)

@@ -3,11 +3,20 @@
 import json
 import os
 import re
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from conftest import save_tiny_model
+import torch
+from conftest import WORDS, save_tiny_model
 from runs import Server
 from test_end_to_end import TINY, train
+
+import rewards
+import rollout
+from common import Timer
+from config import ConfigError
+from eval import resolve_model
 
 
 def test_held_out_rows_that_are_training_rows_are_refused(tied_model, tmp_path):
@@ -83,3 +92,84 @@ def test_a_tokenizer_without_eos_is_refused(tmp_path):
             os.remove(os.path.join(path, name))
     done = train(tmp_path, path)
     assert done.returncode != 0 and "has no EOS token" in done.stderr
+
+
+def edit(folder, name, **change):
+    file = os.path.join(folder, name)
+    with open(file) as f:
+        content = json.load(f)
+    with open(file, "w") as f:
+        json.dump({k: v for k, v in {**content, **change}.items() if v != "gone"}, f)
+
+
+EOS = [  # eos_token_id of config.json, generation_config.json ("none": no such file), the ids at which a response ends
+    (1, {"eos_token_id": [1, 3]}, [1, 3], ""), ([1, 3], "none", [1, 3], ""), (3, "none", [1, 3], ""), ("gone", "none", [1], ""),
+    ([1, 3], {}, [1, 3], ""), ([1, 3], {"eos_token_id": 5}, [1, 5], ""), (None, "none", [1], ""),
+    (1, {"eos_token_id": [1, 999]}, [1], "999"), (1, {"eos_token_id": -1}, [1], "-1"), (1, {"eos_token_id": 128}, [1], "128"),
+    (1, {"eos_token_id": "</s>"}, [1], "'</s>'"), (1, {"eos_token_id": [True, 1.0, 4]}, [1, 4], "True, 1.0"),
+    (1, {"eos_token_id": [4, None]}, [1, 4], ""), ([-1, 7], "none", [1, 7], "-1"),
+]
+
+
+@pytest.mark.parametrize("eos, generation, ids, left_out", EOS)
+def test_a_response_ends_at_the_ids_that_transformers_and_vllm_read(tmp_path, capsys, eos, generation, ids, left_out):
+    path = save_tiny_model(tmp_path / "model", layers=1)
+    edit(path, "config.json", eos_token_id=eos)
+    os.remove(os.path.join(path, "generation_config.json"))
+    if generation != "none":
+        (tmp_path / "model" / "generation_config.json").write_text(json.dumps(generation))
+    assert resolve_model(path, 32)[3] == ids
+    said = capsys.readouterr().out
+    assert f"holds {left_out}, which is no id of its 128 tokens: left out\n" in said if left_out else said == ""
+
+
+@pytest.mark.parametrize("text, message", [
+    ("", "is empty"), ('{"eos_token_id": [1,', "cannot be used"), ("[1]", "cannot be used"), ("null", "cannot be used"),
+    ('{"early_stopping": "maybe"}', "early_stopping"), ('{"num_return_sequences": 4}', "num_return_sequences"),
+    ('{"compile_config": {"mode": "x"}}', "compile_config"), ("\xff\xfe", "cannot be used"),
+])
+def test_a_broken_generation_config_is_one_line(tmp_path, text, message):
+    path = save_tiny_model(tmp_path / "model", layers=1)
+    (tmp_path / "model" / "generation_config.json").write_text(text, encoding="latin1")
+    with pytest.raises(ConfigError, match=r"^error: [^\n]*: its generation_config.json [^\n]*: fetch it again, or mend it$") as error:
+        resolve_model(path, 32)
+    assert message in str(error.value)
+
+
+def sparse_tokenizer(path, highest):
+    """60 words, whose <eos> has the id `highest`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {word: i for i, word in enumerate(WORDS[:60]) if word != "<eos>"} | {"<eos>": highest}
+    words = Tokenizer(models.WordLevel(vocab, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", pad_token="<pad>", unk_token="<pad>",
+                                        auto_map={"AutoTokenizer": [None, None]})
+    tokenizer.save_pretrained(path)
+    return tokenizer
+
+
+def test_ids_with_gaps_are_bounded_by_the_highest_not_by_their_number(tmp_path):
+    path = save_tiny_model(tmp_path / "model", layers=1)
+    sparse_tokenizer(path, 120)
+    tokenizer = resolve_model(path, 32)[2]
+    assert len(tokenizer) == 60 and rollout.token_bound(tokenizer) == 121
+    sparse_tokenizer(path, 128)
+    with pytest.raises(ConfigError, match="has ids up to 128, its model only 128 tokens"):
+        resolve_model(path, 32)
+
+
+def test_a_response_that_ends_with_a_high_id_is_finished_and_one_with_an_unknown_id_is_not(tmp_path, monkeypatch):
+    tokenizer = sparse_tokenizer(tmp_path, 120)
+    made = [rollout.Rollout(0, k, [2], ids, np.zeros(len(ids)), "stop") for k, ids in enumerate(([8, 120], [8, 121, 120]))]
+    monkeypatch.setattr(rollout, "generate", lambda *_, **__: made)
+    monkeypatch.setattr(rollout, "gather", list)
+    scorer = rewards.Scorer()
+    prompt = SimpleNamespace(ids=(2,), source="s", uid="u", reward="verl_gsm8k", answer="3")
+    ended, unknown = rollout.sample_and_score([prompt], [[0, 1]], engine=None, tokenizer=tokenizer, scorer=scorer, timer=Timer(torch.device("cpu")),
+                             temperature=1.0, max_tokens=8, stop_ids=[120], stop_strings=(), repetition_stop=0, deadline_s=9,
+                             engines=1, engine_rank=0, leader=True, version=0, vocab_size=128)
+    scorer.close()
+    assert not ended.phantom and ended.score.flags == frozenset()
+    assert unknown.phantom and unknown.score.flags == {"phantom_ids"} and unknown.score.total == 0

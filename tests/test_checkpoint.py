@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import ROOT, full, local
+from conftest import ROOT, full, local, save_tiny_model
 from test_policy import make_rollouts
 
 import checkpoint
@@ -329,6 +329,43 @@ def test_an_export_replaces_the_one_before_whole_or_not_at_all(tied_model, one_p
     assert error.value.exit_code == 3 and checkpoint.exported_step(folder) == -1  # not a mixture: the run exports again
     checkpoint.export_hf(pair[0], tokenizer, folder, torch.float32, 2)
     assert checkpoint.exported_step(folder) == 2 and os.listdir(tmp_path) == ["model"]
+
+
+REFUSED = [  # what published generation_config.json files hold and transformers does not write -> what is written, what is said
+    ({"temperature": 0.6, "top_p": 0.9, "do_sample": False}, {"do_sample": False}, "temperature = 0.6 left out, top_p = 0.9 left out"),
+    ({"top_k": 20}, {"top_k": 20, "do_sample": True}, "do_sample = True set"),
+    ({"temperature": 0.6, "early_stopping": True}, {"temperature": 0.6, "do_sample": True}, "do_sample = True set, early_stopping = True left out"),
+    ({"length_penalty": 1.2, "repetition_penalty": 1.1}, {"repetition_penalty": 1.1}, "length_penalty = 1.2 left out"),
+    ({"pad_token_id": -1}, {}, "pad_token_id = -1 left out"),
+    ({"output_scores": True, "min_p": 0.1}, {"min_p": 0.1, "do_sample": True}, "do_sample = True set, output_scores = True left out"),
+    ({"use_cache": False, "cache_implementation": "static"}, {"use_cache": False}, "cache_implementation = 'static' left out"),
+    ({"do_sample": True, "temperature": 0.6, "top_k": 20}, {"do_sample": True, "temperature": 0.6, "top_k": 20}, ""),
+]
+
+
+@pytest.mark.parametrize("found, written, said", REFUSED)
+def test_a_generation_config_that_transformers_does_not_write_is_mended_and_said(tmp_path, found, written, said):
+    from transformers import GenerationConfig
+
+    (tmp_path / "generation_config.json").write_text(json.dumps(found | {"eos_token_id": 1}))
+    settled, changes = checkpoint.generation_config(GenerationConfig.from_pretrained(tmp_path), [1, 8])
+    settled.save_pretrained(tmp_path)
+    again = json.loads((tmp_path / "generation_config.json").read_text())
+    again.pop("transformers_version")
+    assert again == {**written, "eos_token_id": [1, 8]} and ", ".join(changes) == said
+
+
+def test_an_export_of_such_a_model_stops_where_the_run_did(tmp_path, one_process):
+    from transformers import AutoTokenizer
+
+    from eval import resolve_model
+
+    model, said = save_tiny_model(tmp_path / "base", layers=1), []
+    (tmp_path / "base" / "generation_config.json").write_text('{"eos_token_id": [1, 3], "temperature": 0.6}')
+    policy, folder = fresh(model, one_process[2])[0], str(tmp_path / "model")
+    checkpoint.export_hf(policy, AutoTokenizer.from_pretrained(model), folder, torch.float32, 1, [1, 3, 8], said.append)
+    assert resolve_model(folder, 32)[3] == [1, 3, 8]
+    assert len(said) == 1 and "do_sample = True set" in said[0] and "\n" not in said[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------
