@@ -3,13 +3,16 @@ Cold start: supervised fine-tuning on {"prompt": ..., "response": ...} lines, pa
 
     torchrun --standalone --nproc-per-node=8 sft.py --model Qwen/Qwen2.5-3B --data traces.jsonl --name cold-start
 
-Only response tokens are trained, and EOS after each. A {"messages": [...]} line goes through the model's chat template.
+Only response tokens are trained, and EOS after each. A {"messages": [...]} line goes through the model's chat template:
+the assistant's last message is trained, with its thinking. What a line holds and training would lose makes it a bad line.
 """
 
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
@@ -67,26 +70,30 @@ def load_examples(path, tokenizer, max_len, chat=None):
     """
     if not os.path.isfile(path):
         raise ConfigError(f"data file {path!r} is not there: give a JSONL file with one prompt and response a line")
-    examples, bad, total = [], [], 0
-    with open(path, encoding="utf-8") as f:
-        for number, line in enumerate(f, 1):
-            if not line.strip():
-                continue
-            total += 1
-            try:
-                prompt_ids, response = to_prompt(json.loads(line), tokenizer, chat)
-            except (ValueError, KeyError, TypeError) as error:
-                bad.append(f"line {number}: {type(error).__name__}: {error}")
-                continue
-            response_ids = tokenizer(response, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-            if len(prompt_ids) + len(response_ids) > max_len:
-                bad.append(f"line {number}: {len(prompt_ids) + len(response_ids)} tokens, max_len is {max_len}")
-                continue
+    lines = prompts.read_file(Path(path))
+    if not lines:
+        raise ConfigError(f"data file {path!r} is empty: give a JSONL file with one prompt and response a line")
+    examples, bad = [], []
+    for number, row in lines:
+        try:
+            prompt_ids, response = to_prompt(row, tokenizer, chat)
+            response_ids = tokenizer(response, add_special_tokens=False)["input_ids"]
+        except Exception as error:  # chat templates and tokenizers raise what they like: it is this line that cannot be used
+            kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+            bad.append(f"line {number}: {kind}{prompts.excerpt(str(error), 150)[1:-1]}")
+            continue
+        if response_ids[-1:] != [tokenizer.eos_token_id]:
+            response_ids = response_ids + [tokenizer.eos_token_id]
+        if not prompt_ids:
+            bad.append(f"line {number}: the prompt is empty")
+        elif len(prompt_ids) + len(response_ids) > max_len:
+            bad.append(f"line {number}: {len(prompt_ids) + len(response_ids)} tokens, max_len is {max_len}")
+        else:
             examples.append((prompt_ids, response_ids))
     if bad:
-        common.print0(f"{path}: {len(bad)} of {total} lines not used; first: " + "; ".join(bad[:3]))
-    if len(bad) > 0.01 * total or not examples:
-        raise ConfigError(f"{path}: {len(bad)} of {total} lines cannot be used (more than 1 %); first: {bad[:1]}")
+        common.print0(f"{path}: {len(bad)} of {len(lines)} lines not used; first: " + "; ".join(bad[:3]))
+    if len(bad) > 0.01 * len(lines) or not examples:
+        raise ConfigError(f"{path}: {len(bad)} of {len(lines)} lines cannot be used (more than 1 %); first: {'; '.join(bad[:3])}")
     return examples
 
 
@@ -94,20 +101,75 @@ def has_messages(path):
     """Whether any line may go through the chat template."""
     if not os.path.isfile(path):
         return True  # load_examples says that
-    with open(path, "rb") as f:
-        return any(b'"messages"' in line for line in f)
+    return any(isinstance(row, dict) and "messages" in row for _, row in prompts.read_file(Path(path)))
+
+
+REASONING = ("reasoning_content", "reasoning", "thinking")  # names under which chat templates look for it
+NOT_TRAINED = ("system", "history", "context", "tools", "functions", "images", *REASONING)  # beside prompt and response
+MARK = "[END-OF-CONTENT]"  # which no template writes by itself
 
 
 def to_prompt(row, tokenizer, chat=None):
     """-> (prompt ids, response text) of {"prompt", "response"} or of {"messages"} that end with the assistant."""
-    if "messages" in row:
-        *before, last = row["messages"]
-        if last["role"] != "assistant":
-            raise ValueError("the last message must be the assistant's")
-        return tokenizer(render_chat(tokenizer, before, chat), add_special_tokens=False)["input_ids"], last["content"]
-    if not isinstance(row["prompt"], str) or not isinstance(row["response"], str) or not row["response"]:
+    if isinstance(row, Exception):  # a line that data.py could not read
+        raise ValueError(str(row))
+    if not isinstance(row, dict):
+        raise ValueError("not an object")
+    if lost := [key for key in NOT_TRAINED if row.get(key)]:
+        raise ValueError(f"holds {', '.join(lost)}, which would be lost: put it into the prompt, the response or the messages")
+    pair = [row.get("prompt"), row.get("response")]
+    if row.get("messages") is not None:
+        if pair != [None, None]:
+            raise ValueError("holds both messages and a prompt or response")
+        prompt, response = from_messages(row["messages"], tokenizer, chat)
+        return tokenizer(prompt, add_special_tokens=False)["input_ids"], response
+    if pair == [None, None]:
+        raise ValueError(f"wanted are prompt and response, or messages; the line has {', '.join(row)}")
+    if not all(isinstance(text, str) for text in pair) or not row["response"]:
         raise ValueError("prompt and response must be text, and the response not empty")
+    if (tag := opened_by(row["prompt"])) and row["response"].lstrip().startswith(tag):
+        raise ValueError(f"{tag} stands at the end of the prompt and again at the start of the response")
     return prompts.encode_prompt(tokenizer, row["prompt"]), row["response"]
+
+
+def from_messages(messages, tokenizer, chat=None):
+    """
+    -> (prompt, response): what the chat template writes up to the assistant's last message, and what from there to the
+    end of its content: that is where a template puts reasoning_content. Where it would leave thinking out of the
+    content, as it does with turns before the last, the content itself. ValueError where anything would be lost.
+    """
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages) or len(messages) < 2:
+        raise ValueError("messages must be a list of at least two objects")
+    for message in messages:
+        if not isinstance(message.get("content"), str):
+            raise ValueError(f"the content of a message must be text, not {type(message.get('content')).__name__}")
+        if lost := [key for key in message if key not in ("role", "content", *REASONING) and message[key]]:
+            raise ValueError(f"a message holds {', '.join(lost)}, which would be lost")
+    *before, last = messages
+    content, reasoning = last["content"], [last[key] for key in REASONING if last.get(key)]
+    if last.get("role") != "assistant" or not content.strip() or not all(isinstance(text, str) for text in reasoning):
+        raise ValueError("the last message must be the assistant's, with a content that is not empty")
+    prompt = render_chat(tokenizer, before, chat)
+    whole, marked = (render_chat(tokenizer, [*before, {**last, "content": text}], chat, add_generation_prompt=False)
+                     for text in (content, content + MARK))
+    head, _, tail = marked.rpartition(MARK)  # tail: how the template ends a turn
+    written = next((text for text in (head, head.rstrip()) if text + tail == whole), "")
+    tag, response = opened_by(prompt), written[len(prompt):] if written.startswith(prompt) else ""
+    if not all("".join(text.split()) in "".join((tag + response).split()) for text in (content, *reasoning)):
+        if reasoning:
+            raise ValueError("the chat template does not write the reasoning of the last message: put it into its content")
+        response = content
+    if tag and response.lstrip().startswith(tag):  # the prompt has it
+        response = response.lstrip().removeprefix(tag).lstrip()
+    if tag and f"{tag[0]}/{tag[1:]}" not in response:
+        raise ValueError(f"the chat template opens {tag} for the assistant, and its message never closes it")
+    return prompt, response
+
+
+def opened_by(prompt):
+    """The <think>, or tag like it, that a prompt ends in: the response then must close it, but not open it; else ""."""
+    found = re.search(r"[<\[][\w:]*(?:think|thought|reason)\w*[>\]](?=\s*\Z)", prompt[-50:], flags=re.IGNORECASE)
+    return found[0] if found else ""
 
 
 def learning_rate(step, cfg):
@@ -128,7 +190,7 @@ def main():
     rank, world, device = common.init_distributed()
     dtype = cfg.dtype if cfg.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
     path, _, tokenizer, stop_ids = resolve_model(cfg.model, 0)
-    chat = check_chat(cfg, tokenizer, has_messages(cfg.data))
+    chat = check_chat(cfg, tokenizer, not cfg.chat_template_kwargs or has_messages(cfg.data))
     examples = load_examples(cfg.data, tokenizer, min(cfg.max_len, cfg.tokens_per_step), chat)
     if cfg.check:
         return common.print0(f"{len(examples)} examples; first: {tokenizer.decode(examples[0][0] + examples[0][1])!r}")
