@@ -32,7 +32,7 @@ from torch.distributed.tensor import DTensor
 
 from common import START, fault, gather, max_over_ranks, print0, whole
 from config import ConfigError
-from rundir import commit, versions
+from rundir import changed_contents, commit, versions
 
 NO_CHECKPOINT = 3   # exit code: none can be read, or none could be written MAX_FAILURES times in a row
 MAX_FAILURES = 3
@@ -244,16 +244,7 @@ def find(folder, fingerprints, allow_data_change=False, say=print0):
                 path = os.path.join(folder, name)
                 shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
     state = newest(folder, say)
-    before = state.get("fingerprints", fingerprints)
-    changed = [name for name in fingerprints if before.get(name) != fingerprints[name]]
-    if "model" in changed:
-        raise ConfigError(f"the model's files are not those that {folder} was started with: put the old ones back, or "
-                          "give this run another --name")
-    if changed and not allow_data_change:
-        raise ConfigError(f"the {' and '.join(changed)} data are not those that {folder} was started with (other rows, "
-                          "text or answers): put the old ones back, give this run another --name, or accept them with "
-                          "--allow_data_change", exit_code=2)
-    if changed:
+    if changed := changed_contents(folder, state.get("fingerprints", {}), fingerprints, allow_data_change):
         say(f"WARNING: the {' and '.join(changed)} data changed since step {state['step']}; going on as you allow it")
     return state
 

@@ -38,7 +38,10 @@ from config import ConfigError, table
 # another run.
 MAY_CHANGE = ("num_steps", "eval_every", "save_every", "wandb", "check", "max_tokens_per_gpu", "checkpointing", "compile",
               "max_num_seqs", "kv_cache_gb", "rollout_deadline_s", "keep_rollouts", "report_every", "keep_checkpoints",
-              "max_hours", "allow_data_change", "shard_size", "tensor_parallel", "dry_step")
+              "max_hours", "allow_data_change", "shard_size", "tensor_parallel", "dry_step", "name")
+# Settings that are paths: what lies there may not change, where it lies may.
+PATHS = {"train_grpo.py": ("model", "data_path", "eval_path"), "train_ppo.py": ("model", "critic_model", "data_path", "eval_path"),
+         "sft.py": ("model", "data")}
 
 
 LAST = {}  # what a crash report holds: folder of the run, step, rollouts, row of metrics, max_tokens
@@ -118,35 +121,67 @@ def token_budget(folder, asked, say=print0):
     return used
 
 
-def run_folder(cfg):
+def run_folder(cfg, fingerprints=None):
     """
     -> out/<name>, after making sure that it is new or holds a run of the same settings: the same command continues a
     run, another one is another run. Without metrics or checkpoint it is a start that failed, and does not count.
+
+    fingerprints {"model", "training", ...}: of what the run would use. A directory, a model or a file may have moved: of a
+    setting that is a path the contents count, as the run's config.json has them.
     """
     if not re.fullmatch(r"[\w.+-]+", cfg.name) or cfg.name.startswith("."):
         raise ConfigError(f"name = {cfg.name!r} must be a plain directory name: letters, digits, '-', '_', '.'")
     path = os.path.join("out", cfg.name)
-    refused = [line for name, line in changed_settings(path, cfg).items() if name not in MAY_CHANGE]
+    before = record_of(path).get("fingerprints") if fingerprints else None
+    allowed = MAY_CHANGE if before is None else (*MAY_CHANGE, *PATHS.get(script_of(cfg), ()))
+    refused = [line for name, line in changed_settings(path, cfg).items() if name not in allowed]
     if refused:
         raise ConfigError(f"{path} holds a run with other settings ({', '.join(refused)}); give this one another --name, "
                           f"or remove {path}")
+    changed_contents(path, before or {}, fingerprints or {}, getattr(cfg, "allow_data_change", False))
     return path
 
 
-def changed_settings(path, cfg):
-    """{"lr": "lr: 0.1 there, 0.2 now"} of a run directory against cfg; {} for a new one. What is missing had its default."""
+def script_of(cfg):
+    return os.path.basename(inspect.getfile(type(cfg)))
+
+
+def record_of(path):
+    """config.json of a run directory; {} where it holds no run yet."""
     names, file = os.listdir(path) if os.path.isdir(path) else [], os.path.join(path, "config.json")
     if not any(re.match(r"metrics\.jsonl|(corrupt_)?step_", name) for name in names):
         return {}
     try:
         with open(file) as f:
             record = json.load(f)
-        before = as_json(type(cfg)()) | record["settings"] | {"script": record["script"]}
+        return {**record, "settings": dict(record["settings"]), "script": record["script"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file} cannot be read ({error!r}): restore it, or give this run another --name") from error
-    now = as_json(cfg) | {"script": os.path.basename(inspect.getfile(type(cfg)))}
+
+
+def changed_settings(path, cfg):
+    """{"lr": "lr: 0.1 there, 0.2 now"} of a run directory against cfg; {} for a new one. What is missing had its default."""
+    record = record_of(path)
+    if not record:
+        return {}
+    before = as_json(type(cfg)()) | record["settings"] | {"script": record["script"]}
+    now = as_json(cfg) | {"script": script_of(cfg)}
     names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
     return {name: f"{name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in names}
+
+
+def changed_contents(folder, before, now, allow_data_change):
+    """The fingerprints that differ, as names of data, where that is allowed; ConfigError where it is not."""
+    changed = [name for name in now if before.get(name, now[name]) != now[name]]
+    for name in ("model", "critic"):
+        if name in changed:
+            raise ConfigError(f"the {name}'s files are not those that {folder} was started with: put the old ones back, or "
+                              "give this run another --name")
+    if changed and not allow_data_change:
+        raise ConfigError(f"the {' and '.join(changed)} data are not those that {folder} was started with (other rows, "
+                          "text or answers): put the old ones back, give this run another --name, or accept them with "
+                          "--allow_data_change", exit_code=2)
+    return changed
 
 
 def lock(folder):
@@ -184,8 +219,8 @@ def as_json(cfg):
 class Run:
     """The run directory of one training; on ranks other than 0 every method does nothing."""
 
-    def __init__(self, cfg, origin, script):
-        self.path = run_folder(cfg)
+    def __init__(self, cfg, origin, script, fingerprints=None):
+        self.path = run_folder(cfg, fingerprints)
         self.main = dist.get_rank() == 0
         self.wandb, self.reporting, self.unwritten = None, None, {}
         settings, file = as_json(cfg), os.path.join(self.path, "config.json")
@@ -195,7 +230,7 @@ class Run:
             return
         changed = changed_settings(self.path, cfg)
         try:
-            self.write_start(cfg, origin, script, settings, file)
+            self.write_start(cfg, origin, script, settings, file, fingerprints)
         except OSError as error:
             raise ConfigError(f"{self.path} cannot be written ({error}): make room; the same command continues", 3) from error
         self.say(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')}  {script}  ->  {self.path}\n{table(cfg, origin)}")
@@ -203,7 +238,7 @@ class Run:
             self.say(f"other settings than before: {', '.join(changed.values())}")
         self.start_wandb(cfg, settings)
 
-    def write_start(self, cfg, origin, script, settings, file):
+    def write_start(self, cfg, origin, script, settings, file, fingerprints):
         """config.json and the code as it is, once for each start of the run."""
         os.makedirs(os.path.join(self.path, "samples"), exist_ok=True)
         self.wandb_id = f"{cfg.name}-{os.urandom(4).hex()}"  # a directory begun anew is another run there too
@@ -213,7 +248,7 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError):
             pass  # the first start
         command = [os.path.basename(word) for word in (sys.executable, sys.argv[0])] + sys.argv[1:]
-        record = {"script": script, "settings": settings, "origin": origin, "command": command,
+        record = {"script": script, "settings": settings, "origin": origin, "command": command, "fingerprints": fingerprints,
                   "world_size": dist.get_world_size(), "wandb_id": self.wandb_id, "versions": versions(), "machine": machine(), "commit": commit()}
         with open(file + ".tmp", "w") as f:
             json.dump(record, f, indent=1)

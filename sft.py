@@ -194,12 +194,12 @@ def main():
     examples = load_examples(cfg.data, tokenizer, min(cfg.max_len, cfg.tokens_per_step), chat)
     if cfg.check:
         return common.print0(f"{len(examples)} examples; first: {tokenizer.decode(examples[0][0] + examples[0][1])!r}")
-    folder = rundir.run_folder(cfg)
-    if (done := checkpoint.exported_step(f"{folder}/model")) >= cfg.num_steps:
-        return common.print0(f"{folder} is complete: step {done} of {cfg.num_steps}. Its model is {folder}/model")
-    run = rundir.Run(cfg, origin, script="sft.py")
     text = json.dumps(examples).encode()
     fingerprints = {"model": checkpoint.fingerprint_of_model(path), "training": hashlib.sha256(text).hexdigest()}
+    folder = rundir.run_folder(cfg, fingerprints)
+    if (done := checkpoint.exported_step(f"{folder}/model")) >= cfg.num_steps:
+        return common.print0(f"{folder} is complete: step {done} of {cfg.num_steps}. Its model is {folder}/model")
+    run = rundir.Run(cfg, origin, script="sft.py", fingerprints=fingerprints)
     saved = checkpoint.find(run.path, fingerprints, cfg.allow_data_change, run.say)  # {"step": 0}: there is none yet
     micro_batch_tokens = rundir.token_budget(run.path, cfg.max_tokens_per_gpu, run.say)
 

@@ -428,12 +428,14 @@ def main():
         raise ConfigError(f"{len(both)} of the {len(eval_set)} held-out prompts are training prompts: give --eval_path with "
                           "other rows, or --eval_prompts 0")
     critic_path = check_critic(cfg.critic_model or cfg.model, hf_config, tokenizer)
-    folder = rundir.run_folder(cfg)
-    if (done := checkpoint.exported_step(f"{folder}/model")) >= cfg.num_steps:
-        return common.print0(f"{folder} is complete: step {done} of {cfg.num_steps}. Its model is {folder}/model")
-    run = rundir.Run(cfg, origin, script="train_ppo.py")
     fingerprints = {"model": checkpoint.fingerprint_of_model(path), "training": data.fingerprint(prompts),
                     "held-out": data.fingerprint(eval_set)}
+    if cfg.estimator == "gae":
+        fingerprints["critic"] = checkpoint.fingerprint_of_model(critic_path)
+    folder = rundir.run_folder(cfg, fingerprints)
+    if (done := checkpoint.exported_step(f"{folder}/model")) >= cfg.num_steps:
+        return common.print0(f"{folder} is complete: step {done} of {cfg.num_steps}. Its model is {folder}/model")
+    run = rundir.Run(cfg, origin, script="train_ppo.py", fingerprints=fingerprints)
     saved = checkpoint.find(run.path, fingerprints, cfg.allow_data_change, run.say)  # {"step": 0}: there is none yet
     micro_batch_tokens = rundir.token_budget(run.path, cfg.max_tokens_per_gpu, run.say)
     if saved["step"] and cfg.estimator == "gae" and "critic" not in saved["models"]:

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ import checkpoint
 import common
 import policy as model
 import rundir
+import train_ppo
 from config import ConfigError
 
 
@@ -400,6 +401,36 @@ def test_all_changed_settings_are_listed_and_only_harmless_ones_are_allowed(tmp_
         json.dump({**record, "script": "sft.py"}, f)
     with pytest.raises(ConfigError, match=r"script: 'sft.py' there"):
         rundir.run_folder(Config())
+
+
+def test_what_moved_continues_where_its_contents_agree_and_only_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = train_ppo.Config(name="a", model="m", critic_model="c", data_path="x.jsonl", eval_path="y.jsonl")
+    prints = {"model": "1", "critic": "2", "training": "3", "held-out": "4"}
+    os.makedirs("out/a/step_000002")
+    record = {"script": "train_ppo.py", "settings": rundir.as_json(base), "fingerprints": prints}
+    with open("out/a/config.json", "w") as f:
+        json.dump(record, f)
+    os.rename("out/a", "out/b")
+    moved = replace(base, name="b", model="/new/m", critic_model="/new/c", data_path={"math": "/new/x"}, eval_path="/new/y")
+    assert rundir.run_folder(moved, prints) == "out/b"
+    assert set(rundir.changed_settings("out/b", moved)) == {"name", "model", "critic_model", "data_path", "eval_path"}  # said
+    for other, code, message in [({"model": "9"}, 1, "the model's files are not those that out/b was started with"),
+                                 ({"critic": "9"}, 1, "the critic's files are not those that out/b was started with"),
+                                 ({"training": "9"}, 2, "the training data are not those that out/b was started with"),
+                                 ({"held-out": "9"}, 2, "the held-out data are not those")]:
+        for cfg in (moved, replace(base, name="b")):
+            with pytest.raises(ConfigError, match=message) as error:
+                rundir.run_folder(cfg, {**prints, **other})
+            assert error.value.exit_code == code
+    assert rundir.run_folder(replace(moved, allow_data_change=True), {**prints, "training": "9"}) == "out/b"
+    with pytest.raises(ConfigError, match="other settings .lr: 1e-06 there, 2e-06 now.;"):
+        rundir.run_folder(replace(moved, lr=2e-6), {**prints, "model": "9"})
+    del record["fingerprints"]  # a run from before they were kept: nobody can tell
+    with open("out/b/config.json", "w") as f:
+        json.dump(record, f)
+    with pytest.raises(ConfigError, match="other settings .model: 'm' there, '/new/m' now"):
+        rundir.run_folder(moved, prints)
 
 
 def test_a_directory_belongs_to_one_process_and_a_killed_one_leaves_no_lock(tmp_path, one_process):

@@ -238,6 +238,28 @@ def test_changed_examples_are_refused_with_exit_code_2_unless_allowed(server, ti
     assert allowed.returncode == 0 and "WARNING: the training data changed since step 2" in allowed.stdout
 
 
+def test_a_run_whose_directory_model_and_data_moved_continues_and_another_model_is_refused(server, tied_model, tmp_path):
+    def run(name, model, data, steps):
+        args = [*SFT, "--name", name, "--model", model, "--data", data, "--num_steps", steps]
+        return server.run(tmp_path, "sft.py", args)
+
+    write_examples(tmp_path)
+    shutil.copytree(tied_model, tmp_path / "there")
+    assert run("a", "there", "d.jsonl", 2).returncode == 0
+    os.rename(tmp_path / "out/a", tmp_path / "out/b")
+    os.rename(tmp_path / "there", tmp_path / "here")
+    os.rename(tmp_path / "d.jsonl", tmp_path / "e.jsonl")
+    write_examples(tmp_path, count=41)
+    other = save_tiny_model(tmp_path / "other", seed=1)
+    for model, data, code, reason in ((other, "e.jsonl", 1, "the model's files"), ("here", "d.jsonl", 2, "the training data")):
+        refused = run("b", model, data, 3)
+        assert refused.returncode == code and f"{reason} are not those that out/b was started with" in refused.stderr
+        assert len(refused.stderr.strip().splitlines()) == 1
+    moved = run("b", "here", "e.jsonl", 3)
+    assert moved.returncode == 0 and "resumed out/b at step 2" in moved.stdout, moved.stderr[-2000:]
+    assert "name: 'a' there, 'b' now, " in moved.stdout
+
+
 @pytest.mark.slow
 def test_changed_prompts_and_another_tokenizer_are_refused(server, tmp_path):
     model = save_tiny_model(tmp_path / "model")
