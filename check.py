@@ -5,7 +5,8 @@
     python train_grpo.py recipes/dr_grpo_r1.py --check --data_path rows.jsonl --eval_path test_rows.jsonl
 
 Prints one rendered prompt per data set and scores a perfect response to it: less than the full mark means that data,
-template and reward do not belong together, and ends the check with exit code 1.
+template and reward do not belong together, and ends the check with exit code 1. Of a reward that is not in FULL_MARK, yours
+perhaps, no perfect response is known: the check shows what it makes of a made-up one.
 """
 
 import os
@@ -63,18 +64,26 @@ def check_recipe(cfg):
     for group in groups:
         explain(prompts[group.start], cfg, tokenizer)
     for group in held_out_groups:  # other data sets, other golds: scored, not shown
-        score_gold(held_out[group.start])
+        if held_out[group.start].reward in FULL_MARK:
+            score_gold(held_out[group.start])
     say("check passed")
 
 
 def explain(prompt, cfg, tokenizer):
-    """Print a prompt and the score of a perfect response to it."""
-    response, score = score_gold(prompt)
+    """Print a prompt and the score of a perfect response to it, or of a made-up one."""
     length = f"{len(prompt.ids)} tokens" if tokenizer else "tokens not counted"
     template = data.per_source(cfg.template, prompt.source, "template")
     say(f"\n{prompt.uid}, template {template}, {length}\n{'-' * 80}\n{prompt.text}\n{'-' * 80}")
-    say(f"gold response  {ascii(response)[1:-1]}")
-    say(f"reward         {prompt.reward} {score.total:g} = {sums(score)}: the full mark")
+    if prompt.reward in FULL_MARK:
+        response, score = score_gold(prompt)
+        say(f"gold response  {ascii(response)[1:-1]}")
+        say(f"reward         {prompt.reward} {score.total:g} = {sums(score)}: the full mark")
+    else:
+        response, notes = "<think>I worked it out.</think> <answer> 1 </answer>", []
+        score = rewards.run(prompt.reward, rewards.ask_now, response, prompt.answer, False, 16, cfg.max_response_len, notes)
+        found = f"{score.total:g} = {sums(score)}" if "error" not in score.flags else f"fails: {rewards.shown(notes[-1][1], 200)}"
+        say(f"made up        {response}")
+        say(f"reward         {prompt.reward} {found}; NOT TESTED: no perfect response is known to it")
     if cfg.reward_parts:
         num_tokens = len(tokenizer.encode(response)) if tokenizer else len(response.split())
         score = rewards.add_parts(score, cfg.reward_parts, response, num_tokens, cfg.max_response_len)

@@ -282,7 +282,7 @@ def sweep_settings(cfg, origin):
 
 
 def kind_of(reward):
-    return "countdown" if "countdown" in reward else "kk" if reward.endswith("kk") else "math"
+    return rewards.READS.get(reward, reward)  # one of yours is only like itself
 
 
 def targets_of(cfg):

@@ -534,18 +534,26 @@ PARTS = {
 }
 
 
-def add_parts(score, weights, response, num_tokens, max_tokens):
+def add_parts(score, weights, response, num_tokens, max_tokens, notes=None):
     """
     The score plus weight x part for each of {"reasoning_steps": 0.5, ...}. Truncated: the format parts add nothing.
-    cosine has open-r1's function defaults (right 1 -> 0.5, wrong -1 -> -0.5), in tokens instead of characters.
+    cosine has open-r1's function defaults (right 1 -> 0.5, wrong -1 -> -0.5), in tokens instead of characters. A part
+    that raises or is not finite adds nothing, with the flag 'error'.
     """
-    parts, text = dict(score.parts), strip_eos(response)
+    parts, flags, text = dict(score.parts), set(score.flags), strip_eos(response)
     for name, weight in weights.items():
-        value = PARTS[name](text, score, num_tokens, max_tokens)
+        try:
+            value = float(PARTS[name](text, score, num_tokens, max_tokens))
+            if not abs(value) <= MAX_REWARD:
+                raise ValueError(f"it is {value}")
+        except (Exception, SystemExit) as e:
+            value, flags = 0.0, flags | {"error"}
+            if notes is not None:
+                notes.append(("error", f"part {name}: {type(e).__name__}: {e}"))
         if "truncated" in score.flags and name in ("think_answer_format", "tag_count", "reasoning_steps"):
             value = 0.0
         parts[name] = parts.get(name, 0.0) + weight * value
-    return replace(score, parts=parts, total=float(sum(parts.values())))
+    return replace(score, parts=parts, total=float(sum(parts.values())), flags=frozenset(flags))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -572,18 +580,23 @@ READS = {"tinyzero_countdown": "countdown", "logic_rl_kk": "kk", **dict.fromkeys
 
 
 def check(reward, part_weights=()):
-    """ValueError unless there are such a reward and such parts: for start-up."""
+    """ValueError unless there are such a reward and such parts, with finite weights: for start-up."""
     for what, names, known in (("reward", [reward], REWARDS), ("reward part", part_weights, PARTS)):
         for name in names:
-            if name not in known:
+            if not isinstance(name, str) or name not in known:
                 near = difflib.get_close_matches(str(name), known, 1)
                 raise ValueError(f"no {what} {name!r}; " + (f"did you mean {near[0]!r}? " if near else "")
                                  + f"known: {', '.join(known)}")
+    for name in part_weights:
+        if type(part_weights[name]) not in (int, float) or not abs(part_weights[name]) <= MAX_REWARD:
+            raise ValueError(f"the weight of reward part {name!r} must be a finite number, not {part_weights[name]!r}")
 
 
 def check_answer(reward, answer):
-    """ValueError unless `answer` is a reference answer that this reward can read: for loading data."""
+    """ValueError unless `answer` is a reference answer that this reward can read: for loading data. Yours may read any."""
     check(reward)
+    if reward not in READS:
+        return
 
     def demand(condition, what):
         if not condition:
@@ -595,8 +608,8 @@ def check_answer(reward, answer):
     if reward == "tinyzero_countdown":
         demand(isinstance(answer, dict) and is_int(answer.get("target")), "answer needs an int 'target'")
         numbers = answer.get("numbers")
-        demand(isinstance(numbers, (list, tuple)) and numbers and all(is_int(n) and n >= 0 for n in numbers),
-               "answer needs 'numbers', a list of ints")
+        demand(isinstance(numbers, (list, tuple)) and numbers and all(is_int(n) and 0 <= n < 10**6 for n in numbers),
+               "answer needs 'numbers', a list of ints of at most 6 digits")
     elif reward == "logic_rl_kk":
         demand(isinstance(answer, dict) and {"solution_text_format", "names", "solution"} <= set(answer),
                "answer needs solution_text_format, names and solution")
@@ -614,16 +627,42 @@ def check_answer(reward, answer):
 
 
 def run(reward, equal, response, answer, truncated=False, num_tokens=None, max_tokens=None, notes=None):
-    """The reward function, made total: whatever goes wrong inside is the failing score with the flag 'error'."""
+    """
+    The reward function, made total: where it raises, or returns what is no Score of finite numbers, the score is 0, of a
+    published reward its failing value, with the flag 'error' and a note that says what went wrong. Neither a bad row nor
+    a bug may end a run of days; Scorer counts and tells them.
+    """
     try:
         sample = Sample(strip_eos(response), answer, bool(truncated), num_tokens, max_tokens, notes=notes)
         sample.flags |= {"truncated"} if truncated else set()
-        return REWARDS[reward](sample, equal)
-    except Exception as e:          # a bad row or a bug of ours must not end a run of days; it is counted
-        failed = REWARDS[reward](Sample("", answer, truncated=True), equal)
+        return checked(REWARDS[reward](sample, equal))
+    except (Exception, SystemExit) as e:  # SystemExit: ConfigError and DataError are such
         if notes is not None:
-            notes.append(("error", repr(e)))
-        return replace(failed, flags=frozenset({"error"}))
+            notes.append(("error", f"{type(e).__name__}: {e}"))
+    failed = Score(0.0, False, False, {})
+    try:
+        if reward in READS:
+            failed = checked(REWARDS[reward](Sample("", answer, truncated=True), equal))
+    except (Exception, SystemExit):
+        pass  # a published reward that a fork has replaced: told above
+    return replace(failed if failed.total <= 0 else Score(0.0, False, False, {}), flags=frozenset({"error"}))
+
+
+MAX_REWARD = 1e6        # of a total or a part: a number beyond it is a mistake, and would drown every other advantage
+
+
+def checked(score):
+    """A Score as it is, in plain finite numbers; TypeError or ValueError for what a reward may not return."""
+    if not isinstance(score, Score):
+        raise TypeError(f"it returned {type(score).__name__}, not a Score: end it with return sample.finish({{'name': value}}, correct)")
+    parts = {str(name): float(value) for name, value in score.parts.items()} or {"reward": float(score.total)}
+    total = float(score.total)
+    for name, value in [*parts.items(), ("total", total)]:
+        if not abs(value) <= MAX_REWARD:
+            raise ValueError(f"{name} is {value}")
+    if abs(total - sum(parts.values())) > 1e-6 * max(1.0, abs(total)):
+        raise ValueError(f"total {total:g} is not the sum of its parts, {sum(parts.values()):g}")
+    return Score(total, bool(score.correct), bool(score.format_ok), parts, frozenset(map(str, score.flags)))
 
 
 def predicted(reward, response, answer, truncated=False):
@@ -689,6 +728,8 @@ class Scorer:
     def __init__(self, num_workers=2, timeout_s=3.0, part_weights=None):
         self.graders, self.part_weights = grade.Workers(num_workers, timeout_s), part_weights or {}
         self.scores, self.waiting, self.known = {}, {}, {}
+        self.failed = {}  # {key: (reward, what went wrong, response, worth)}, not yet told
+        self.failures, self.told = {}, {}  # {reward: how many responses}, {reward: the number last told}
 
     def submit(self, key, reward, response, answer, truncated=False, num_tokens=None, max_tokens=None):
         check(reward)
@@ -708,11 +749,14 @@ class Scorer:
         self.poll()
 
     def keep(self, key, reward, equal, arguments):
-        score = run(reward, equal, *arguments)
+        notes, (response, _, _, num_tokens, max_tokens) = [], arguments
+        score = run(reward, equal, *arguments, notes=notes)
         if self.part_weights:
-            response, _, _, num_tokens, max_tokens = arguments
-            score = add_parts(score, self.part_weights, response, num_tokens, max_tokens)
+            score = add_parts(score, self.part_weights, response, num_tokens, max_tokens, notes)
         self.scores[key] = score
+        self.failed.pop(key, None)  # a reward runs again when its verdict is in
+        if problem := next((finding for rule, finding in notes if rule == "error"), None):
+            self.failed[key] = reward, problem, response, score.total
 
     def poll(self, wait_s=0.0):
         """Take the verdicts that are in and hand out the next questions; cheap, for loops that wait elsewhere."""
@@ -735,7 +779,23 @@ class Scorer:
             self.graders.drop()
             self.waiting.clear()
         scores, self.scores = self.scores, {}
+        self.tell_failures()
         return scores
+
+    def tell_failures(self):
+        """On stderr, from every rank: the first three failures of a reward, then their number whenever it has doubled."""
+        rank = os.environ.get("RANK", "0")
+        for reward, problem, response, total in self.failed.values():
+            self.failures[reward] = count = self.failures.get(reward, 0) + 1
+            if count <= 3:
+                self.told[reward] = count
+                print(f"warning: rank {rank}: reward {reward!r} failed on a response, which is worth {total:g} (column flag/error): "
+                      f"{shown(problem, 200)}; response: {shown(response)}", file=sys.stderr, flush=True)
+        for reward, count in self.failures.items():
+            if count >= 2 * self.told[reward]:
+                self.told[reward] = count
+                print(f"warning: rank {rank}: reward {reward!r} has failed on {count:,} responses so far", file=sys.stderr, flush=True)
+        self.failed = {}
 
     def close(self):
         self.graders.close()

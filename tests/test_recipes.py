@@ -239,6 +239,21 @@ def test_check_as_a_command_ends_with_0_or_with_1_and_one_line(world, tmp_path):
     assert not os.path.exists(tmp_path / "out")
 
 
+@pytest.mark.parametrize("function, found", [
+    (lambda sample, equal: sample.finish({"short": 1.0}, True, True), "own 1 = short 1; NOT TESTED"),
+    (lambda sample, equal: 1.0, "own fails: TypeError: it returned float, not a Score"),
+])
+def test_check_shows_what_an_own_reward_makes_of_a_response_and_that_it_is_not_tested(function, found, monkeypatch, capsys):
+    monkeypatch.setitem(rewards.REWARDS, "own", function)
+    cfg = train_grpo.Config(data="countdown:4", template="tinyzero_base", reward="own", reward_parts={"tag_count": 1.0},
+                            model="no/such-model")
+    check.check_recipe(cfg)
+    out = capsys.readouterr().out
+    assert found in out and out.rstrip().endswith("check passed")
+    prompts, _ = data.load_prompts("countdown:4", "tinyzero_base", "own", None, check_answer=rewards.check_answer)
+    check.self_test(prompts)  # says nothing, and ends nothing
+
+
 def test_every_reward_has_a_full_mark():
     assert set(check.FULL_MARK) == set(rewards.REWARDS)
 

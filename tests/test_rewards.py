@@ -13,12 +13,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rewards
-from rewards import score
+from rewards import Score, score
 
 EOS = "<|endoftext|>"
 COUNTDOWN = {"target": 98, "numbers": [44, 19, 35]}
@@ -477,6 +478,7 @@ def test_an_unknown_reward_is_an_error_that_names_the_nearest():
 @pytest.mark.parametrize(("reward", "answer"), [
     ("tinyzero_countdown", {"target": 98}), ("tinyzero_countdown", {"target": "98", "numbers": [1]}),
     ("tinyzero_countdown", {"target": 98, "numbers": []}), ("tinyzero_countdown", {"target": 98, "numbers": [1.5]}),
+    ("tinyzero_countdown", {"target": 1_000_001, "numbers": [1, 1_000_000]}),
     ("tinyzero_countdown", "98"), ("logic_rl_kk", {"names": ["Zoey"], "solution": [True]}),
     ("logic_rl_kk", {**PEOPLE, "solution": [True, True]}), ("logic_rl_kk", {**PEOPLE, "names": ["Zoey"]}),
     ("math", ""), ("math", []), ("math", None), ("math", 27.0), ("math", ["5", ""]), ("math", "$$"),
@@ -491,6 +493,80 @@ def test_well_formed_golds_are_accepted():
     ("math", ["5", r"\frac12"]),
                            ("open_r1_math", r"A long solution, so $\boxed{5}$.")):
         rewards.check_answer(reward, answer)
+
+
+@pytest.mark.parametrize("weight", ["1", None, True, math.nan, math.inf])
+def test_the_weight_of_a_part_is_a_finite_number(weight):
+    with pytest.raises(ValueError, match="the weight of reward part 'tag_count' must be a finite number"):
+        rewards.check("math", {"tag_count": weight})
+
+
+def odd_rewards():
+    """Rewards of one's own: {name: (function, what is told of it)}; each works on the response "fine"."""
+    def of(value):
+        return lambda sample, equal: sample.finish({"own": value if sample.text != "fine" else 1.0}, True, True)
+
+    def returns(value):
+        return lambda sample, equal: value if sample.text != "fine" else sample.finish({"own": 1.0}, True, True)
+
+    def leaves(sample, equal):
+        if sample.text != "fine":
+            raise SystemExit("bye")
+        return sample.finish({"own": 1.0}, True, True)
+
+    return {"index": (lambda sample, equal: sample.finish({"own": float(sample.text[3] == "e")}, True, True), "IndexError"),
+            "leaves": (leaves, "SystemExit: bye"), "nan": (of(math.nan), "own is nan"), "inf": (of(-math.inf), "own is -inf"),
+            "huge": (of(1e300), "own is 1e+300"), "text": (of("a lot"), "TypeError"), "none": (returns(None), "it returned NoneType, not a Score"),
+            "float": (returns(1.0), "it returned float"), "sum": (returns(Score(1.0, True, True, {"own": 0.5})), "not the sum of its parts"),
+            "hidden nan": (returns(Score(1.0, True, True, {"own": math.nan, "other": 1.0})), "own is nan")}
+
+
+@pytest.mark.parametrize("name", odd_rewards())
+def test_where_an_own_reward_fails_the_response_is_worth_0_and_it_is_told(name, monkeypatch, capsys):
+    function, told = odd_rewards()[name]
+    monkeypatch.setitem(rewards.REWARDS, "own", function)
+    assert score("own", "fine", {"any": "answer"}).total == 1.0
+    failed = score("own", "odd", "5")
+    assert (failed.total, failed.correct, failed.format_ok, failed.flags) == (0.0, False, False, {"error"})
+    scorer = rewards.Scorer(num_workers=1)
+    for batch in range(2):
+        for key, text in enumerate(["odd", "fine", "odd", "odd"] + ["odd", "fine"] * 2):
+            scorer.submit(key, "own", text, "5")
+        assert [scorer.collect()[key].total for key in range(1)] == [0.0]
+        said = capsys.readouterr().err
+        assert said.count("warning: rank 0: reward 'own' failed on a response, which is worth 0") == (3 if batch == 0 else 0)
+        assert batch or told in said and "response: odd" in said
+        assert ("has failed on 10 responses so far" in said) is (batch == 1)
+    scorer.close()
+
+
+def test_an_own_reward_may_return_numpy_numbers_and_a_score_without_parts(monkeypatch):
+    monkeypatch.setitem(rewards.REWARDS, "own", lambda s, equal: s.finish({"own": np.float32(0.5)}, np.bool_(True), np.int64(1)))
+    result = score("own", "x", "5")
+    assert (result.total, result.correct, result.format_ok) == (0.5, True, True)
+    assert json.dumps([result.total, result.correct, result.format_ok, result.parts]) == '[0.5, true, true, {"own": 0.5}]'
+    monkeypatch.setitem(rewards.REWARDS, "own", lambda s, equal: Score(2.0, True, True, {}))
+    assert rewards.add_parts(score("own", "x", "5"), {"tag_count": 1.0}, "x", 1, 2).total == 2.0
+
+
+def test_a_published_reward_that_a_fork_replaced_and_that_raises_is_worth_0(monkeypatch):
+    monkeypatch.setitem(rewards.REWARDS, "math", lambda sample, equal: sample.no_such_thing)
+    assert (score("math", "x", "5").total, score("math", "x", "5").flags) == (0.0, {"error"})
+
+
+def test_a_part_that_fails_adds_nothing_and_is_told(monkeypatch, capsys):
+    monkeypatch.setitem(rewards.PARTS, "half", lambda text, score, num, most: 1 / 0)
+    monkeypatch.setitem(rewards.PARTS, "nan", lambda text, score, num, most: math.nan)
+    scorer = rewards.Scorer(num_workers=1, part_weights={"half": 1.0, "nan": 1.0, "tag_count": 1.0})
+    scorer.submit(0, "math", r"\boxed{5}", "5", num_tokens=5, max_tokens=10)
+    result = scorer.collect()[0]
+    scorer.close()
+    assert result.total == 1.0 and "error" in result.flags
+    assert "part half: ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_every_published_reward_says_what_rows_it_reads():
+    assert set(rewards.READS) == set(rewards.REWARDS) and set(rewards.READS.values()) == {"countdown", "kk", "math"}
 
 
 def test_a_bad_row_scores_the_failure_value_with_the_flag_error():
