@@ -32,7 +32,7 @@ from torch.distributed.tensor import DTensor
 
 from common import START, fault, gather, max_over_ranks, print0, whole
 from config import ConfigError
-from rundir import changed_contents, commit, versions
+from rundir import HOST, changed_contents, commit, memory_of, out_of_memory, versions
 
 NO_CHECKPOINT = 3   # exit code: none can be read, or none could be written MAX_FAILURES times in a row
 MAX_FAILURES = 3
@@ -50,12 +50,17 @@ def agree(problem):
 
 
 def attempt(part, *args):
-    """-> "" or, in a line, why the disk did not let `part` be done; all else is a bug and is raised."""
+    """-> "" or, in a line, why the disk did not let `part` be done; all else, out of memory too, is raised."""
     try:
         part(*args)
     except (OSError, SafetensorError) as error:
+        if out_of_memory(error):  # no damage: a checkpoint that does not fit into memory is a good one
+            raise
         return f"{type(error).__name__}: {error}"
     except dcp.CheckpointException as error:  # one exception per rank; a full disk may be called "unexpected pos"
+        for cause, _ in error.failures.values():
+            if out_of_memory(cause) or not isinstance(cause, Exception):  # Ctrl-C
+                raise cause from error
         cause = next(iter(error.failures.values()))[0]
         return " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
     return ""
@@ -93,6 +98,7 @@ class Saver:
         self.failures, self.retry_at = 0, math.inf
 
 
+@memory_of("a save", HOST)
 def save_state(folder, step, policy, optimizer, state, *, keep=2, **more):
     """
     folder/step_000120/, complete or not there at all; every rank together. -> "" or why it could not be written, the
@@ -384,6 +390,7 @@ def fingerprint_of_model(path):
 # ---------------------------------------------------------------------------------------------------------------
 
 
+@memory_of("the export of the model", HOST)
 def export_hf(policy, tokenizer, folder, dtype, step, stop_ids=(), say=print0):
     """
     A plain Hugging Face directory (config, safetensors, tokenizer) that transformers and vLLM load as it is, and that

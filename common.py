@@ -2,16 +2,59 @@
 What every script needs around the algorithm: processes, sums over ranks, seeds, the clock, safe printing.
 """
 
+import glob
 import hashlib
 import os
 import random
+import select
 import signal
 import socket
 import sys
+import threading
 import time
 import warnings
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+# torchrun, which started this process and may be killed without being able to end it; None under plain `python`, whose
+# parent may go as it likes (nohup, a closed terminal). Looked at before the imports below, which take seconds.
+LAUNCHER = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+
+
+def end_if_orphaned():
+    """When the launcher is dead: end this process at once, and its children (graders, report.py, compilers) with it."""
+    if LAUNCHER in (None, os.getppid()):
+        return
+    for file in glob.glob("/proc/self/task/*/children"):
+        with suppress(OSError), open(file) as f:
+            for pid in map(int, f.read().split()):
+                with suppress(OSError):  # it has ended by itself
+                    os.kill(pid, signal.SIGKILL)
+    with suppress(OSError):  # a console that nobody reads must not hold this up
+        if os.environ.get("RANK", "0") == "0" and select.select([], [2], [], 0)[1]:
+            os.write(2, f"torchrun (pid {LAUNCHER}) is gone: this run ends; the same command continues\n".encode())
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def watch_launcher():
+    while True:
+        end_if_orphaned()
+        time.sleep(0.5)
+
+
+if LAUNCHER is not None:  # not PR_SET_PDEATHSIG, which fires when the thread that started us ends, not the process
+    threading.Thread(target=watch_launcher, daemon=True).start()
+
+
+def say_interrupted(kind, error, trace, rest=sys.excepthook):
+    """Ctrl-C outside of a run, while modules load or after it: one line and not the stack."""
+    if not issubclass(kind, KeyboardInterrupt):
+        rest(kind, error, trace)
+    elif os.environ.get("RANK", "0") == "0":
+        print("interrupted", file=sys.stderr)
+
+
+sys.excepthook = say_interrupted
 
 # What libraries print about themselves, not about the run; set before they are imported. (setdefault: yours wins)
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -123,9 +166,9 @@ class Broken(RuntimeError):
     exit_code = 6
 
 
-def print0(text):
+def print0(text, file=None):
     if os.environ.get("RANK", "0") == "0":
-        print(visible(text), flush=True)
+        print(visible(text), file=file, flush=True)
 
 
 class Timer:

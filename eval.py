@@ -22,11 +22,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
+import common  # first: it looks for its launcher and sets what libraries read when they are imported
+
 import torch
 import torch.distributed as dist
 
 import benchmarks
-import common
 import data
 import journal
 import rewards
@@ -392,6 +393,8 @@ def main():
                           "start again") from error
     prints = dict(zip(targets, prints, strict=True))
     folder, extra = output_of(cfg, tasks, prints)
+    if not os.path.isdir(os.path.dirname(extra) or "."):
+        raise ConfigError(f"output = {extra!r}: there is no directory {os.path.dirname(extra)!r}")
     folders = {step: os.path.join(folder, f"step_{step:06d}") if cfg.sweep else folder for step in targets}
     for step in targets:  # what lies there and does not fit is found before weights are loaded
         for task in tasks:
@@ -401,8 +404,6 @@ def main():
     except OSError as error:
         raise ConfigError(f"no results can be written to {folder!r} ({error.strerror}): another --output?") from error
     in_use = rundir.lock(folder)  # noqa: F841  held to the end: two evaluations would write into one journal
-    if not os.path.isdir(os.path.dirname(extra) or "."):
-        raise ConfigError(f"output = {extra!r}: there is no directory {os.path.dirname(extra)!r}")
 
     before = {step: journal.read_table(os.path.join(folders[step], "results.json")) for step in targets}
     table = journal.read_table(os.path.join(folder, "table.json")) if cfg.sweep else []

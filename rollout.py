@@ -6,6 +6,7 @@ Nothing here knows rewards or losses. Written against vLLM 0.32, public calls on
 """
 
 import dataclasses
+import logging
 import math
 import os
 import random
@@ -18,12 +19,14 @@ import torch
 import torch.distributed as dist
 
 from common import Broken, gather, progress, visible, whole
+from rundir import LAST, SIDE_BY_SIDE, NoMemory, halve_cache, memory_of, out_of_memory
 
 # Before vllm is imported: the engine core in this process, and no pinning of the trainer's threads on CPU.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())  # it logs before it looks at its variable
 
 
 @dataclass
@@ -47,6 +50,7 @@ class Rollout:
         return self.finish_reason != "stop"
 
 
+@memory_of("the start of the engine", halve_cache)
 def make_engine(path, *, config, dtype, prompt_len, response_len, max_num_seqs, kv_cache_gb, tensor_parallel, seed,
                 rank, device, stop_strings=False):
     """
@@ -60,6 +64,7 @@ def make_engine(path, *, config, dtype, prompt_len, response_len, max_num_seqs, 
     need = kv_cache_bytes(config, max_num_seqs, max_len, dtype)
     limit = 4e9 if on_cpu else 0.35 * torch.cuda.get_device_properties(device).total_memory
     kv_bytes = int(kv_cache_gb * 1e9 if kv_cache_gb else min(need, limit))
+    LAST["cache"] = kv_bytes / 1e9, kv_cache_bytes(config, 0, max_len, dtype) / 1e9  # and of one sequence
 
     # LLM() reseeds every global generator, and on CPU overwrites LOCAL_WORLD_SIZE: undo both
     rng = random.getstate(), np.random.get_state(), torch.get_rng_state()
@@ -115,8 +120,8 @@ def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, deadl
     The seed alone decides a sample: it is the same alone and in any batch (exactly so on CPU in fp32).
     After deadline_s what is not done is returned as it is, with finish_reason "deadline". A pattern of up to 64 tokens
     that comes repetition_stop times in a row ends a response, with finish_reason "repetition" (0: never). When a step of
-    the engine fails, what is missing is asked for once more, in two halves and with the same seeds. Raises Broken where
-    the engine is: log-probabilities that are not finite, or weights of another version than `version`.
+    the engine fails, but not for want of memory, what is missing is asked for once more, in two halves and with the same
+    seeds. Raises Broken where the engine is: log-probabilities that are not finite, or weights of another version than `version`.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -144,7 +149,7 @@ def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, deadl
     except Broken:
         raise
     except Exception as error:  # whatever the engine raises; under tensor parallel the ranks could not agree to retry
-        if shares_engine() or not requests:
+        if out_of_memory(error) or shares_engine() or not requests:
             raise
         print(visible(f"warning: rank {os.environ.get('RANK', 0)}: the engine failed ({type(error).__name__}: {error}) with "
                       f"{len(requests)} responses to go: asking again"), file=sys.stderr, flush=True)  # from every rank
@@ -160,7 +165,7 @@ def run_requests(engine, requests, deadline, version, desc):
     running = {request_number(name): (*key, ids) for name, (key, (ids, _)) in zip(names, requests.items(), strict=True)}
     steps = 0
     try:
-        with progress(total=len(running), desc=desc, unit="seq") as bar:
+        with memory_of("sampling", halve_cache), progress(total=len(running), desc=desc, unit="seq") as bar:
             while running:
                 for output in engine.llm_engine.step():
                     bar.update()
@@ -169,6 +174,9 @@ def run_requests(engine, requests, deadline, version, desc):
                 steps += 1
                 if running and too_late(deadline, steps):
                     yield from cut_off(engine, running)
+    except NoMemory:
+        running.clear()  # the process will end: no further step of an engine without memory
+        raise
     finally:
         if running:  # an error on the way: leave no request behind, the next call would meet it
             cut_off(engine, running)
@@ -206,7 +214,7 @@ def sample_and_score(prompts, seeds, *, engine, tokenizer, scorer, timer, temper
     timer.seconds["reward"] += inline_s
     with timer("reward"):
         hand_over(scorer.collect(), rollouts, record)
-    with timer("rollout"):  # waits for the slowest engine
+    with timer("rollout"), memory_of("sampling", halve_cache):  # waits for the slowest engine
         everyone = gather(rollouts.values() if leader else ())
     return sorted(everyone, key=lambda r: (r.prompt, r.sample))
 
@@ -302,12 +310,15 @@ def hf_stream(model, dtype):
         yield name, whole(weight).to(dtype)
 
 
+@memory_of("the weight sync", SIDE_BY_SIDE)
 def sync_weights(model, engine, dtype, version):
     """The policy's weights into the engine, in place; every rank together. One reload_weights call for all of them."""
     stream = hf_stream(model, dtype)
     try:
         engine.collective_rpc("reload_weights", kwargs={"weights_iterator": stream})
     except Exception as error:
+        if out_of_memory(error):
+            raise
         # half of the weights are gone now, and the generate after the next would hang: end here, loudly
         raise Broken(f"weight sync failed half-way ({type(error).__name__}: {error}); this process must end") from error
     if not engine.reset_prefix_cache():  # cached keys and values belong to the old weights
@@ -325,8 +336,10 @@ def wake_and_sync(model, engine, dtype, version, device):
     """Order matters: weights' memory first, then the weights, then the cache's memory (all at once can run out)."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        engine.wake_up(tags=["weights"])
+        with memory_of("waking the engine's weights up", SIDE_BY_SIDE):
+            engine.wake_up(tags=["weights"])
     sync_weights(model, engine, dtype, version)
     if device.type == "cuda":
-        engine.wake_up(tags=["kv_cache"])
+        with memory_of("waking the engine's cache up", halve_cache):
+            engine.wake_up(tags=["kv_cache"])
         engine.reset_prefix_cache()

@@ -27,10 +27,12 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 
+import common
 from common import gather, print0, visible
 from config import ConfigError, table
 
@@ -44,36 +46,173 @@ PATHS = {"train_grpo.py": ("model", "data_path", "eval_path"), "train_ppo.py": (
          "sft.py": ("model", "data")}
 
 
-LAST = {}  # what a crash report holds: folder of the run, step, rollouts, row of metrics, max_tokens
+# What is known when a run ends: folder, step, rollouts, row of metrics (for a crash report); (asked, used) of max_tokens
+# and the longest sequence, cache_asked and (used, least) GB of the engine's cache (for what to do when out of memory)
+LAST = {}
 
 
 def entry(main):
     """
-    Run a script's main(). Ends the process with the exit code of a ConfigError after its line on stderr; with 4 when out
-    of memory, 6 when Broken, 1 for any other crash, after leaving a report in the run directory.
+    Run a script's main(). Ends the process with the exit code of a ConfigError after its line on stderr; with 130 after
+    Ctrl-C, 4 when out of memory, 6 when Broken, 1 for any other crash, after leaving a report in the run directory.
     """
     try:
         main()
     except ConfigError as error:
+        remove_new_folder()
         print(error, file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
-    except Exception as error:
-        traceback.print_exc()
-        full = out_of_memory(error)
-        text = f"error: {type(error).__name__} in step {LAST.get('step', 0)}"
+    except (Exception, KeyboardInterrupt) as error:
+        common.end_if_orphaned()  # then this is what ranks that died a moment earlier leave behind
+        stopped, full, text = isinstance(error, KeyboardInterrupt), out_of_memory(error), ""
+        if not stopped:
+            traceback.print_exc()
         try:
+            if full:
+                text += f"; out of memory{memory_advice(error)}"
             if "folder" in LAST:
                 text += f"; the batch, all stacks and the last metrics are in {crash_report(error, LAST['folder'])}"
-            if full and "max_tokens" in LAST:
-                text += f"; out of memory: the same command goes on from the last checkpoint with {halve_tokens()}"
-        except OSError as disk:  # full or gone: perhaps what the run died of
-            text += f"; no crash report could be written ({disk})"
-        print(visible(text), file=sys.stderr, flush=True)
+        except (OSError, MemoryError) as none_left:  # perhaps what the run died of
+            text += f"; no crash report could be written ({none_left!r})"
+        if stopped:
+            print0(f"interrupted in step {LAST.get('step', 0)}{text}; the same command continues", file=sys.stderr)
+            sys.exit(130)
+        print(visible(f"error: {type(error).__name__} in step {LAST.get('step', 0)}{text}"), file=sys.stderr, flush=True)
         sys.exit(4 if full else getattr(error, "exit_code", 1))
 
 
+def remove_new_folder():
+    """A start that is refused before its first step leaves no directory behind: the one that it made, with what it put there."""
+    if (folder := LAST.get("made")) and "step" not in LAST:
+        keep = r"metrics\.jsonl|samples.*held_out|step_|corrupt_step_|out_of_memory|crash"
+        if not any(re.match(keep, name) for name in os.listdir(folder)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# out of memory
+# ---------------------------------------------------------------------------------------------------------------
+
+# PyTorch's and Python's own classes need no text. These come as plain errors: vLLM's wake-up and CUDA's driver ("CUDA Error:
+# out of memory"), Triton, cuBLAS ("CUBLAS_STATUS_ALLOC_FAILED"), NCCL ("Failed to CUDA calloc async 608 bytes"), the host.
+MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|not enough memory|_ALLOC_FAILED|cudaErrorMemoryAllocation|"
+                    r"failed to (cuda |host )*[cm]?alloc|bad_alloc", re.IGNORECASE)
+SIDE_BY_SIDE = ("the weights of trainer and engine do not fit beside each other, and neither smaller micro-batches nor a "
+                "smaller cache helps: take more GPUs, or --tensor_parallel")
+MODELS = "the models do not fit, and smaller micro-batches do not help: take more GPUs, or ask plan.py"
+HOST = "a checkpoint is written from the host's memory: give the run more of it; the same command goes on from the last one"
+
+
+class NoMemory(RuntimeError):
+    """Out of memory in a part of a run for which smaller micro-batches are no help; `advice` is what helps."""
+
+    def __init__(self, part, advice):
+        super().__init__(f"out of memory in {part}")
+        self.part, self.advice = part, advice
+
+
+@contextmanager
+def memory_of(part, advice):
+    """Whoever runs out of memory in here gets this advice: a text, or a function that acts and returns it."""
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error) or any(isinstance(e, NoMemory) for e in causes(error)):
+            raise
+        raise NoMemory(part, advice) from error
+
+
+def causes(error):
+    """An error, then what led to it, as a traceback shows them."""
+    found = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return found
+
+
 def out_of_memory(error):
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    """Whether a GPU or the host had no memory left: an error of that kind, or one that it led to."""
+    return any(e.errno == errno.ENOMEM if isinstance(e, OSError) else
+               isinstance(e, (MemoryError, torch.OutOfMemoryError)) or bool(MEMORY.search(str(e))) for e in causes(error))
+
+
+def memory_advice(error):
+    """-> what helps, after leaving a smaller size for the next start where that is what helps."""
+    if known := next((e for e in causes(error) if isinstance(e, NoMemory)), None):
+        return f" in {known.part}: {known.advice() if callable(known.advice) else known.advice}"
+    return f": {halve_tokens()}" if "step" in LAST else f" before the first step: {MODELS}"
+
+
+def halve_tokens():
+    """After the trainer ran out of memory: leave half the micro-batch size for the next start -> what happens then."""
+    if "max_tokens" not in LAST:
+        return "take a smaller max_tokens_per_gpu"
+    asked, used = LAST["max_tokens"]
+    if used <= (longest := LAST.get("longest", 1)):  # half of it would still be a micro-batch of one sequence
+        return (f"max_tokens_per_gpu = {used} is no more than the longest sequence, {longest} tokens: take more GPUs, "
+                "checkpointing or shorter responses, or ask plan.py")
+    leave(asked=asked, max_tokens_per_gpu=used // 2)
+    return (f"the same command goes on with max_tokens_per_gpu = {used // 2} instead of {used}, from the last checkpoint; "
+            "results do not change but for rounding")
+
+
+def halve_cache():
+    """After the engine ran out of memory: leave half of its cache for the next start -> what happens then."""
+    if "cache" not in LAST:
+        return "take a smaller kv_cache_gb"
+    used, least = LAST["cache"]
+    if used / 2 < least:
+        return (f"kv_cache_gb = {used:.3g} cannot be halved, one sequence of full length takes {least:.3g}: take more GPUs, "
+                "--tensor_parallel or a smaller max_response_len")
+    if "cache_asked" not in LAST:  # eval.py
+        return f"give --kv_cache_gb {used / 2:.3g} instead of {used:.3g}"
+    leave(cache_asked=LAST["cache_asked"], kv_cache_gb=used / 2)
+    return (f"the same command goes on with kv_cache_gb = {used / 2:.3g} instead of {used:.3g}, from the last checkpoint; "
+            "results do not change but for rounding")
+
+
+def leave(**sizes):
+    """Into out_of_memory.json of the run, beside what is there: the next start takes these."""
+    file = os.path.join(LAST["folder"], "out_of_memory.json")
+    tmp = f"{file}.tmp{os.environ.get('RANK', 0)}"  # ranks may fail together
+    with open(tmp, "w") as f:
+        json.dump(left(LAST["folder"]) | sizes, f)
+    os.replace(tmp, file)
+
+
+def left(folder):
+    try:
+        with open(os.path.join(folder, "out_of_memory.json")) as f:
+            found = json.load(f)
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}  # none, or torn: the settings themselves; running out of memory writes it anew
+
+
+def token_budget(folder, asked, say=print0):
+    """-> max_tokens_per_gpu: what the settings ask for, or the half that an earlier start with them left; says so then."""
+    before, used = left(folder), asked
+    if before.get("asked") == asked and isinstance(before.get("max_tokens_per_gpu"), int):
+        used = before["max_tokens_per_gpu"]
+    LAST["max_tokens"] = (asked, used)
+    if used != asked:
+        say(f"micro-batches of {used} tokens: an earlier start ran out of memory with more")
+    return used
+
+
+def cache_budget(folder, asked, say=print0):
+    """-> kv_cache_gb: what the settings ask for (0: as much as is needed), or the half that an earlier start left."""
+    before, LAST["cache_asked"] = left(folder), asked
+    if before.get("cache_asked") != asked or not isinstance(before.get("kv_cache_gb"), float):
+        return asked
+    say(f"an engine's cache of {before['kv_cache_gb']:.3g} GB: an earlier start ran out of memory with more")
+    return before["kv_cache_gb"]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# crash reports
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def crash_report(error, folder):
@@ -93,32 +232,6 @@ def crash_report(error, folder):
                                 "rollout_logprobs": [float(x) for x in r.rollout_logprobs],
                                 "reward": getattr(r.score, "total", None)}) + "\n")
     return path
-
-
-def halve_tokens():
-    """After running out of memory: leave half the micro-batch size for the next start -> that setting as text."""
-    asked, used = LAST["max_tokens"]
-    file = os.path.join(LAST["folder"], "out_of_memory.json")
-    tmp = f"{file}.tmp{os.environ.get('RANK', 0)}"  # ranks may fail together
-    with open(tmp, "w") as f:
-        json.dump({"asked": asked, "max_tokens_per_gpu": max(1, used // 2)}, f)
-    os.replace(tmp, file)
-    return f"max_tokens_per_gpu = {max(1, used // 2)} instead of {used}; results do not change but for rounding"
-
-
-def token_budget(folder, asked, say=print0):
-    """-> max_tokens_per_gpu: what the settings ask for, or the half that an earlier start with them left; says so then."""
-    used = asked
-    try:
-        with open(os.path.join(folder, "out_of_memory.json")) as f:
-            before = json.load(f)
-        used = int(before["max_tokens_per_gpu"]) if before["asked"] == asked else asked
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # none, or torn: the setting itself; running out of memory writes it anew
-    LAST["max_tokens"] = (asked, used)
-    if used != asked:
-        say(f"micro-batches of {used} tokens: an earlier start ran out of memory with more")
-    return used
 
 
 def run_folder(cfg, fingerprints=None):
@@ -192,12 +305,14 @@ def lock(folder):
     file, problem = None, ""
     if dist.get_rank() == 0:
         try:
+            new = not os.path.isdir(folder)
             os.makedirs(folder, exist_ok=True)
             file = open(os.path.join(folder, "lock"), "a+")
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.truncate(0)
             file.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
             file.flush()
+            LAST["made"] = folder if new else ""
         except BlockingIOError:
             file.seek(0)
             problem = f"{folder} is in use by {file.read()}: wait for it, stop it, or give this run another --name"

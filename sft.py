@@ -16,11 +16,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
+import common  # first: it looks for its launcher and sets what libraries read when they are imported
+
 import numpy as np
 import torch
 
 import checkpoint
-import common
 import data as prompts
 import policy as model
 import rundir
@@ -227,6 +228,7 @@ def main():
                                          rollout_logprobs=np.zeros(len(response_ids), np.float32)))
             tokens += len(prompt_ids) + len(response_ids)
             seen += 1
+        rundir.LAST.update(longest=max(len(b.prompt_ids) + len(b.response_ids) for b in batch))
 
         # 2) mean negative log-likelihood over the response tokens of all ranks
         num_tokens = sum(len(b.response_ids) for b in batch)

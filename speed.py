@@ -344,12 +344,12 @@ def dry_step(models, reference, cfg, max_tokens, vocab_size, world, device, say)
             else:
                 logprobs, entropy = model.token_logprobs(trained, batch, cfg.temperature)
                 (logprobs - entropy).mean().backward()
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not rundir.out_of_memory(error):
             raise
         hint = "that is one sequence: take more GPUs, checkpointing or a shorter max_response_len, or ask plan.py"
         if len(lens) > 1:
-            hint = (f"the same command goes on with {rundir.halve_tokens()}" if "max_tokens" in rundir.LAST else
+            hint = (rundir.halve_tokens() if "max_tokens" in rundir.LAST else
                     f"halve max_tokens_per_gpu (now {max_tokens})")
         raise ConfigError(f"out of memory in the dry step: a micro-batch of {sum(lens):,} tokens does not fit "
                           f"beside weights, gradients and Adam; {hint}", exit_code=4) from error

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from data import build_prompt, tiny_countdown
 
@@ -104,6 +105,7 @@ def main():
     parser.add_argument("--traces", type=int, default=100_000, help="how many")
     args = parser.parse_args()
 
+    disable_progress_bar()  # "Writing model shards" of one file
     folder = os.path.join(args.out, "model")
     model = build_model(args.seed)
     model.save_pretrained(folder)

@@ -11,10 +11,11 @@ tokens of a packed micro-batch. Every rank sees all rollouts of the step: the ba
 from dataclasses import dataclass
 from typing import Literal
 
+import common  # first: it looks for its launcher and sets what libraries read when they are imported
+
 import torch
 
 import checkpoint
-import common
 import data
 import policy as model
 import rewards
@@ -287,6 +288,7 @@ def main():
     run = rundir.Run(cfg, origin, script="train_grpo.py", fingerprints=fingerprints)
     saved = checkpoint.find(run.path, fingerprints, cfg.allow_data_change, run.say)  # {"step": 0}: there is none yet
     micro_batch_tokens = rundir.token_budget(run.path, cfg.max_tokens_per_gpu, run.say)
+    kv_cache_gb = rundir.cache_budget(run.path, cfg.kv_cache_gb, run.say)
 
     # ------------------------------------------------------------------------------------------------------------
     # objects: policy, optimizer, perhaps a reference, the engine, the scorer
@@ -303,7 +305,7 @@ def main():
                                       shard_size=cfg.shard_size)
     engine = sampler.make_engine(
         path, config=hf_config, dtype=dtype, prompt_len=cfg.max_prompt_len, response_len=cfg.max_response_len,
-        max_num_seqs=cfg.max_num_seqs, kv_cache_gb=cfg.kv_cache_gb, tensor_parallel=cfg.tensor_parallel, seed=cfg.seed,
+        max_num_seqs=cfg.max_num_seqs, kv_cache_gb=kv_cache_gb, tensor_parallel=cfg.tensor_parallel, seed=cfg.seed,
         rank=rank, device=device, stop_strings=bool(cfg.stop))
     sampler.sleep(engine, device)
     if cfg.dry_step == "on" or (cfg.dry_step == "auto" and device.type == "cuda"):
@@ -371,7 +373,7 @@ def main():
         groups = groups[:cfg.prompts_per_step]
         with timer("sync"):
             sampler.sleep(engine, device)
-        rundir.LAST.update(rollouts=rollouts)
+        rundir.LAST.update(rollouts=rollouts, longest=max(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
 
         # 2) advantages: (P, G), then onto the rollouts, which carry them through packing
         scores = torch.tensor([[r.score.total for r in group] for group in groups], dtype=torch.float64)  # (P, G)

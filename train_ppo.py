@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
 
+import common  # first: it looks for its launcher and sets what libraries read when they are imported
+
 import numpy as np
 import torch
 
 import checkpoint
-import common
 import data
 import policy as model
 import rewards
@@ -438,6 +439,7 @@ def main():
     run = rundir.Run(cfg, origin, script="train_ppo.py", fingerprints=fingerprints)
     saved = checkpoint.find(run.path, fingerprints, cfg.allow_data_change, run.say)  # {"step": 0}: there is none yet
     micro_batch_tokens = rundir.token_budget(run.path, cfg.max_tokens_per_gpu, run.say)
+    kv_cache_gb = rundir.cache_budget(run.path, cfg.kv_cache_gb, run.say)
     if saved["step"] and cfg.estimator == "gae" and "critic" not in saved["models"]:
         raise ConfigError(f"{run.path}/step_{saved['step']:06d} holds no critic, so the run cannot go on from it: remove "
                           f"{run.path}, or give this run another --name")
@@ -464,7 +466,7 @@ def main():
                                       shard_size=cfg.shard_size)
     engine = sampler.make_engine(
         path, config=hf_config, dtype=dtype, prompt_len=cfg.max_prompt_len, response_len=cfg.max_response_len,
-        max_num_seqs=cfg.max_num_seqs, kv_cache_gb=cfg.kv_cache_gb, tensor_parallel=cfg.tensor_parallel, seed=cfg.seed,
+        max_num_seqs=cfg.max_num_seqs, kv_cache_gb=kv_cache_gb, tensor_parallel=cfg.tensor_parallel, seed=cfg.seed,
         rank=rank, device=device, stop_strings=bool(cfg.stop))
     sampler.sleep(engine, device)
     if cfg.dry_step == "on" or (cfg.dry_step == "auto" and device.type == "cuda"):
@@ -524,7 +526,7 @@ def main():
         common.fault("rollout", step)
         with timer("sync"):
             sampler.sleep(engine, device)
-        rundir.LAST.update(rollouts=rollouts)
+        rundir.LAST.update(rollouts=rollouts, longest=max(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
 
         # 2) pack: updates_per_step parts of whole groups, each balanced over ranks; values, old and reference log-probs
         #    are computed before any weight changes; old log-probs only where the training forward itself is not the old one

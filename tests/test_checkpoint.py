@@ -289,6 +289,30 @@ def test_no_space_at_any_place_fails_the_save_and_leaves_what_is_there(copy, tie
     assert checkpoint.save_state(folder, 4, *pair, {}, keep=2) == "" and checkpoint.saved_steps(folder) == [3, 4]
 
 
+OUT_OF_MEMORY = RuntimeError("CUDA Error: out of memory at /workspace/csrc/cumem_allocator.cpp:62")
+
+
+@pytest.mark.parametrize("error", [OUT_OF_MEMORY, MemoryError(), KeyboardInterrupt()], ids=lambda error: type(error).__name__)
+def test_out_of_memory_or_ctrl_c_in_a_checkpoint_is_neither_damage_nor_a_full_disk(copy, one_process, tied_model, monkeypatch, error):
+    """It was put aside as corrupt, one after the other, and a save was tried again and ended with "make room"."""
+    folder, *_ = copy
+    wrapped = checkpoint.dcp.CheckpointException("as DCP raises it, on all ranks", {0: (error, None)})
+    for raised in (wrapped, error) if isinstance(error, Exception) else (wrapped,):
+        for name in ("load", "save"):
+            monkeypatch.setattr(checkpoint.dcp, name, lambda *args, raised=raised, **kwargs: throw(raised))
+        policy, optimizer = fresh(tied_model, one_process[2])
+        with pytest.raises(type(error)) as found:
+            checkpoint.load(folder, {"step": 3}, policy, optimizer)
+        assert rundir.out_of_memory(found.value) == isinstance(error, Exception)
+        with pytest.raises(rundir.NoMemory if isinstance(error, Exception) else KeyboardInterrupt):
+            checkpoint.Saver(folder, 1, 2).save(4, policy, optimizer, {})
+        assert [n for n in sorted(os.listdir(folder)) if not n.startswith("tmp_")] == ["step_000001", "step_000002", "step_000003"]
+
+
+def throw(error):
+    raise error
+
+
 def test_a_save_wants_more_than_twice_the_room_of_the_last_one(copy, tied_model, one_process, monkeypatch):
     folder, _, _ = copy
     size = sum(s for s, _ in json.load(open(folder + "/step_000003/MANIFEST.json"))["files"].values())

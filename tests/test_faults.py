@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT, save_tiny_model
@@ -216,6 +217,39 @@ def test_a_second_signal_ends_the_run_at_once(server, tied_model, tmp_path):
     assert checkpoints(tmp_path / "out/run") == [] and not os.path.exists(tmp_path / "out/run/metrics.jsonl")
 
 
+CTRL_C = SIGNAL_AT.replace('"optimizer"', '"{point}"').replace("{wait}", "0").format(point="{point}", step=3, signals=[2])
+
+
+@pytest.mark.parametrize("script, point", [("train_grpo.py", "rollout"), ("sft.py", "backward"),
+                                           pytest.param("train_ppo.py", "save_write", marks=pytest.mark.slow)])
+def test_ctrl_c_is_one_line_and_code_130_and_the_stack_lies_in_the_crash_file(server, straight, tied_model, tmp_path, script, point):
+    setup = CTRL_C.format(point=point) + "checkpoint = __import__('checkpoint'); checkpoint.fault = fault\n"
+    done = start(server, tmp_path, script, tied_model, "--save_every", 1 if point == "save_write" else 2, setup=setup)
+    [crash] = os.listdir(tmp_path / "out/run/crash")
+    assert done.returncode == 130
+    assert done.stderr == (f"interrupted in step 3; the batch, all stacks and the last metrics are in out/run/crash/{crash}; "
+                           "the same command continues\n")
+    text = open(tmp_path / "out/run/crash" / crash / "error.txt").read()
+    assert "KeyboardInterrupt" in text and "Traceback" in text and f"{script}" in text
+    done = start(server, tmp_path, script, tied_model)
+    assert done.returncode == 0 and "resumed out/run at step 2" in done.stdout, done.stderr[-3000:]
+    assert_same(everything_of(straight(script)), everything_of(tmp_path))
+
+
+@pytest.mark.parametrize("script, code, setup, told", [
+    ("train_grpo.py", 4, "import speed\ndef no(*args): raise speed.ConfigError('out of memory in the dry step', exit_code=4)\n"
+     "speed.dry_step = no", "out of memory in the dry step"),
+    ("sft.py", 1, "import policy, config\ndef no(*args, **kw): raise config.ConfigError('heads')\npolicy.load_policy = no", "heads")])
+def test_a_start_that_is_refused_leaves_no_directory(server, tied_model, tmp_path, script, code, setup, told):
+    args = ["--dry_step", "on"] if script != "sft.py" else []
+    done = start(server, tmp_path, script, tied_model, *args, setup=setup)
+    assert done.returncode == code and told in done.stderr and not os.path.exists(tmp_path / "out/run")
+    os.makedirs(tmp_path / "out/run")  # but one that was there is the user's
+    (tmp_path / "out/run/notes.txt").write_text("mine")
+    done = start(server, tmp_path, script, tied_model, *args, setup=setup)
+    assert done.returncode == code and os.path.exists(tmp_path / "out/run/notes.txt")
+
+
 def test_max_hours_ends_the_run_after_the_step_in_which_they_are_over(server, straight, tied_model, tmp_path):
     """A process that has run for two hours, by its monotonic clock."""
     late = "import checkpoint; checkpoint.START -= 7200"
@@ -329,6 +363,81 @@ def test_torchrun_recovers_by_itself_from_a_rank_that_is_killed(tied_model, tmp_
     assert f"resumed out/run at step {4 if 'rename' in point else 2}" in killed.stdout
     a, b = (everything_of(folder) for folder in (tmp_path / "whole", tmp_path / "killed"))
     assert_same(a, b)
+
+
+HOLD = """
+import sys; sys.path.insert(0, {tests!r})
+import common
+import os, subprocess, time
+import fake_engine, checkpoint, rundir
+def fault(point, step):
+    if (point, str(step)) == tuple(os.environ.get("HOLD_AT", ":").split(":")):
+        grader = subprocess.Popen(["sleep", "1000"], start_new_session=True)  # a grader is in a session of its own too
+        print("HELD", os.getpid(), grader.pid, flush=True)
+        while True:  # busy, as a step is
+            sum(range(1000))
+common.fault = checkpoint.fault = fault
+fake_engine.install()
+script = sys.argv.pop(1)
+rundir.entry(__import__(script.removesuffix(".py")).main)
+"""
+
+
+def running(pids):
+    """Those that still run; a zombie does not."""
+    found = []
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/stat") as f:
+                found += [pid] * (f.read().rpartition(")")[2].split()[0] != "Z")
+        except FileNotFoundError:
+            pass
+    return found
+
+
+@pytest.mark.parametrize("script, nproc, point", [
+    ("sft.py", 1, "save_write:4"),
+    *(pytest.param(script, nproc, point, marks=pytest.mark.slow) for script in ("train_grpo.py", "train_ppo.py")
+      for nproc in (1, 2) for point in ("rollout:3", "backward:3", "save_write:4", "save_manifest:4")
+      if (script, point) != ("train_ppo.py", "rollout:3"))])
+def test_trainers_whose_launcher_is_killed_end_and_the_same_command_goes_on(server, straight, tied_model, tmp_path, script, nproc, point):
+    """kill -9 of torchrun while every rank that passes the point is busy there; they, and their graders, end by themselves."""
+    driver = tmp_path / "driver.py"
+    driver.write_text(HOLD.format(tests=os.path.join(ROOT, "tests")))
+    args = [script, *SCRIPTS[script], "--model", tied_model]
+    process = torchrun(tmp_path, nproc, *args, env={"HOLD_AT": point, "NOISE": "1"}, wait=False, script=driver)
+    holding = 1 if point.startswith("save_manifest") else nproc  # the first rank alone writes the manifest
+    held = []
+    while len(held) < holding:
+        line = process.stdout.readline()
+        assert line, process.stderr.read()[-3000:]
+        held += [list(map(int, line.split()[1:]))] if line.startswith("HELD") else []
+    trainers = [int(pid) for pid in open(f"/proc/{process.pid}/task/{process.pid}/children").read().split()]
+    assert len(trainers) == nproc and {pid for pid, _ in held} <= set(trainers)
+    process.kill()
+    out, err = process.communicate(timeout=60)  # both pipes close when the last of them has ended
+    assert err.count("is gone: this run ends; the same command continues") == 1 and "Traceback" not in err, err
+    everyone, deadline = [*trainers, *(pid for _, pid in held)], time.monotonic() + 60
+    while running(everyone) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert running(everyone) == []
+    done = start(server, tmp_path, script, tied_model) if nproc == 1 else torchrun(tmp_path, nproc, *args, env={"NOISE": "1"})
+    assert done.returncode == 0 and "resumed out/run at step 2" in done.stdout, done.stderr[-3000:]
+    if nproc == 1:
+        assert_same(everything_of(straight(script)), everything_of(tmp_path))
+    else:
+        assert [row["step"] for row in metrics_of(tmp_path / "out/run")][-4:] == [1, 2, 3, 4]
+
+
+def test_without_torchrun_a_parent_may_go_and_the_process_stays(tmp_path):
+    """nohup and a closed terminal: only a launcher's death counts."""
+    code = "import common, os, time; print('up', os.getpid(), flush=True); time.sleep(1.5); print('stayed', os.getppid(), flush=True)"
+    parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {code!r}]); time.sleep(1000)"
+    process = subprocess.Popen([sys.executable, "-c", parent], env=environment(), cwd=ROOT, text=True, stdout=subprocess.PIPE)
+    assert process.stdout.readline().startswith("up")
+    process.kill()
+    out, _ = process.communicate(timeout=60)
+    assert out.startswith("stayed") and int(out.split()[1]) != process.pid
 
 
 HANG = """

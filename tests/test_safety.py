@@ -181,6 +181,191 @@ def test_the_token_budget_is_halved_once_more_by_every_crash_and_a_new_setting_w
     assert rundir.token_budget(tmp_path, 3000) == 3000
 
 
+NCCL = ("NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled cuda error (run with NCCL_DEBUG=INFO for "
+        "details), NCCL version 2.27.5\nncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\n")
+FULL = [  # as PyTorch, vLLM, cuBLAS, NCCL, Triton and the host say it
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB"),
+    RuntimeError("CUDA Error: out of memory at /workspace/csrc/cumem_allocator.cpp:62"),
+    RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions."),
+    RuntimeError("CUDA driver error: out of memory"),
+    RuntimeError("CUDA out of memory occurred when warming up sampler with 1024 dummy requests. Please try lowering "
+                 "`max_num_seqs` or `gpu_memory_utilization` when initializing the engine."),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    torch.distributed.DistBackendError(NCCL + "Cuda failure 2 'out of memory'"),
+    torch.distributed.DistBackendError(NCCL + "Failed to CUDA calloc async 608 bytes"),
+    torch.distributed.DistBackendError(NCCL + "Failed to CUDA host alloc 4096 bytes"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+                 "allocate 80000000000 bytes. Error code 12 (Cannot allocate memory)"),
+    MemoryError(), OSError(12, "Cannot allocate memory"), RuntimeError("std::bad_alloc"),
+]
+ROOM_ENOUGH = [
+    RuntimeError("CUDA error: an illegal memory access was encountered"), OSError(28, "No space left on device"),
+    torch.distributed.DistBackendError(NCCL + "Cuda failure 1 'invalid argument'"), FileNotFoundError(2, "gone", "out of memory.jsonl"),
+    RuntimeError("out of resource: shared memory, Required: 262144, Hardware limit: 232448"), KeyError("memory"),
+]
+names = lambda errors: [f"{type(error).__name__}: {str(error)[-40:]}" for error in errors]  # noqa: E731
+
+
+@pytest.mark.parametrize("error", FULL, ids=names(FULL))
+def test_a_full_memory_is_recognised_whoever_says_it_and_whatever_it_led_to(error):
+    def wrapped(how):
+        try:
+            try:
+                raise error
+            except Exception as inner:
+                if how == "cause":
+                    raise common.Broken("weight sync failed half-way") from inner
+                if how == "context":
+                    {}["while it was cleaned up"]
+                raise ValueError("another matter") from None
+        except Exception as outer:
+            return outer
+
+    assert rundir.out_of_memory(error)
+    assert rundir.out_of_memory(wrapped("cause")) and rundir.out_of_memory(wrapped("context"))
+    assert not rundir.out_of_memory(wrapped("from None"))
+
+
+@pytest.mark.parametrize("error", ROOM_ENOUGH, ids=names(ROOM_ENOUGH))
+def test_other_errors_are_not_taken_for_a_full_memory(error):
+    assert not rundir.out_of_memory(error)
+
+
+CUDA = types.SimpleNamespace(type="cuda")
+WAKE_UP = "CUDA Error: out of memory at /workspace/csrc/cumem_allocator.cpp:62"  # a plain RuntimeError
+
+
+def full_engine(at, seen):
+    """An engine that has no memory left at one of its calls: weights, reload, kv_cache, step."""
+    def call(name):
+        def method(*args, **kwargs):
+            seen.append(what := kwargs.get("tags", [name])[0])
+            if what == at:
+                raise RuntimeError(WAKE_UP)
+            return True
+        return method
+
+    states = types.SimpleNamespace(output_processor=types.SimpleNamespace(request_states={}), step=call("step"),
+                                   abort_request=call("abort"), has_unfinished_requests=call("unfinished"))
+    return types.SimpleNamespace(wake_up=call("wake_up"), collective_rpc=call("reload"), reset_prefix_cache=call("reset"),
+                                 update_weight_version=call("version"), enqueue=lambda prompts, *_, **__: map(str, range(len(prompts))),
+                                 llm_engine=states)
+
+
+@pytest.fixture
+def without_vllm(monkeypatch):
+    """Sampling parameters without the engine's package, which takes seconds to import."""
+    kinds = types.SimpleNamespace(RequestOutputKind=types.SimpleNamespace(FINAL_ONLY=2))
+    monkeypatch.setitem(sys.modules, "vllm", types.SimpleNamespace(SamplingParams=dict))
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", kinds)
+    monkeypatch.setattr(rollout, "shares_engine", lambda: False)
+
+
+def sampled(engine, prompts=4):
+    return list(rollout.generate(engine, [(i, [5]) for i in range(prompts)], [[i] for i in range(prompts)], temperature=1.0,
+                                 max_tokens=4, stop_ids=[1], deadline_s=1e9, version=0, vocab_size=9))
+
+
+def ended(main, capsys):
+    with pytest.raises(SystemExit) as end:
+        rundir.entry(main)
+    return end.value.code, capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("at, part, advice", [
+    ("weights", "waking the engine's weights up", "take more GPUs, or --tensor_parallel"),
+    ("reload", "the weight sync", "take more GPUs, or --tensor_parallel"),
+    ("kv_cache", "waking the engine's cache up", "kv_cache_gb = 10 instead of 20"),
+    ("step", "sampling", "kv_cache_gb = 10 instead of 20")])
+def test_an_engine_out_of_memory_ends_with_code_4_and_never_touches_the_micro_batches(
+        at, part, advice, capsys, monkeypatch, tmp_path, without_vllm):
+    """A cache of 20 GB, 6 of them for one sequence. Weights and sync have no cache beside them: a smaller one is no help."""
+    monkeypatch.setattr(rundir, "LAST", {"folder": str(tmp_path), "step": 3})
+    monkeypatch.setattr(rollout, "hf_stream", lambda *_: iter(()))
+    assert rundir.token_budget(tmp_path, 4096) == 4096 and rundir.cache_budget(tmp_path, 0.0) == 0.0
+    rundir.LAST["cache"] = 20.0, 6.0
+    engine = full_engine(at, seen := [])
+
+    def main():
+        rollout.wake_and_sync(None, engine, torch.float32, 3, CUDA)
+        sampled(engine)
+
+    code, last = ended(main, capsys)
+    assert code == 4 and f"out of memory in {part}: " in last and advice in last, last
+    assert seen.count("step") == (at == "step") and "abort" not in seen  # neither asked again in halves nor stepped on
+    rundir.LAST.clear()
+    assert rundir.token_budget(tmp_path, 4096) == 4096
+    assert rundir.cache_budget(tmp_path, 0.0) == (10.0 if "kv_cache_gb" in advice else 0.0)
+
+
+def test_the_cache_is_halved_until_one_sequence_would_not_fit_and_a_new_setting_wins(monkeypatch, tmp_path, capsys):
+    def no_room():
+        raise rundir.NoMemory("sampling", rundir.halve_cache) from RuntimeError(WAKE_UP)
+
+    said = []
+    for start, size, told in ((1, 0.0, "kv_cache_gb = 10 instead of 20"), (2, 10.0, "kv_cache_gb = 5 instead of 10"),
+                              (3, 5.0, "cannot be halved, one sequence of full length takes 3"), (4, 5.0, "cannot be halved")):
+        monkeypatch.setattr(rundir, "LAST", {"folder": str(tmp_path), "step": 1})
+        assert rundir.cache_budget(tmp_path, 0.0, said.append) == size
+        rundir.LAST["cache"] = size or 20.0, 3.0
+        code, last = ended(no_room, capsys)
+        assert code == 4 and told in last, (start, last)
+    assert said[0] == "an engine's cache of 10 GB: an earlier start ran out of memory with more"
+    assert rundir.cache_budget(tmp_path, 8.0) == 8.0
+    monkeypatch.setattr(rundir, "LAST", {"cache": (8.0, 3.0)})  # eval.py keeps nothing of a start
+    assert "give --kv_cache_gb 4 instead of 8" in ended(no_room, capsys)[1]
+
+
+def test_a_micro_batch_of_one_sequence_is_not_halved_any_more(monkeypatch, tmp_path, capsys):
+    def no_room():
+        raise FULL[6]
+
+    monkeypatch.setattr(rundir, "LAST", {"folder": str(tmp_path), "step": 1, "longest": 700})
+    for size, told in ((2000, "max_tokens_per_gpu = 1000 instead of 2000"), (1000, "max_tokens_per_gpu = 500 instead of 1000"),
+                       (500, "= 500 is no more than the longest sequence, 700 tokens"), (500, "no more than")):
+        assert rundir.token_budget(tmp_path, 2000) == size
+        code, last = ended(no_room, capsys)
+        assert code == 4 and told in last, last
+
+
+def test_models_that_do_not_fit_at_the_start_are_not_a_matter_of_micro_batches(monkeypatch, tmp_path, capsys):
+    def no_room():
+        raise FULL[0]
+
+    monkeypatch.setattr(rundir, "LAST", {"folder": str(tmp_path), "max_tokens": (4096, 4096)})
+    code, last = ended(no_room, capsys)
+    assert code == 4 and "out of memory before the first step: the models do not fit" in last
+    assert not os.path.exists(tmp_path / "out_of_memory.json")
+
+
+ENGINE_FULL = """
+import rollout, rundir
+make_engine, wake_and_sync = rollout.make_engine, rollout.wake_and_sync
+def make(path, kv_cache_gb, **more):
+    open("caches", "a").write(f"{kv_cache_gb} ")
+    rundir.LAST["cache"] = kv_cache_gb or 0.5, 0.1
+    return make_engine(path)
+def sync(model, engine, dtype, version, *_):
+    if version == 2 and rundir.LAST["cache"][0] > 0.3:
+        with rundir.memory_of("waking the engine's cache up", rundir.halve_cache):
+            raise RuntimeError("CUDA Error: out of memory at /workspace/csrc/cumem_allocator.cpp:62")
+    wake_and_sync(model, engine, dtype, version)
+rollout.make_engine, rollout.wake_and_sync = make, sync
+"""
+
+
+@pytest.mark.parametrize("script", ["train_grpo.py", pytest.param("train_ppo.py", marks=pytest.mark.slow)])
+def test_the_same_command_goes_on_with_half_of_the_cache_and_makes_the_same_steps(script, server, tied_model, tmp_path):
+    start = lambda: server.run(tmp_path, script, [*TINY, "--model", tied_model], setup=ENGINE_FULL)  # noqa: E731
+    done = start()
+    assert done.returncode == 4 and "kv_cache_gb = 0.25 instead of 0.5" in done.stderr, done.stderr[-2000:]
+    done = start()
+    assert done.returncode == 0 and "an engine's cache of 0.25 GB" in done.stdout, done.stderr[-2000:]
+    assert open(tmp_path / "caches").read().split() == ["0.0", "0.25"] and [row["step"] for row in rows_of(tmp_path)] == [1, 2, 3]
+    assert "micro-batches of" not in done.stdout
+
+
 @pytest.mark.parametrize("broken", ["import", "init", "log", "finish"])
 def test_wandb_may_fail_anywhere_and_only_says_so(broken, monkeypatch):
     done, said = [], []

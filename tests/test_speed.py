@@ -314,7 +314,7 @@ def test_a_dry_step_changes_nothing_and_out_of_memory_says_what_to_halve(
     assert not any(optimizer.state for _, optimizer in models.values())
 
     def out_of_memory(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
 
     monkeypatch.setattr(model, "token_values", out_of_memory)
     with pytest.raises(ConfigError, match="halve max_tokens_per_gpu .now 40") as error:
