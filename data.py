@@ -119,16 +119,17 @@ def number_gold(row):
 
 
 def olympiad_gold(row):
-    """final_answer is a list with one string such as "$2^{1009}$" or "$69$,$84$": the text without its dollars."""
+    """final_answer is a list with one string such as "$2^{1009}$" or "$69$,$84$" (-> "69, 84"): without its dollars."""
     golds = row.get("final_answer")
     if not isinstance(golds, list) or not golds or not all(isinstance(gold, str) for gold in golds):
         raise BadRow("final_answer is not a list of strings")
+    golds = [re.sub(r"\$\s*([,;])\s*\$", r"\1 ", gold) for gold in golds]  # else "$1$,$101$" reads as a thousand
     golds = [re.sub(r"(?<!\\)\$", "", gold) for gold in golds]
     return golds[0] if len(golds) == 1 else golds
 
 
 def last_boxed(text):
-    """The content of the last \\boxed{...} whose braces balance (\\{ is no brace), or of MATH's rare "\\boxed 2"."""
+    """The content of the last filled \\boxed{...} whose braces balance (\\{ is no brace), or of MATH's rare "\\boxed 2"."""
     for box in reversed(list(re.finditer(r"\\boxed\s*(\{|(?<=\s)[^\s{$.]+)", text))):
         if box.group(1) != "{":
             return box.group(1)
@@ -136,7 +137,10 @@ def last_boxed(text):
         for brace in re.finditer(r"\\.|[{}]", text[box.end() :], flags=re.DOTALL):
             depth += {"{": 1, "}": -1}.get(brace.group(), 0)
             if depth == 0:
-                return text[box.end() : box.end() + brace.start()]
+                break
+        content = text[box.end() : box.end() + brace.start()] if depth == 0 else ""
+        if content.strip():  # an empty one only quotes the instruction
+            return content
     return None
 
 

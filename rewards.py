@@ -58,8 +58,9 @@ class Sample:
 
 EOS_TEXTS = ("<|endoftext|>", "<|im_end|>", "</s>", "<|eot_id|>", "<｜end▁of▁sentence｜>")
 BLANKS = " \t\r\n"
+EMPTY_BOX = re.compile(r"(?:[\s.~_{}…]|\\[ ,;:!_]|\\(?:q?quad|[lc]?dots|text)(?![a-zA-Z]))*")
 MAX_BRACES = 50_000             # with more of them the text holds no answer; a 32k-token solution has a fifth of it
-BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox) ?\{|(?<!\\)\\[{}]|[{}]")
+BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|(?<!\\)\\[{}]|[{}]")
 
 
 def strip_eos(text):
@@ -109,9 +110,17 @@ def boxes(text):
     return [text[begin:end] for begin, end in sorted(closed)]
 
 
+def filled_boxes(text):
+    """boxes() without those that hold nothing, such as the instruction 'in \\boxed{}' quoted after the answer."""
+    return [box for box in boxes(text) if len(box) > 50 or not EMPTY_BOX.fullmatch(box)]
+
+
 def last_box(sample, text):
-    """The last closed \\boxed{} of this text (what is outside the thinking), or None: the answer of a math reward."""
-    found = boxes(text)
+    """
+    The last closed \\boxed{} with content of this text (what is outside the thinking), "" where all are empty, or None
+    without one: the answer of a math reward.
+    """
+    found = filled_boxes(text) or boxes(text)[-1:]
     if len(found) > 1:
         sample.flags.add("several_boxes")
     if not found and "</think>" in sample.text and boxes(sample.text):
@@ -144,7 +153,8 @@ def gold_answers(answer):
         if isinstance(gold, bool) or not isinstance(gold, (str, int, float)):
             raise TypeError(f"a gold is a string, not {gold!r}")
         gold = str(gold)
-        gold = boxes(gold)[-1] if boxes(gold) else gold.rpartition("####")[2]
+        found = filled_boxes(gold)
+        gold = found[-1] if found else gold.rpartition("####")[2]
         golds.append(gold.strip())
     return golds
 
@@ -414,7 +424,7 @@ def unsloth_gsm8k(sample, equal):
     """
     xmlcount 0.5 + soft_format 0.5 + strict_format 0.5 + integer 0.5 + answer 2 = 4; truncated: all 0.
     unslothai/notebooks @bdda2ef Llama3.1_(8B)-GRPO, except that in soft and strict '.' matches a newline (as published
-    they exclude each other) and 1,000 is 1000. xmlcount falls by 0.001 a character of trailing text, without bound.
+    they exclude each other) and 1,000 is 1000. xmlcount falls without bound: see xml_count.
     """
     watch_tags(sample)
     names = ("xmlcount", "soft_format", "strict_format", "integer", "answer")
@@ -434,7 +444,12 @@ def unsloth_gsm8k(sample, equal):
 
 
 def xml_count(text):
-    """0.125 for each of four tags that stands exactly once with its newlines, less 0.001 a trailing character."""
+    """
+    0.125 for each of four tags that stands exactly once with its newlines, less 0.001 a character after </answer>. It is
+    taken off twice as published: for what follows the last '\\n</answer>\\n', and again for what follows the last
+    '\\n</answer>', less one character. Where the text ends in </answer> without a newline, the first finds nothing
+    and takes off 0.001 for each character of the whole text: a perfect response of 1,000 characters gets -0.499.
+    """
     count = 0.125 * ((text.count("<reasoning>\n") == 1) + (text.count("\n</reasoning>\n") == 1))
     if text.count("\n<answer>\n") == 1:
         count += 0.125 - 0.001 * len(text.rpartition("\n</answer>\n")[2])
@@ -456,7 +471,7 @@ def two_blocks(text, opening, middle, closing, to_the_end):
 
 
 def think_answer_format(text):
-    """1 for ^<think>.*?</think>\s*<answer>.*?</answer>$ as a full match (regex of 2025-02-08, DOTALL), else 0."""
+    r"""1 for ^<think>.*?</think>\s*<answer>.*?</answer>$ as a full match (regex of 2025-02-08, DOTALL), else 0."""
     return float(two_blocks(text.rstrip(), "<think>", r"</think>\s*<answer>", "</answer>", to_the_end=True))
 
 
@@ -530,20 +545,23 @@ PARTS = {
     "cosine": lambda text, score, num, most: cosine(num, most, *((1.0, 0.5) if score.correct else (-1.0, -0.5))),
     "repetition": lambda text, score, num, most: repetition(text),
     "sparse_repetition": lambda text, score, num, most: 0.0 if score.correct else repetition(text, n=20),  # demystify
-    "soft_overlong": lambda text, score, num, most: soft_overlong(num, most, cache=most // 4),
+    "soft_overlong": lambda text, score, num, most, cache=None: soft_overlong(num, most, cache or max(1, most // 4)),
 }
 
 
 def add_parts(score, weights, response, num_tokens, max_tokens, notes=None):
     """
     The score plus weight x part for each of {"reasoning_steps": 0.5, ...}. Truncated: the format parts add nothing.
-    cosine has open-r1's function defaults (right 1 -> 0.5, wrong -1 -> -0.5), in tokens instead of characters. A part
-    that raises or is not finite adds nothing, with the flag 'error'.
+    cosine has open-r1's function defaults (right 1 -> 0.5, wrong -1 -> -0.5), in tokens instead of characters. The
+    cache of soft_overlong is a quarter of max_tokens, or as set: {"soft_overlong": {"weight": 1.0, "cache": 4096}}.
+    A part that raises or is not finite adds nothing, with the flag 'error'.
     """
     parts, flags, text = dict(score.parts), set(score.flags), strip_eos(response)
     for name, weight in weights.items():
+        options = dict(weight) if isinstance(weight, dict) else {"weight": weight}
+        weight = options.pop("weight")
         try:
-            value = float(PARTS[name](text, score, num_tokens, max_tokens))
+            value = float(PARTS[name](text, score, num_tokens, max_tokens, **options))
             if not abs(value) <= MAX_REWARD:
                 raise ValueError(f"it is {value}")
         except (Exception, SystemExit) as e:
@@ -588,8 +606,15 @@ def check(reward, part_weights=()):
                 raise ValueError(f"no {what} {name!r}; " + (f"did you mean {near[0]!r}? " if near else "")
                                  + f"known: {', '.join(known)}")
     for name in part_weights:
-        if type(part_weights[name]) not in (int, float) or not abs(part_weights[name]) <= MAX_REWARD:
-            raise ValueError(f"the weight of reward part {name!r} must be a finite number, not {part_weights[name]!r}")
+        options = part_weights[name] if isinstance(part_weights[name], dict) else {"weight": part_weights[name]}
+        weight, cache = options.get("weight"), options.get("cache", 1)
+        if type(weight) not in (int, float) or not abs(weight) <= MAX_REWARD:
+            raise ValueError(f"the weight of reward part {name!r} must be a finite number, not {weight!r}")
+        if not {*options} <= ({"weight", "cache"} if name == "soft_overlong" else {"weight"}):
+            raise ValueError(f"reward part {name!r} takes a weight, soft_overlong also {{'weight': 1.0, 'cache': 4096}}, "
+                             f"not {options!r}")
+        if type(cache) is not int or cache < 1:
+            raise ValueError(f"the cache of reward part {name!r} is a number of tokens, not {cache!r}")
 
 
 def check_answer(reward, answer):

@@ -395,7 +395,7 @@ FIXTURES = {  # name: (split, rows as the source writes them, the golds we want)
         {"id": 2, "question": "b", "context": None, "final_answer": ["$69$,$84$"], "subfield": "Algebra"},
         {"id": 3, "question": "c", "context": None, "final_answer": ["3"], "subfield": "Algebra"},
         {"id": 4, "question": "d", "final_answer": ["$1$", "$\\$2$"], "subfield": None}],
-        ["2^{1009}", "69,84", "3", ["1", r"\$2"]]),
+        ["2^{1009}", "69, 84", "3", ["1", r"\$2"]]),
     "aime24": ("test", [{"problem": "a", "question": "a", "answer": "025"}, {"problem": "b", "answer": "000"},
                         {"problem": "c", "answer": 204}], ["25", "0", "204"]),
     "amc23": ("test", [{"problem": "a", "answer": 27.0}, {"problem": "b", "answer": -1.0},
@@ -981,6 +981,25 @@ def test_the_command_line_prints_rows_prompts_and_leaks(tmp_path):
     test = write_jsonl(tmp_path / "b.jsonl", [{"problem": "p?", "answer": "1"}])
     lines = run("--leak", "custom", "math500", "--path", f"custom={train}", "--path", f"math500={test}")
     assert lines == ["custom/0  =  math500/0  'p?'", "1 problems of math500 stand in custom (train)"]
+
+
+@pytest.mark.parametrize("written, gold, right, wrong", [
+    ("$1$,$101$", "1, 101", r"1 \text{ and } 101", "1101"), ("$1$, $101$", "1, 101", "101,1", "1101"),
+    ("$2$ , $500$,$101$", "2, 500, 101", "2, 101, 500", "2500101"), ("$6764$,$10945$", "6764, 10945", "10945, 6764", "6764"),
+    ("$1$;$101$", "1; 101", "1, 101", "1101"), ("$-1$,$100$", "-1, 100", r"100 \text{ or } -1", "-1100"),
+    ("$1,101$", "1,101", "1101", r"1 \text{ and } 101"), (r"\$36", r"\$36", "36", "35"),
+    (r"$90^{\circ}$,$60^{\circ}$", r"90^{\circ}, 60^{\circ}", "60, 90", "9060")])
+def test_several_answers_of_olympiadbench_are_a_list_and_no_thousands(written, gold, right, wrong):
+    assert data.olympiad_gold({"final_answer": [written]}) == gold
+    assert rewards.score("math", f"\\boxed{{{right}}}", gold).correct
+    assert not rewards.score("math", f"\\boxed{{{wrong}}}", gold).correct
+
+
+@pytest.mark.parametrize("text, box", [
+    (r"so \boxed{42}, as asked in \boxed{}", "42"), (r"\boxed{41} \boxed{42} \boxed{ }", "42"), ("\\boxed\n{42}", "42"),
+    (r"\boxed{}", None), (r"\boxed{42", None), (r"\boxed{42} \boxed{4", "42")])
+def test_the_gold_of_a_solution_is_its_last_box_that_holds_something(text, box):
+    assert data.last_boxed(text) == box
 
 
 # ---------------------------------------------------------------- the public sets, where there are copies

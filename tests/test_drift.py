@@ -6,6 +6,8 @@ Whoever lets one of them differ on purpose gives it another name, or an entry he
 
 import dataclasses
 import inspect
+import pathlib
+import warnings
 
 import train_grpo
 import train_ppo
@@ -59,3 +61,14 @@ def test_both_loops_have_the_same_five_stages():
         lines = inspect.getsource(module.main).splitlines()
         assert [line.strip()[2:4] for line in lines if line.strip().startswith("# ") and line.strip()[3:4] == ")"] == \
             ["1)", "2)", "3)", "4)", "5)"], module.__name__
+
+
+def test_no_file_has_an_invalid_escape():
+    """From Python 3.12 on, each is a SyntaxWarning on the user's console; up to 3.11 a hidden DeprecationWarning."""
+    root = pathlib.Path(train_grpo.__file__).parent
+    files = [file for folder in (".", "recipes", "tests", "bench") for file in (root / folder).glob("*.py")]
+    assert len(files) > 50
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for file in files:
+            compile(file.read_text(), file, "exec", dont_inherit=True)

@@ -282,6 +282,33 @@ def test_the_last_of_several_boxes_counts_and_is_flagged_in_every_math_reward():
         assert "several_boxes" in right.flags & wrong.flags
 
 
+MATH_REWARDS = ("math", "simplerl_math", "open_r1_math", "deepscaler_math", "demystify_cosine", "dr_grpo_math")
+
+
+@pytest.mark.parametrize("text", [
+    r"The answer is \boxed{42}. I put it in \boxed{} as asked.", r"\boxed{42} and \boxed{ }", r"\boxed{42}, \boxed{\,}",
+    r"\boxed{42}; the form is \boxed{...}", r"\boxed{42} in \boxed{\text{}}", r"\boxed{42} \boxed{\ldots}",
+    r"\boxed{42} \fbox{}", r"\boxed{42 \boxed{}}", r"\boxed{\boxed{42}}", r"\boxed  {42}", "\\boxed\n{42}",
+    "\\boxed \t\n\n {42}", "\\fbox\n{42}", "\\boxed\n{\n42\n}", "\\boxed\n{42} and \\boxed {}", r"\fbox  {42}"])
+def test_an_empty_box_after_the_answer_does_not_hide_it_nor_do_blanks_before_the_brace(text):
+    for reward in MATH_REWARDS:
+        result = score(reward, "<think>r</think>" + text, "42")
+        assert result.correct and not score(reward, "<think>r</think>" + text, "43").correct, reward
+        assert ("several_boxes" in result.flags) == (r"{\boxed{" in text), reward
+    assert score("dr_grpo_r1", f"r</think> <answer>{text}</answer>", "42").correct
+
+
+@pytest.mark.parametrize("text", [r"\boxed{}", r"\boxed{41} \boxed{}", r"\boxed{42} \boxed{41}", r"\boxed {} 42",
+                                  r"\boxed x{42}", r"\boxed{42} then \boxed{0}", r"\boxedx{42}"])
+def test_an_empty_box_is_no_answer_and_a_filled_one_still_counts_last(text):
+    assert not score("math", text, "42").correct
+
+
+def test_a_worked_solution_with_an_empty_box_at_its_end_has_the_filled_ones_gold():
+    assert rewards.gold_answers(r"so \boxed{42}, as asked in \boxed{}") == ["42"]
+    assert score("math", r"\boxed{42}", r"so \boxed {42}, as asked in \boxed{}").correct
+
+
 def test_text_after_a_stop_word_is_read_by_dr_grpo_and_not_by_simplerl():
     text = r"\boxed{6}<|im_end|> \boxed{5}"
     assert score("dr_grpo_math", text, "5").total == 1
@@ -401,6 +428,8 @@ UNSLOTH = "<reasoning>\nwork\n</reasoning>\n<answer>\n72\n</answer>\n"
     (UNSLOTH.replace("72", "٧٢"), "72", (0.5, 0.5, 0.5, 0, 0)),
     (UNSLOTH + "<|im_end|>", "72", (0.5, 0.5, 0.5, 0.5, 2)),
     (UNSLOTH, "48 + 24 = 72\n#### 72", (0.5, 0.5, 0.5, 0.5, 2)),
+    # as published: without a newline at the end, xmlcount loses 0.001 for each of the 1,000 characters of the response
+    ("<reasoning>\n" + "w" * 953 + "\n</reasoning>\n<answer>\n72\n</answer>", "72", (-0.499, 0.5, 0, 0.5, 2)),
     ("", "72", (0, 0, 0, 0, 0)),
 ])
 def test_unsloth_parts_follow_the_table(text, gold, values):
@@ -632,6 +661,37 @@ def test_dense_repetition_marks_each_token_of_a_later_occurrence_once():
 
 def test_soft_overlong_falls_linearly_over_the_cache():
     assert [rewards.soft_overlong(n) for n in (0, 12288, 14336, 16384, 99999)] == [0, 0, -0.5, -1, -1]
+
+
+def test_the_cache_of_soft_overlong_is_a_quarter_of_the_limit_unless_it_is_set():
+    base = score("math", "", "5")
+
+    def part(weight, num_tokens, max_tokens):
+        return rewards.add_parts(base, {"soft_overlong": weight}, "", num_tokens, max_tokens).total
+
+    lengths = (15360, 16384, 18432, 20480)                  # DAPO: 16,384 tokens and a cache of 4,096, a fifth of 20,480
+    dapo = {"weight": 1.0, "cache": 4096}
+    assert [part(dapo, n, 20480) for n in lengths] == [0, 0, -0.5, -1]
+    assert [part(1.0, n, 20480) for n in lengths] == [0, -0.2, -0.6, -1]        # a quarter: 5,120
+    assert [part(dapo | {"weight": 0.5}, n, 20480) for n in lengths] == [0, 0, -0.25, -0.5]
+    for most in (1, 2, 3):                                  # a quarter of so few is no token: one
+        assert [part(1.0, n, most) for n in (most - 1, most, most + 1)] == [0, -1, -1]
+
+
+@pytest.mark.parametrize("weights", [
+    {"soft_overlong": "1"}, {"soft_overlong": None}, {"soft_overlong": True}, {"soft_overlong": math.nan},
+    {"tag_count": math.inf}, {"soft_overlong": {"cache": 4096}}, {"soft_overlong": {"weight": 1.0, "cache": 0}},
+    {"soft_overlong": {"weight": 1.0, "cache": 0.2}}, {"soft_overlong": {"weight": 1.0, "cash": 4096}},
+    {"tag_count": {"weight": 1.0, "cache": 4096}}, {"soft_overlong": (1.0, 4096)}])
+def test_a_part_whose_weight_is_no_number_is_refused_at_start(weights):
+    with pytest.raises(ValueError, match="reward part"):
+        rewards.check("math", weights)
+
+
+def test_a_part_is_a_number_or_a_weight_and_a_cache_and_survives_json():
+    weights = {"soft_overlong": {"weight": 1.0, "cache": 4096}, "tag_count": 1, "cosine": {"weight": -0.5}}
+    rewards.check("math", weights)
+    assert json.loads(json.dumps(weights)) == weights       # config.json is compared with the settings at a restart
 
 
 def test_weighed_parts_are_added_to_the_total():
