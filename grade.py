@@ -29,7 +29,7 @@ class Rules:
     brackets: bool = True       # '[1,2)' is not '(1,2)'
     ordered: bool = False       # '2,1' is not '1,2'
     rel_tol: float = 0.0        # of two numbers
-    decimals: int = 0           # > 0: with a decimal point in either, equal after rounding to so many places
+    decimals: int = 0           # > 0: with a decimal point in either, equal after rounding to so many places, if not to 0
 
 
 RULES = {
@@ -48,6 +48,7 @@ MAX_DEPTH = 20                  # nested brackets
 UNICODE = {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "°": r"^\circ ",
            "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "∪": r"\cup ", "∈": r"\in ", "±": r"\pm ",
            "≈": r"\approx ", "√": r"\sqrt "}
+SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 ALIASES = [(re.compile(pattern), to) for pattern, to in [
     (r"(?<=[0-9])(?:, ?\\! ?|\{,\}|\\,)(?=[0-9]{3}(?![0-9]))", ""),                    # 1,\!000  1{,}000  1\,000
     (r"(?<!\\)\\[!,;: ]|\\q?quad\b|(?<!\\)~|\\(?:display|text)style\b", " "),
@@ -66,6 +67,8 @@ ALIASES = [(re.compile(pattern), to) for pattern, to in [
     (r"\\frac\s*([0-9])\s*([0-9])", r"\\frac{\1}{\2}"), (r"\\frac\s*([0-9])\s*\{", r"\\frac{\1}{"),
     (r"\\frac\s*(\{[^{}]*\})\s*([0-9])", r"\\frac\1{\2}"),
     (r"\\sqrt\s*([0-9a-zA-Z])", r"\\sqrt{\1}"),
+    (r"(?<=[0-9]) ?x ?(?=\{?10\}?\^)", r"\\times "),                                                 # 6.63 x 10^{-34}
+    (r"(\\times|\\cdot) +(?=[0-9{])", r"\1"), (r"(?<![0-9.}])\{10\}(?=\^)", "10"),
 ]]
 PREAMBLE = re.compile(r"(?:\\text\{)?\s*(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)\s*:?\s*\}?", re.IGNORECASE)
 WHOLE_TEXT = re.compile(r"\\text\{([^{}]*)\}")
@@ -81,6 +84,8 @@ def tidy(text):
     for char, latex in UNICODE.items():
         if char in text:
             text = text.replace(char, latex)
+    if not text.isascii():
+        text = re.sub("[⁰¹²³⁴-⁹⁻⁺]+", lambda m: "^{" + m[0].translate(SUPERSCRIPTS) + "}", text)
     text = re.sub(r"(?<!\\)(?:\$|\\[()\[\]])", "", text)        # math mode off: $ \( \) \[ \], but not \$
     for pattern, to in ALIASES:
         text = pattern.sub(to, text)
@@ -122,7 +127,7 @@ def split_top(text, separators):
 
 DEC = r"(?:[0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})"
 NUMBER = re.compile(rf"({DEC})")
-POWER = re.compile(rf"(?:({DEC})(?:\\times|\\cdot|\*))?10\^(?:\{{([-+]?[0-9]{{1,3}})\}}|([0-9]))"
+POWER = re.compile(rf"(?:({DEC})(?:\\times|\\cdot|\*))?10\^(?:[{{(]([-+]?[0-9]{{1,3}})[)}}]|([-+]?[0-9]{{1,3}}))"
                    rf"|({DEC})[eE]([-+]?[0-9]{{1,3}})")
 FRACTION = re.compile(rf"([0-9]{{1,30}}(?= ?\\))? ?\\frac\{{(-?{DEC})\}}\{{(-?{DEC})\}}")
 REPEATING = re.compile(r"([0-9]{0,30})\.([0-9]{0,30})\\overline\{([0-9]{1,30})\}")
@@ -164,6 +169,7 @@ UNITS = {name: names.split()[0] for names in (
     "dollar usd buck", "cent", "gram g", "kg kilogram", "pound lb", "ounce oz", "liter litre l", "ml milliliter",
     "gallon gal", "degree deg", "radian rad", "acre", "kmh km/h kph", "mph") for name in names.split()}
 TEXT_UNIT = re.compile(r"(.*[^\\{,;=]) ?\\text\{([^{}]*)\}(?:\^([23]))?\.?", re.DOTALL)
+TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 WORD_UNIT = re.compile(r"(.*[0-9})]) ?([A-Za-z][A-Za-z./ ]*[A-Za-z.])(?:\^([23]))?", re.DOTALL)
 
 
@@ -184,7 +190,7 @@ def quantity(text):
     for _ in range(3):
         if text.endswith("%"):
             text, unit = text[:-1].removesuffix("\\").rstrip(), "percent"
-        elif (m := re.fullmatch(r"(.+)\^\\circ ?([CFK]?)", text)):
+        elif (m := re.fullmatch(r"(.+)\^\\circ ?([CFK]?)", text)) and not TRIGONOMETRIC.search(text):
             text, unit = m[1], "degree"
         elif re.match(r"[-+]?\\\$", text):
             text, unit = text.replace("\\$", "", 1).strip(), "dollar"
@@ -208,7 +214,7 @@ def close(a, b, rules, has_point):
     if rules.rel_tol:
         return abs(a - b) <= Fraction(rules.rel_tol) * max(abs(a), abs(b))
     if rules.decimals and has_point:
-        return round(a, rules.decimals) == round(b, rules.decimals)
+        return a == b or round(a, rules.decimals) == round(b, rules.decimals) != 0
     return a == b
 
 
@@ -397,25 +403,96 @@ def askable(gold, prediction):
                 and re.search(r"[0-9A-Za-z]", prediction) and "\\text" not in prediction)
 
 
+DIGITS = 1500                   # exponents have at most three digits, so that other values differ before the 1,000th
+
+
+def sympy_text(text):
+    """Decimals as exact fractions (0.25 -> (1/4), 1.5e-7), degrees as radians where a function takes them."""
+    if TRIGONOMETRIC.search(text):
+        text = re.sub(r"([0-9]+(?:\.[0-9]+)?)\^\\circ ?", r"(\1\\cdot\\frac{\\pi}{180})", text)
+    text = re.sub(r"([0-9]*\.[0-9]+)[eE]([-+]?[0-9]{1,3})(?![0-9])", r"\1\\cdot10^{\2}", text)
+    return re.sub(r"([0-9]*)\.([0-9]+)", lambda m: "(%d/%d)" % Fraction(m[0]).as_integer_ratio(), text)
+
+
 def sympy_equal(gold, prediction, rules):
-    """math-verify 0.9 on two scalar expressions; decimals become exact fractions first, unless rounding is the rule."""
+    """
+    math-verify 0.9 on two scalar expressions, but its absolute tolerance of 1e-15: two numbers are equal if they agree in
+    all of their digits, or to the tolerance of the rules.
+    """
     from latex2sympy2_extended import NormalizationConfig  # here, so that only a worker pays the import
     from math_verify import LatexExtractionConfig, parse, verify
-    if not (rules.decimals or rules.rel_tol):
-        gold, prediction = (re.sub(r"([0-9]*)\.([0-9]+)", lambda m: "(%d/%d)" % Fraction(m[0]).as_integer_ratio(), text)
-                            for text in (gold, prediction))
     config = LatexExtractionConfig(normalization_config=NormalizationConfig(
         basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"))      # units: '6m' as 6
-    parsed = [parse(f"${text}$", [config], fallback_mode="no_fallback", extraction_mode="first_match",
-                    parsing_timeout=None) for text in (gold, prediction)]
-    if not all(parsed):
+
+    def parsed(*texts):
+        return [parse(f"${text}$", [config], fallback_mode="no_fallback", extraction_mode="first_match",
+                      parsing_timeout=None) for text in texts]
+
+    g, p = parsed(sympy_text(gold), sympy_text(prediction))
+    if not g or not p:
         return False
-    if verify(parsed[0], parsed[1], timeout_seconds=None):
+    equal = same_number(g[0], p[0], rules)
+    if rules.decimals and "." in gold + prediction and not equal:       # rounding, but not to 0
+        return verify(*parsed(gold, prediction), timeout_seconds=None) and not (equal is False and all(
+            abs(side[0].evalf()) < 0.5 / 10 ** rules.decimals for side in (g, p)))
+    if equal is not None:
+        return equal
+    if not verify(g, p, timeout_seconds=None):
+        return same_roots(g[0], p[0])
+    if is_expression(g[0], p[0]):
+        return same_at(g[0], p[0], 1) is not False
+    return verify(g, p, numeric_precision=DIGITS, timeout_seconds=None)     # sets, equations, inequalities
+
+
+def is_expression(*sides):
+    from sympy import Expr
+    return all(isinstance(side, Expr) for side in sides)
+
+
+def same_number(a, b, rules):
+    """Are two sympy numbers equal? None if they are no numbers, or no finite ones."""
+    from sympy import I, Integral, Limit, Product, Sum
+    from sympy.core.evalf import PrecisionExhausted
+    if not is_expression(a, b):
+        return None
+    a, b = (side.subs({s: I for s in side.free_symbols if s.name == "i"}) for side in (a, b))
+    a, b = (side.doit() if side.has(Integral, Limit, Product, Sum) else side for side in (a, b))
+    if a.free_symbols or b.free_symbols or a.has(Integral, Limit) or b.has(Integral, Limit):
+        return None
+    try:
+        difference = (a - b).evalf(5, maxn=DIGITS, strict=True)
+    except PrecisionExhausted:          # not one digit of it is certain
         return True
-    if not rules.rel_tol:
+    if not all(part.is_Number and part.is_finite for part in difference.as_real_imag()):
+        return None
+    return bool(abs(difference) <= rules.rel_tol * max(abs(a.evalf()), abs(b.evalf())))
+
+
+def same_at(a, b, sign):
+    """same_number() where the letters are numbers of this sign, of no special value: other formulas differ there."""
+    from sympy import Rational
+    letters = sorted(a.free_symbols | b.free_symbols, key=str)
+    point = {letter: sign * Rational(1237 + 10 * i, 1009) for i, letter in enumerate(letters)}
+    return same_number(a.subs(point), b.subs(point), Rules())
+
+
+def same_roots(a, b):
+    """
+    '\\sqrt{1/n}' and '\\frac{1}{\\sqrt{n}}', which sympy keeps apart because of n < 0: equal for positive letters, and
+    for negative ones equal or not real; |x| is not x.
+    """
+    from sympy import Dummy, Pow, log, simplify
+    if not is_expression(a, b) or a.free_symbols != b.free_symbols or not a.free_symbols or not any(
+            power.exp.is_integer is not True for power in (a - b).atoms(Pow)) and not a.has(log):
         return False
-    g, p = (float(side[0].evalf()) for side in parsed)          # a symbol left over is a TypeError: not equal
-    return abs(g - p) <= rules.rel_tol * max(abs(g), abs(p))
+    if simplify((a - b).subs({letter: Dummy(positive=True) for letter in a.free_symbols})) != 0:
+        return False
+    for sign in (-1, -10 ** 12):
+        real = [abs(side.subs({letter: sign for letter in a.free_symbols}).evalf().as_real_imag()[1]) < 1e-9
+                for side in (a, b)]
+        if any(real) and same_at(a, b, sign) is not True:
+            return False
+    return same_at(a, b, 1) is True
 
 
 def decide(golds, prediction, rules, cas=None):
@@ -577,4 +654,5 @@ class Workers:
 
 
 if __name__ == "__main__":
+    judge([r"2\sqrt{2}"], r"\sqrt{8}", "strict")        # what sympy loads at its first question is in no deadline
     serve()
