@@ -129,7 +129,7 @@ def olympiad_gold(row):
 
 
 def last_boxed(text):
-    """The content of the last filled \\boxed{...} whose braces balance (\\{ is no brace), or of MATH's rare "\\boxed 2"."""
+    """What is in the last filled \\boxed{...} whose braces balance (\\{ is no brace), or in MATH's rare "\\boxed 2"."""
     for box in reversed(list(re.finditer(r"\\boxed\s*(\{|(?<=\s)[^\s{$.]+)", text))):
         if box.group(1) != "{":
             return box.group(1)

@@ -29,7 +29,7 @@ class Rules:
     brackets: bool = True       # '[1,2)' is not '(1,2)'
     ordered: bool = False       # '2,1' is not '1,2'
     rel_tol: float = 0.0        # of two numbers
-    decimals: int = 0           # > 0: with a decimal point in either, equal after rounding to so many places, if not to 0
+    decimals: int = 0           # > 0: with a decimal point in either, equal after rounding to so many places, not to 0
 
 
 RULES = {
@@ -68,9 +68,13 @@ ALIASES = [(re.compile(pattern), to) for pattern, to in [
     (r"\\frac\s*(\{[^{}]*\})\s*([0-9])", r"\\frac\1{\2}"),
     (r"\\sqrt\s*([0-9a-zA-Z])", r"\\sqrt{\1}"),
     (r"(?<=[0-9]) ?x ?(?=\{?10\}?\^)", r"\\times "),                                                 # 6.63 x 10^{-34}
+    (r"\\varnothing(?![a-z])|\\\{\s*\\\}", r"\\emptyset "), (r"\\R(?![a-zA-Z])", r"\\mathbb{R}"),
     (r"(\\times|\\cdot) +(?=[0-9{])", r"\1"), (r"(?<![0-9.}])\{10\}(?=\^)", "10"),
 ]]
 PREAMBLE = re.compile(r"(?:\\text\{)?\s*(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)\s*:?\s*\}?", re.IGNORECASE)
+PLAIN = re.compile(r"(?<![A-Za-z\\])(?:(infinity)|(pi|(?:sin|cos|tan|ln|log)(?= ?(?:[0-9(\\{]|[a-z](?![a-z])))))"
+                   r"(?![A-Za-z])")
+PLAIN_ROOT = re.compile(r"(?<![A-Za-z\\])\\?sqrt ?(?=\()")
 WHOLE_TEXT = re.compile(r"\\text\{([^{}]*)\}")
 SPACE = re.compile(r"(?<![0-9A-Za-z.])\s+|\s+(?![0-9A-Za-z.])")         # a blank between two words or digits stays
 THOUSANDS = re.compile(r"(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
@@ -93,6 +97,12 @@ def tidy(text):
     text = text.strip().rstrip("\\. ")
     while (whole := WHOLE_TEXT.fullmatch(text)) or text[:1] == "{" and closes_at(text) == len(text) - 1:
         text = (whole[1] if whole else text[1:-1]).strip().rstrip(".")
+    if "\\text" not in text:                                      # 2pi, sqrt(2)/2
+        text = PLAIN.sub(lambda m: "\\infty " if m[1] else f"\\{m[2]} ", text)
+        text = re.sub(r"(?<![A-Za-z\\])sqrt ?([0-9]+)", r"\\sqrt{\1}", text)
+        while (root := PLAIN_ROOT.search(text)) and (end := closes_at(text[root.end():])) > 0:
+            start, end = root.end(), root.end() + end
+            text = f"{text[:root.start()]}\\sqrt{{{text[start + 1:end]}}}{text[end + 1:]}"
     return SPACE.sub("", re.sub(r"\s+", " ", text))
 
 
@@ -262,17 +272,41 @@ def compare_scalar(gold, prediction, rules, cas):
 COMMA = re.compile(r",|;| ?(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]) ?")
 EQUALS = re.compile(r"=|\\approx ?")
 CUP = re.compile(r"\\cup ?")
-MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix|array)\}(.*)\\end\{\1\}", re.DOTALL)
+MATRIX = re.compile(r"([(\[|]?)\\begin\{([pbvBV]?matrix|smallmatrix|array)\}(?:\{[lcr| ]+\})?(.*)\\end\{\2\}([)\]|]?)",
+                    re.DOTALL)
+ROW = re.compile(r"\\\\(?:\[[0-9.]+[a-z]{2}\])?")
 SYMBOL = re.compile(r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:\{[^{}]*\}|[0-9A-Za-z]))?'?(?:\([a-z0-9](?:,[a-z0-9])*\))?")
-MEMBER = re.compile(r"[A-Za-z] ?\\in ?")
+MEMBER = re.compile(r"(?:[A-Za-z](?:\([a-z]\))?|\([a-z](?:,[a-z])+\)) ?\\in(?![a-z]) ?")
+
+# What may stand before '=' without changing the answer: the name of one quantity, ...
+INDEX = r"(?:_(?:\{[^{}]*\}|[0-9A-Za-z]))?"
+NAME = re.compile("|".join((
+    SYMBOL.pattern, r"[A-Z]{2,4}|[A-Z][a-z]{2,}", r"\[[A-Z]{3,6}\]",                         # AB, Area, [ABC]
+    rf"(?:m ?)?\\(?:angle|measuredangle|triangle) ?[A-Z]{{1,3}}{INDEX}",
+    rf"\\(?:vec|overrightarrow|overline|hat|widehat|bar|tilde|mathcal)(?: [A-Za-z]|\{{[A-Za-z]{{1,3}}{INDEX}\}})",
+    rf"\|(?:[A-Za-z]{INDEX}|[A-Z]{{2}}|\\vec\{{[a-z]\}})\|",
+    r"\\text\{(?![^{}]*\b(?:[Nn]ot?|none|never|wrong|false)\b)[^{}=<>]*\} ?(?:[A-Za-z]|\([A-Za-z]+\))?",
+    r"[A-Za-z](?:\^\{-1\})?\((?:[A-Z]|\\cup ?|\\cap ?|[0-9.,|]|[a-z]\([0-9]\))+\)",      # P(A\cup B), f(g(2))
+    r"[A-Z]\([A-Z](?:[<>=]|\\[lg]e ?)[0-9]+\)|[a-zA-Z]\^\{-1\}\([a-z]\)")))                # P(X=2), f^{-1}(x)
+# ... in a prediction whose right side is a number also a combination of letters (m+n, 100a+b, xy, \frac{m}{n}), ...
+TERM = rf"(?:10{{1,3}})?(?:(?:[A-Za-z]|\\(?:alpha|beta|gamma|theta) ?){INDEX}(?:\^[0-9])?)+"
+COMBINATION = re.compile(rf"{TERM}(?:[-+:/]{TERM})*|\\frac\{{{TERM}\}}\{{{TERM}\}}")
+# ... and before a set, a tuple or a matrix also products, powers and set operations of capitals
+CAPITALS = re.compile(r"[A-Z](?:\^(?:\{[^{}]*\}|[0-9A-Za-z]))?(?:(?:[-+]|\\(?:cup|cap|times|setminus|cdot) ?)?"
+                      r"[A-Z](?:\^(?:\{[^{}]*\}|[0-9A-Za-z]))?)*")
+POINT = re.compile(r"([A-Z](?:_[0-9])?'?)([(].*[)])", re.DOTALL)
+LABEL = re.compile(r"(\\text\{[^{}]*[:=]\}|[A-Z]:)(.+)", re.DOTALL)
+FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc|log|ln)(?![a-z])")
 
 
 def structure(text):
-    """-> (kind, brackets, elements): scalar, list, set, tuple (intervals too), union or matrix"""
+    """-> (kind, brackets, elements): scalar, list, set, tuple (intervals too), union, matrix or determinant"""
     text = MEMBER.sub("", text, count=1) if MEMBER.match(text) else text
-    if (m := MATRIX.fullmatch(text)):
-        rows = [row.split("&") for row in m[2].strip().removesuffix("\\\\").split("\\\\")]
-        return "matrix", str([len(row) for row in rows]), [cell.strip() for row in rows for cell in row]
+    text = text[1:-1] if text[:1] == "{" and closes_at(text) == len(text) - 1 else text
+    if (m := MATRIX.fullmatch(text)) and m[1] + m[4] in ("", "()", "[]", "||") and "\\begin" not in m[3]:
+        rows = [row.split("&") for row in ROW.split(m[3].strip().removesuffix("\\\\"))]
+        kind = "determinant" if m[1] == "|" or m[2][0] in "vV" else "matrix"
+        return kind, str([len(row) for row in rows]), [cell.strip() for row in rows for cell in row]
     parts = split_top(text, COMMA)
     parts = [part for i, part in enumerate(parts) if part or not 0 < i < len(parts)]            # '1, and 2'
     parts = [signed for part in parts for signed in ((part.replace("\\pm", "+"), part.replace("\\pm", "-"))
@@ -293,6 +327,103 @@ def structure(text):
     return "scalar", "", [text]
 
 
+def named(text):
+    """Of a named tuple, set or matrix the name and the rest: '(x,y)=(1,2)' -> (('x', 'y'), '(1,2)'), else (None, text)"""
+    if (m := POINT.fullmatch(text) or LABEL.fullmatch(text)) and structure(m[2])[0] not in ("scalar", "list"):
+        return m[1], m[2]
+    left, _, body = text.partition("=")
+    if not left or not body or left.count("{") != left.count("}"):
+        return None, text
+    kind, _, elements = structure(body)
+    if kind == "scalar" or kind == "list" and body[0] != "{":
+        return None, text
+    if NAME.fullmatch(left) or CAPITALS.fullmatch(left):
+        return left, body
+    left_kind, _, names = structure(left)
+    distinct = len(names) > 1 and len({*names}) == len(names) == len(elements) and all(map(SYMBOL.fullmatch, names))
+    return (tuple(names), body) if distinct and left_kind == kind in ("tuple", "matrix", "set") else (None, text)
+
+
+FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
+RELATIONS = re.compile(r"(<|>|\\(?:le|ge|ne)(?![a-z]) ?)")
+REALS = re.compile(r"\\mathbb\{R\}(?:(?:\\setminus|\\backslash|-) ?\\\{(.+)\\\})?|(?:all )?real(?:s| numbers)", re.I)
+AND = re.compile(r"(?<![a-zA-Z\\])and(?![a-zA-Z])")
+
+
+def interval(text):
+    """'x>3' -> ('x', '(3,\\infty)'), '\\mathbb{R}' -> ('', '(-\\infty,\\infty)'); None where it is no such relation."""
+    if (m := REALS.fullmatch(MEMBER.sub("", text, count=1))):
+        gaps = split_top(m[1], COMMA) if m[1] else []
+        if len(gaps) > 1 and None in [number(gap) for gap in gaps]:
+            return None
+        ends = ["-\\infty", *(sorted(gaps, key=number) if len(gaps) > 1 else gaps), "\\infty"]
+        return "", "\\cup".join(f"({low},{high})" for low, high in zip(ends, ends[1:], strict=False))
+    if not AND.search(text) and len(parts := split_top(text, COMMA)) > 1:               # x<1 or x>3
+        found = [interval(part) for part in parts]
+        one_name = None not in found and len({name for name, _ in found}) == 1
+        return (found[0][0], "\\cup".join(body for _, body in found)) if one_name else None
+    parts = [part.strip() for part in RELATIONS.split(text)]
+    if len(parts) > 1 and parts[1] in (">", "\\ge"):
+        parts = [FLIPPED.get(part, part) for part in reversed(parts)]                    # 'x > 3' as '3 < x'
+    signs, low, first, second, high = parts[1::2], "-\\infty", "<", "<", "\\infty"
+    if len(parts) == 5:
+        low, first, name, second, high = parts
+    elif len(parts) == 3 and unknown(parts[0]):
+        name, second, high = parts
+    elif len(parts) == 3:
+        low, first, name = parts
+    if len(parts) not in (3, 5) or not (unknown(name) and low and high) or letters(low + high) - {"e"} or "=" in text:
+        return None
+    if signs == ["\\ne"]:
+        bound = high if name == parts[0] else low
+        return name, f"(-\\infty,{bound})\\cup({bound},\\infty)"
+    if not {*signs} <= {"<", "\\le"}:
+        return None
+    return name, f"{'(' if first == '<' else '['}{low},{high}{')' if second == '<' else ']'}"
+
+
+def unknown(text):
+    return SYMBOL.fullmatch(text) and text not in ("e", "i", "\\pi", "\\infty")
+
+
+def same_form(gold, prediction):
+    """
+    Both sides without what only names or spells them: '(x,y)=(1,2)' for '(1,2)', 'x>3' for '(3,\\infty)'. None if the
+    two names contradict each other.
+    """
+    (g_name, g_body), (p_name, p_body) = named(gold), named(prediction)
+    for names, body, other in ((g_name, g_body, prediction), (p_name, p_body, gold)):
+        if isinstance(names, tuple) and structure(other)[0] == "list" and other.count("=") == len(names):     # x=1,y=2
+            listed = ",".join(f"{name}={value}" for name, value in zip(names, structure(body)[2], strict=True))
+            return (listed, prediction) if other is prediction else (gold, listed)
+    kinds = {structure(g_body)[0], structure(p_body)[0]}
+    if len(kinds) == 1 or kinds == {"list", "set"}:
+        if isinstance(g_name, tuple) and isinstance(p_name, tuple) and {*g_name} == {*p_name} and p_body[0] in "([":
+            values = dict(zip(p_name, structure(p_body)[2], strict=True))
+            p_body, p_name = p_body[0] + ",".join(values[name] for name in g_name) + p_body[-1], g_name
+        words = any("\\text" in name for name in (g_name or "", p_name or ""))
+        if g_name and p_name and g_name != p_name and type(g_name) is type(p_name) and not words:
+            return None
+        gold, prediction = g_body, p_body
+    g_range, p_range = interval(g_body), interval(p_body)
+    if (g_range or p_range) and all(found or structure(body)[0] in ("tuple", "union")
+                                    for found, body in ((g_range, g_body), (p_range, p_body))):
+        (g_name, gold), (p_name, prediction) = g_range or ("", g_body), p_range or ("", p_body)
+        return None if g_name and p_name and g_name != p_name else (gold, prediction)
+    return gold, prediction
+
+
+def choice(text):
+    """'(C) 12', 'C. 12' or '\\text{C. } 12' -> ('C', '12'), else ('', text)"""
+    m = CHOICE.fullmatch(text)
+    return (m[1] or m[2] or m[3], m[4]) if m and not LETTER.fullmatch(m[4]) and len(split_top(m[4], COMMA)) == 1 and (
+        m[1] or m[4][0] not in "-+*/^_|=<>&") else ("", text)
+
+
+CHOICE = re.compile(r"(?:\\text\{\(?([A-J])[.):]+\}|\(([A-J])\)|([A-J])[.:)]) ?(.+)", re.DOTALL)
+LETTER = re.compile(r"\(?[A-J]\)?")
+
+
 def compare(gold, prediction, rules, cas):
     """True, False, or what cas(gold, prediction, rules) says of two scalars that strings and fractions leave open."""
     if len(prediction) > max(MAX_ANSWER, 2 * len(gold)):
@@ -300,6 +431,15 @@ def compare(gold, prediction, rules, cas):
     g, p = tidy(gold), tidy(prediction)
     if not g or not p or nesting(p) > max(MAX_DEPTH, nesting(g)):
         return False
+    (g_choice, g_rest), (p_choice, p_rest) = choice(g), choice(p)
+    if p_choice and not g_choice and p_choice not in letters(g) - {g}:
+        if g in (p_choice, f"({p_choice})"):
+            return True
+        p = p_rest if not LETTER.fullmatch(g) else p
+    elif g_choice and not p_choice:
+        if p in (g_choice, f"({g_choice})"):
+            return True
+        g = g_rest
     g_number, p_number = without_thousands(g, gold), without_thousands(p, prediction)
     right = squeeze(g) == squeeze(p) or compare_structure(g_number, p_number, rules, cas)
     if not right and g == g_number and p != p_number:                   # '100,200' for the gold '100, 200': a list
@@ -313,7 +453,7 @@ def squeeze(text):
 
 
 def without_thousands(text, raw):
-    if "," not in text or re.search(r"[(\[]|\\\{|,\s", raw):
+    if "," not in text or re.search(r"[(\[]|\\\{|,\s|,\\[ ;:q]|,\s*\$|\$\s*,", raw):
         return text
     return THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
 
@@ -326,17 +466,27 @@ def nesting(text):
     return deepest
 
 
+NAMED = re.compile(r"[=<>]|\\(?:[lgn]e|mathbb)(?![a-z])|\A[A-Z](?:[_'0-9]{0,3}\(|:)|\A\\text\{|\A(?:all )?real")
+
+
 def compare_structure(gold, prediction, rules, cas):
     if gold == prediction:
         return True
+    if NAMED.search(gold) or NAMED.search(prediction):
+        if (bare := same_form(gold, prediction)) is None:
+            return False
+        if bare[0] == bare[1]:
+            return True
+        gold, prediction = bare
     (g_kind, g_brackets, g), (p_kind, p_brackets, p) = structure(gold), structure(prediction)
     if g_kind == p_kind == "scalar":
         return compare_equation(g[0], p[0], rules, cas)
     if g_kind != p_kind and {g_kind, p_kind} != {"list", "set"}:
         return False
-    if len(g) != len(p) or len(g) > 50 or g_brackets != p_brackets and (rules.brackets or g_kind == "matrix"):
+    if len(g) != len(p) or len(g) > 50 or g_brackets != p_brackets and (
+            rules.brackets or g_kind in ("matrix", "determinant")):
         return False
-    if g_kind in ("tuple", "matrix") or rules.ordered and g_kind == "list":
+    if g_kind in ("tuple", "matrix", "determinant") or rules.ordered and g_kind == "list":
         return every(compare_structure(a, b, rules, cas) for a, b in zip(g, p, strict=True))
     return same_elements(g, p, rules, cas)
 
@@ -365,22 +515,30 @@ def same_elements(gold, prediction, rules, cas):
 
 
 def compare_equation(gold, prediction, rules, cas):
-    """'x=5' is 5 where the left side is one symbol; '6=5' and '4=x=5' are not."""
+    """'x=5' and 'm+n=5' are 5: the left side names a quantity; '6=5', '2x=5' and '4=x=5' are not."""
     g, p = split_top(gold, EQUALS), split_top(prediction, EQUALS)
-    if len(g) == 2 and not g[0]:                                # the gold '\approx 8.24'
+    if len(g) == 2 and not g[0]:                                # the gold '\\approx 8.24'
         return compare_structure(g[1], p[-1], rules, cas) if len(p) == 1 or not p[0] else False
-    if len(p) > 2 or len(p) == 2 and not (p[0] and p[1]):
+    if len(p) > 1 and not all(p):
         return False
     if len(g) == len(p) == 2:
         if g[0] == p[0]:
             return compare_structure(g[1], p[1], rules, cas)
-        if SYMBOL.fullmatch(g[0]) and SYMBOL.fullmatch(p[0]) and g[1] == p[1]:
+        if NAME.fullmatch(g[0]) and NAME.fullmatch(p[0]) and g[1] == p[1]:
             return False
         return cas(gold, prediction, rules) if askable(gold, prediction) else False
-    if len(p) == 2:
-        return compare_structure(gold, p[1], rules, cas) if len(g) == 1 and SYMBOL.fullmatch(p[0]) else False
+    if len(p) > 1:                                              # 'x=2+3=5': each side must be the answer
+        if len(g) > 1:
+            return False
+        sides = p[1:]
+        if len(p) == 2 and FUNCTION.search(p[0]) and not letters(p[0]):     # '\\sin 30^\\circ = 1/2', if that is true
+            sides = [*sides, p[0]]
+        elif not NAME.fullmatch(p[0]) and not (COMBINATION.fullmatch(p[0]) and len(letters(p[0])) > 1
+                                               and not letters("".join(sides)) - {"e", "i"}):
+            return False
+        return every(compare_structure(gold, side, rules, cas) for side in sides)
     if len(g) > 1:
-        sides = [g[-1]] if SYMBOL.fullmatch(g[0]) else [] if letters("".join(g)) else g
+        sides = [g[-1]] if NAME.fullmatch(g[0]) else [] if letters("".join(g)) else g
         verdicts = [compare_structure(side, prediction, rules, cas) for side in sides]
         return True if True in verdicts else None if None in verdicts else False
     return compare_scalar(gold, prediction, rules, cas)
@@ -416,8 +574,8 @@ def sympy_text(text):
 
 def sympy_equal(gold, prediction, rules):
     """
-    math-verify 0.9 on two scalar expressions, but its absolute tolerance of 1e-15: two numbers are equal if they agree in
-    all of their digits, or to the tolerance of the rules.
+    math-verify 0.9 on two scalar expressions, without its absolute tolerance of 1e-15: two numbers are equal if all of
+    their digits are, or within the tolerance of the rules.
     """
     from latex2sympy2_extended import NormalizationConfig  # here, so that only a worker pays the import
     from math_verify import LatexExtractionConfig, parse, verify

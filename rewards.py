@@ -445,8 +445,8 @@ def unsloth_gsm8k(sample, equal):
 
 def xml_count(text):
     """
-    0.125 for each of four tags that stands exactly once with its newlines, less 0.001 a character after </answer>. It is
-    taken off twice as published: for what follows the last '\\n</answer>\\n', and again for what follows the last
+    0.125 for each of four tags that stands exactly once with its newlines, less 0.001 a character after </answer>.
+    As published it is taken off twice: for what follows the last '\\n</answer>\\n', and again for what follows the last
     '\\n</answer>', less one character. Where the text ends in </answer> without a newline, the first finds nothing
     and takes off 0.001 for each character of the whole text: a perfect response of 1,000 characters gets -0.499.
     """

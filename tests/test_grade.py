@@ -76,7 +76,7 @@ WRONG = [
     (r"\begin{pmatrix} 1 \\ 3 \end{pmatrix}", r"\begin{pmatrix} 1 & 3 \end{pmatrix}"),
     (r"(-\infty,-5]\cup[5,\infty)", r"[5, \infty) \cup (-\infty, -5)"), (r"1 \pm \sqrt{19}", r"1 + \sqrt{19}"),
     ("55", "5 5"), ("5", "５"), ("5", ""), ("5", '5\x00'), ("5", '\ud800'), ("5", "5 or more"), ("5", r"\text{not }5"),
-    ("5", r"5\text{ is wrong}"), ("i", "-i"), ("x", "y"), (r"2\pi", "2*pi"), ("5", "5.0000001"), ("5", "6-1=5"),
+    ("5", r"5\text{ is wrong}"), ("i", "-i"), ("x", "y"), ("5", "5.0000001"), ("5", "6-1=5"),
     ("5", "5=5"), ("5", "=5"), ("5", "[5]"), ("(5,6)", "5,6"), ("5", r"\frac{5}{0}"), ("12", "12:00"), ("5", "5!"),
     ("120", "5!"), ("5", r"5\ne 6"), ("5", ">5"), ("5", r"\ge 5"), ("5", r"\approx 5"), ("4", "4, 4"), ("2", "2x"),
     ("60", r"1\text{ hour}"), (r"60\text{ minutes}", r"1\text{ hour}"), ("A", "a"), ("even", "odd"),
@@ -84,7 +84,7 @@ WRONG = [
     ("x<5", r"x\le 5"), ("101_2", r"101_{\text{two}}"), ("5", "5i"), ("5", "5e"), ("2", "2.0000000000000001"),
     ("1", "0.999999999"), (r"\pi", "3.14159265358979"), (r"\pi", r"\frac{22}{7}"), (r"2\pi", "6.283185307179586"),
     ("(3,4)", "x=3, y=4"), ("5", r"\text{x = }5"), ("5", r"\{ 5 }"), ("A", "B"), ("7", r"\text{seven}"),
-    (r"120^\circ", r"\frac{2\pi}{3}"), ("[0,1]", "[0,1)"), ("[0,1]", "(0,1)"), (r"\emptyset", r"\varnothing"),
+    (r"120^\circ", r"\frac{2\pi}{3}"), ("[0,1]", "[0,1)"), ("[0,1]", "(0,1)"),
     ("5", "5 and 6"), (r"12 \text{ cm}", r"12 \text{ cm}^2"), ("5", "x = 5 = y"), ("5", "5 = x"), ("5", "x=y=5"),
     ("y=2x+1", "y=2x+2"), ("5", "NaN"), ("5", "inf"), ("5", "True"), ("5", "None"),
     ("6m", "6"), ("6", "6m"), (r"\frac{37}{4} m", r"\frac{37}{4}"), ("2x", "2"), ("xy", "xz"),
@@ -162,6 +162,100 @@ def test_open_r1_rounds_to_six_places_but_not_to_zero():
                                     ("0.0000004", "0", False), (r"0.1\cdot e^{-20}", r"0.2\cdot e^{-20}", False),
                                     (r"0.1\cdot e^{-20}", r"\frac{0.2}{2e^{20}}", True)]:
         assert grade.judge([gold], prediction, "open_r1") == right, (gold, prediction)
+
+
+SAME_ANSWER = [     # a name before it, an inequality for an interval, a combination of letters, a label, plain text
+    ("(1,2)", "(x,y)=(1,2)"), ("(3,4)", "A=(3,4)"), (r"\{1,2\}", r"S=\{1,2\}"), ("[0,1)", "D=[0,1)"),
+    ("D=(0,1)", "(0,1)"), (r"\begin{pmatrix}1\\2\end{pmatrix}", r"v=\begin{pmatrix}1\\2\end{pmatrix}"),
+    ("(2,-1,3)", "(a,b,c) = (2,-1,3)"), ("(x,y)=(1,2)", "(1,2)"), ("(x,y)=(1,2)", "(y,x)=(2,1)"),
+    ("(x,y)=(1,2)", "x=1,y=2"), ("x=1,y=2", "(x,y)=(1,2)"), ("(3,4)", "A(3,4)"), ("A(3,4)", "(3,4)"),
+    ("(3,4)", "P_1=(3,4)"), (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\vec{v}=\begin{pmatrix}1\\2\end{pmatrix}"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\mathbf{v}=\begin{pmatrix}1\\2\end{pmatrix}"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\overrightarrow{AB}=\begin{pmatrix}1\\2\end{pmatrix}"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}x\\y\end{pmatrix}=\begin{pmatrix}1\\2\end{pmatrix}"),
+    (r"\begin{pmatrix}1&0\\0&1\end{pmatrix}", r"A^{-1}=\begin{pmatrix}1&0\\0&1\end{pmatrix}"),
+    (r"\{1,2\}", r"A\cup B=\{1,2\}"), (r"\{1,2\}", r"x\in\{1,2\}"), (r"\{(1,2),(2,1)\}", r"(x,y)\in\{(2,1),(1,2)\}"),
+    ("[0,1)", r"x \in [0,1)"), (r"x\in[0,1)", "D=[0,1)"),
+    (r"(-\infty,1)\cup(3,\infty)", r"D=(3,\infty)\cup(-\infty,1)"), ("[0,1)", r"\text{Domain}=[0,1)"),
+    ("y=2x+1", "2x+1"), ("2x+1", "y=2x+1"), ("(1,2)", "(x_1,x_2)=(1,2)"), (r"\{1,2\}", r"S = \{ 2, 1 \}"),
+    (r"(\frac12,3)", "(x,y)=(0.5,3)"), (r"S=\{1,2\}", r"\{2,1\}"), (r"(3,\infty)", "x>3"), ("x>3", r"(3,\infty)"),
+    ("x>3", r"x\in(3,\infty)"), ("(0,12)", "0<x<12"), ("0<x<12", "(0,12)"), (r"[0,\infty)", r"x\ge 0"),
+    (r"(-\infty,5]", r"x \leq 5"), (r"(-\infty,1)\cup(3,\infty)", r"x<1 \text{ or } x>3"),
+    (r"x<1 \text{ or } x>3", r"(-\infty,1)\cup(3,\infty)"), ("[-2,7]", r"-2\le x\le 7"), ("(0,12)", "12>x>0"),
+    (r"(3,\infty)", "3<x"), (r"(-\infty,2)\cup(2,\infty)", r"x\neq 2"), (r"x\ne 2", r"\mathbb{R}\setminus\{2\}"),
+    (r"(-\infty,\infty)", r"\mathbb{R}"), (r"\mathbb{R}", r"(-\infty,+\infty)"),
+    (r"\mathbb{R}", r"\text{all real numbers}"), (r"\mathbb{R}", r"x\in\mathbb{R}"), ("0<x<12", "12>x>0"),
+    ("x>3", "3<x"), (r"[\frac12,\infty)", r"x\ge 0.5"), ("(2^{-60},1)", "2^{-60}<x<1"),
+    (r"(\sqrt2,\infty)", r"x>\sqrt{2}"), ("(-1,2]", r"-1<t\le 2"), ("113", "m+n=113"), ("113", "m+n=100+13=113"),
+    (r"\frac{\pi}{2}", "pi/2"), ("5", "AB=5"), ("30", r"\angle A=30^\circ"), (r"30^\circ", r"\angle ABC=30^\circ"),
+    (r"\frac12", r"\sin 30^\circ=\frac12"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\left(\begin{array}{c}1\\2\end{array}\right)"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\left[\begin{array}{cc}1 & 2 \\ 3 & 4\end{array}\right]"),
+    (r"\left(\begin{array}{c}1\\2\end{array}\right)", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+    (r"\emptyset", r"\varnothing"), (r"\varnothing", r"\{\}"), ("12", r"\text{C. } 12"), ("12", r"\text{(C) } 12"),
+    ("12", "(C) 12"), ("12", "C. 12"), ("12", r"\textbf{(C)}\ 12"), ("C", r"\text{C. } 12"), ("C", "(C) 12"),
+    (r"\text{(C) }12", "12"), (r"\text{(C) }12", "C"), ("204", "100m+n=204"), ("5", "AB+CD=5"), ("6", "xyz=6"),
+    (r"\frac12", r"\frac{m}{n}=\frac12"), ("3:1", "a:b=3:1"), ("12", "[ABC]=12"), ("5", "|AB|=5"),
+    ("5", r"\overline{AB}=5"), ("1/2", "P(A)=1/2"), ("12", r"\text{Area}=12"), ("7", "f(g(2))=7"), (r"2\pi", "2*pi"),
+    (r"2\pi", "2pi"), (r"\frac{\sqrt{2}}{2}", "sqrt(2)/2"), (r"\sqrt{2}", "√2"), (r"\sqrt{2}", "√(2)"),
+    (r"\sqrt{2}", "sqrt(2)"), ("AB=5", "5"), (r"\angle A=30^\circ", "30"), ("5", "x=2+3=5"), (r"\infty", "infinity"),
+    ("x^2", "x²"), ("1, 101", r"1,\ 101"), ("1, 101", "$1$,$101$"), (r"\frac12", r"P(A\cup B)=\frac12"),
+    ("-5", r"\text{(C)}\ -5"), ("(1,2)", "P=(1,2)"), ("(x,y)=(1,2)", "P=(1,2)"), ("D=[0,1)", r"0\le x<1"),
+    ("[0,1)", r"\text{Range: }[0,1)"), ("[0,1)", "D: [0,1)"), ("[0,1)", r"f(x)\in[0,1)"), (r"\{1,2\}", "S={1,2}"),
+    (r"\{1,2\}", r"\{a,b\}=\{1,2\}"), ("(1,2),(3,4)", "(x,y)=(1,2),(3,4)"), ("(1,2),(3,4)", "A=(1,2), B=(3,4)"),
+    (r"\text{tan}", "tan"), (r"\infty", r"\text{infinity}"), ("pi", r"\pi"), ("sin(x)", r"\sin x"),
+    (r"\sin x", "sin x"), ("5", r"\text{Area}=5"), ("C(5,2)", "C(5,2)"), (r"\sqrt{2}+1", "sqrt(2)+1"),
+    (r"2\sqrt{3}", "2*sqrt(3)"), (r"\langle 1,2\rangle", r"v=\langle 1,2\rangle"),
+    (r"\langle 1,2\rangle", r"\vec{v}=\langle 1,2\rangle"), (r"\sqrt{5}", "sqrt5"), ("(1,2)", r"\text{vertex}=(1,2)"),
+    ("x>3", r"D=(3,\infty)"), (r"(3,\infty)", r"x \in (3, \infty)"), (r"x\in(3,\infty)", "x>3"),
+    ("[-2,2]", r"-2 \leq y \leq 2"), ("0.5", "P(X=2)=0.5"), ("7", "f^{-1}(3)=7"), ("3", r"\gcd(a,b)=3"),
+]
+OTHER_ANSWER = [    # near misses of the same kinds
+    ("(1,2)", "(x,y)=(2,1)"), ("(1,2)", "(5,6)=(1,2)"), ("(1,2)", "(x,x)=(1,2)"), ("(1,2)", "(x,y,z)=(1,2)"),
+    ("A=(3,4)", "B=(3,4)"), (r"\{1,2\}", r"S=\{1,3\}"), ("[0,1)", "D=(0,1)"), ("(x,y)=(1,2)", "(y,x)=(1,2)"),
+    ("(x,y)=(1,2)", "x=2,y=1"), ("(3,4)", "A(4,3)"), ("(3,4)", "x=3, y=4"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"v=\begin{pmatrix}1&2\end{pmatrix}"), ("10x-4y=0", "10x-4y"),
+    ("x+y=5", "5"), ("xy=6", "6"), ("x^2+y^2=25", "25"), ("y=2x+1", "1"), ("2x=10", "10"), ("10", "2x=10"),
+    ("25", "x^2=25"), ("5", "2x+y=5"), ("5", "6=5"), ("5", "6-1=5"), ("5", "x+y=5=6"), ("2x+1", "x+y=2x+1"),
+    (r"(3,\infty)", r"x\ge 3"), (r"(3,\infty)", "x<3"), (r"(3,\infty)", "x>4"), ("(0,12)", r"0<x\le 12"),
+    ("x>3", r"[3,\infty)"), ("x>3", "y>3"), ("(1,3)", r"x<1 \text{ or } x>3"),
+    (r"(-\infty,1)\cup(3,\infty)", r"x<1 \text{ and } x>3"), (r"(3,\infty)", "x>a"), (r"\mathbb{R}", r"\mathbb{Q}"),
+    (r"\mathbb{R}", r"(0,\infty)"), (r"\mathbb{R}\setminus\{2\}", r"x\ne 3"), ("(2^{-60},1)", "2^{-61}<x<1"),
+    ("3", "x>3"), ("(0,12)", "0<x<11"), ("[0,12]", "0<x<12"), ("(0,12)", "12<x<0"), ("x>3", "3>x"),
+    ("113", "m+n=112"), ("113", "m+n=100+12=113"), ("30", r"\angle A=31^\circ"),
+    (r"\frac12", r"\sin 60^\circ=\frac12"), ("5", r"\log_2 8=5"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\left(\begin{array}{c}2\\1\end{array}\right)"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{vmatrix}1&2\\3&4\end{vmatrix}"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\left|\begin{array}{cc}1&2\\3&4\end{array}\right|"),
+    (r"\emptyset", "0"), (r"\emptyset", r"\{0\}"), ("12", r"\text{C. } 13"), ("D", r"\text{C. } 12"), ("C", "(A)(C)"),
+    ("A", "(A),(B)"), ("A", r"\text{A or B}"), ("C", "12"), ("A", "A. B"), ("12", "(C)-12"), ("x", "A. y"),
+    ("1, 101", "1101"), ("1101", r"1,\ 101"), ("1101", "$1$,$101$"), ("5", "x=5=y"), ("5", "x+5=5"), ("113", "m+n"),
+    ("5", "y=x+5"), (r"\sqrt{2}", "sqrt(3)"), (r"\frac{\pi}{2}", "pi/3"), ("(1,2)", r"\{1,2\}"), ("P(1,2)", "Q(1,2)"),
+    ("-A", "(A)-5"), ("A=(1,2),B=(3,4)", "B=(1,2),A=(3,4)"), ("(x,y)=(1,2)", "(a,b)=(1,2)"), ("C(5,2)", "10"),
+    ("5", r"\text{not }x=5"), ("D=[0,1)", r"0\le x\le 1"), (r"\{1,2\}", "S={1,3}"), ("5", r"\text{wrong answer}=5"),
+    ("(1,2)", "(1,2)=(1,2)"), ("(1,2)", "(3,4)=(1,2)"), ("x=(1,2)", "y=(1,2)"), ("2x=4", "2"), ("2x=4", "4"),
+    ("x^2=4", "x=2"), ("12", r"\text{(C)} 12, \text{(D)} 13"), ("(a,b)", "(a,b)=(1,2)"), ("3", "2<x<3"), ("x>3", "3"),
+    ("[3,5]", "3"), ("4x+y=4", "4"), ("5", "5=x+y"), ("-5", "x-y=5"), ("5", "x+y+5"),
+]
+
+
+@pytest.mark.parametrize(("gold", "prediction"), SAME_ANSWER)
+def test_what_a_mathematician_calls_the_same_answer_is_right(gold, prediction):
+    assert grade.judge([gold], prediction, "strict")
+
+
+@pytest.mark.parametrize(("gold", "prediction"), OTHER_ANSWER)
+def test_a_name_or_another_form_makes_no_wrong_answer_right(gold, prediction):
+    assert not grade.judge([gold], prediction, "strict")
+
+
+def test_names_of_sets_tuples_and_intervals_are_read_under_every_rule():
+    for rules in grade.RULES:
+        for gold, prediction, right in [("(1,2)", "(x,y)=(1,2)", True), (r"\{1,2\}", r"S=\{1,2\}", True),
+                                        ("[0,1)", "D=[0,1)", True), ("D=(0,1)", "(0,1)", True),
+                                        ("(0,12)", "0<x<12", True),
+                                        ("(1,2)", "(x,y)=(2,1)", False), ("(1,2)", "(5,6)=(1,2)", False)]:
+            assert grade.judge([gold], prediction, rules) == right, (rules, gold, prediction)
 
 
 @pytest.fixture(scope="module")

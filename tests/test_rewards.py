@@ -669,7 +669,7 @@ def test_the_cache_of_soft_overlong_is_a_quarter_of_the_limit_unless_it_is_set()
     def part(weight, num_tokens, max_tokens):
         return rewards.add_parts(base, {"soft_overlong": weight}, "", num_tokens, max_tokens).total
 
-    lengths = (15360, 16384, 18432, 20480)                  # DAPO: 16,384 tokens and a cache of 4,096, a fifth of 20,480
+    lengths = (15360, 16384, 18432, 20480)                  # DAPO: 16,384 tokens and a cache of 4,096, a fifth
     dapo = {"weight": 1.0, "cache": 4096}
     assert [part(dapo, n, 20480) for n in lengths] == [0, 0, -0.5, -1]
     assert [part(1.0, n, 20480) for n in lengths] == [0, -0.2, -0.6, -1]        # a quarter: 5,120
