@@ -74,7 +74,9 @@ ALIASES = [(re.compile(pattern), to) for pattern, to in [
 PREAMBLE = re.compile(r"(?:\\text\{)?\s*(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)\s*:?\s*\}?", re.IGNORECASE)
 PLAIN = re.compile(r"(?<![A-Za-z\\])(?:(infinity)|(pi|(?:sin|cos|tan|ln|log)(?= ?(?:[0-9(\\{]|[a-z](?![a-z])))))"
                    r"(?![A-Za-z])")
+HAS_PLAIN = re.compile(r"pi|sqrt|sin|cos|tan|ln|log|infinity")
 PLAIN_ROOT = re.compile(r"(?<![A-Za-z\\])\\?sqrt ?(?=\()")
+INTEGER = re.compile(r"-?[0-9]{1,30}")
 WHOLE_TEXT = re.compile(r"\\text\{([^{}]*)\}")
 SPACE = re.compile(r"(?<![0-9A-Za-z.])\s+|\s+(?![0-9A-Za-z.])")         # a blank between two words or digits stays
 THOUSANDS = re.compile(r"(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
@@ -85,10 +87,11 @@ def tidy(text):
     One spelling for what LaTeX writes in several ways: \\dfrac12 -> \\frac{1}{2}, \\left( 3 \\right) -> (3),
     90^{\\circ} -> 90^\\circ, $x$ -> x, 10,\\!000 -> 10000. The value never changes; idempotent on short answers.
     """
-    for char, latex in UNICODE.items():
-        if char in text:
-            text = text.replace(char, latex)
+    if INTEGER.fullmatch(text):         # nothing to rewrite, and the commonest
+        return text
     if not text.isascii():
+        for char, latex in UNICODE.items():
+            text = text.replace(char, latex)
         text = re.sub("[⁰¹²³⁴-⁹⁻⁺]+", lambda m: "^{" + m[0].translate(SUPERSCRIPTS) + "}", text)
     text = re.sub(r"(?<!\\)(?:\$|\\[()\[\]])", "", text)        # math mode off: $ \( \) \[ \], but not \$
     for pattern, to in ALIASES:
@@ -97,7 +100,7 @@ def tidy(text):
     text = text.strip().rstrip("\\. ")
     while (whole := WHOLE_TEXT.fullmatch(text)) or text[:1] == "{" and closes_at(text) == len(text) - 1:
         text = (whole[1] if whole else text[1:-1]).strip().rstrip(".")
-    if "\\text" not in text:                                      # 2pi, sqrt(2)/2
+    if HAS_PLAIN.search(text) and "\\text" not in text:           # 2pi, sqrt(2)/2
         text = PLAIN.sub(lambda m: "\\infty " if m[1] else f"\\{m[2]} ", text)
         text = re.sub(r"(?<![A-Za-z\\])sqrt ?([0-9]+)", r"\\sqrt{\1}", text)
         while (root := PLAIN_ROOT.search(text)) and (end := closes_at(text[root.end():])) > 0:
