@@ -124,7 +124,7 @@ def to_prompt(row, tokenizer, chat=None):
             raise ValueError("holds both messages and a prompt or response")
         prompt, response = from_messages(row["messages"], tokenizer, chat)
         return tokenizer(prompt, add_special_tokens=False)["input_ids"], response
-    if pair == [None, None]:
+    if None in pair:
         raise ValueError(f"wanted are prompt and response, or messages; the line has {', '.join(row)}")
     if not all(isinstance(text, str) for text in pair) or not row["response"]:
         raise ValueError("prompt and response must be text, and the response not empty")

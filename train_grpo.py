@@ -238,6 +238,8 @@ def check_config(cfg, world):
     engines = world // cfg.tensor_parallel
     if cfg.top_p != 1.0:
         raise ConfigError(f"top_p = {cfg.top_p} biases every log-prob by up to {-torch.tensor(cfg.top_p).log():.2f}: leave it 1")
+    if cfg.repetition_stop == 1:
+        raise ConfigError("repetition_stop = 1 must be 0 (never) or at least 2: no text repeats anything once")
     if not all(isinstance(text, str) and text for text in cfg.stop):
         raise ConfigError(f"stop = {cfg.stop!r} must hold strings that are not empty, as in ('</answer>',)")
     if not 0.01 <= cfg.temperature <= 2:

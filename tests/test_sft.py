@@ -111,7 +111,8 @@ def test_the_thinking_of_a_message_is_trained_once(template, row, prompt, respon
     (None, {"prompt": "1+1?", "response": "2", "reasoning": "a"}, "holds reasoning"),
     (None, {"prompt": "1+1? <think>\n", "response": "<think>a</think>2"}, "<think> stands at the end of the prompt and again"),
     (None, {"instruction": "1+1?", "output": "2"}, "wanted are prompt and response, or messages; the line has instruction, output"),
-    (None, {"prompt": "1+1?", "response": ""}, "not empty"), (None, {"prompt": None, "response": "2"}, "must be text"),
+    (None, {"prompt": "1+1?", "response": ""}, "not empty"), (None, {"prompt": 1, "response": "2"}, "must be text"),
+    (None, {"prompt": "1+1?", "completion": "2"}, "wanted are prompt and response, or messages; the line has prompt, completion"),
     (None, ["1+1?", "2"], "not an object"),
 ])
 def test_what_would_be_lost_makes_a_bad_line(template, row, message):

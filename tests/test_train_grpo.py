@@ -180,7 +180,7 @@ def test_learning_rate_of_every_step_by_hand():
     (dict(top_p=0.9), "top_p"), (dict(temperature=0.0), "temperature"), (dict(prompts_per_step=9), "divisible"),
     (dict(tensor_parallel=3), "tensor_parallel"), (dict(updates_per_step=7), "updates_per_step"), (dict(lr=-1.0), "lr"),
     (dict(group_size=0), "group_size"), (dict(shard_size=3), "shard_size"), (dict(eval_every=-1), "eval_every"),
-    (dict(seed=-1), "seed"), (dict(stop=("</answer>", "")), "stop"), (dict(stop=(5,)), "as in ('</answer>',)"),
+    (dict(seed=-1), "seed"), (dict(repetition_stop=1), "repetition_stop = 1"), (dict(stop=("</answer>", "")), "stop"), (dict(stop=(5,)), "as in ('</answer>',)"),
 ])
 def test_bad_settings_are_one_line(setting, message):
     with pytest.raises(ConfigError) as error:
