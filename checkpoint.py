@@ -9,6 +9,7 @@ is stored: data order, sampled tokens and the global generators follow from (see
 """
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -102,7 +103,7 @@ class Saver:
 def save_state(folder, step, policy, optimizer, state, *, keep=2, **more):
     """
     folder/step_000120/, complete or not there at all; every rank together. -> "" or why it could not be written, the
-    same on all ranks. The `keep` newest stay, and the one with the highest state["score"].
+    same on all ranks. The `keep` newest stay, and the one with the best held-out success, see prune.
 
     policy, optimizer: their shards go to disk rank by rank (torch.distributed.checkpoint), nothing is gathered.
     more: further models with their optimizers, as critic=(critic, critic_optimizer). state: plain JSON.
@@ -154,10 +155,15 @@ def save_state(folder, step, policy, optimizer, state, *, keep=2, **more):
             if rank == 0:
                 shutil.rmtree(tmp, ignore_errors=True)
             return problem
-    if rank == 0 and (problem := attempt(prune, folder, keep)):
+    prune_or_say(folder, keep)
+    return ""
+
+
+def prune_or_say(folder, keep):
+    """prune on the first rank; the others wait for it."""
+    if dist.get_rank() == 0 and (problem := attempt(prune, folder, keep)):
         print0(f"WARNING: {folder}: an old checkpoint could not be removed ({problem})")
     dist.barrier()
-    return ""
 
 
 def sharded_state(policy, optimizer, more):
@@ -199,11 +205,12 @@ def size_and_sha256(path):
 
 
 def prune(folder, keep):
-    """Remove all but the `keep` newest (at least one) and the best; a kill on the way leaves but a tmp_ directory."""
-    steps = saved_steps(folder)
-    scores = {step: read_json(folder, step, "state.json").get("score") for step in steps}
-    scored = [(score, step) for step, score in scores.items() if score is not None]
-    best = max(scored, default=(None, None))[1]
+    """
+    Remove all but the `keep` newest (at least one) and the best by metrics.jsonl, which knows a step's held-out success
+    only after its checkpoint was written; a kill on the way leaves but a tmp_ directory.
+    """
+    steps, scores = saved_steps(folder), held_out_scores(folder)
+    best = max(((scores[step], step) for step in steps if step in scores), default=(None, None))[1]
     if best is not None:
         write_json(os.path.join(folder, "tmp_best"), {"step": best, "score": scores[best]})
         os.replace(os.path.join(folder, "tmp_best"), os.path.join(folder, "best"))
@@ -213,6 +220,19 @@ def prune(folder, keep):
             os.rename(os.path.join(folder, f"step_{step:06d}"), gone)
             fault("prune", steps[-1])
             shutil.rmtree(gone)
+
+
+def held_out_scores(folder):
+    """{step: eval_correct} of metrics.jsonl."""
+    file, scores = os.path.join(folder, "metrics.jsonl"), {}
+    with open(file, errors="replace") if os.path.exists(file) else io.StringIO() as f:
+        for line in f:
+            try:
+                row = json.loads(line)
+                scores |= {row["step"]: row["eval_correct"]} if row.get("eval_correct") is not None else {}
+            except (ValueError, KeyError, AttributeError):
+                continue  # half a line of a killed run
+    return scores
 
 
 # ---------------------------------------------------------------------------------------------------------------

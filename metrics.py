@@ -179,7 +179,7 @@ PHASES = ("rollout", "reward", "logprobs", "train", "sync", "eval", "save")
 def seconds(spent, tokens=0):
     """
     Timer phases -> columns, and `other`: the step less all that was timed (packing, summaries, writing the metrics). A
-    checkpoint is counted in the step after it. tokens_per_second: prompt and response tokens over the whole step but
+    checkpoint is counted in the step after it, or in its own where an evaluation follows. tokens_per_second: prompt and response tokens over the whole step but
     its evaluation and checkpoint, all ranks.
     """
     names = dict.fromkeys([*PHASES, *spent])
@@ -187,6 +187,16 @@ def seconds(spent, tokens=0):
     row["seconds_other"] = spent["step"] - sum(s for name, s in spent.items() if name != "step")
     row["tokens_per_second"] = tokens / max(1e-9, spent["step"] - spent.get("eval", 0.0) - spent.get("save", 0.0))
     return row
+
+
+def last_evaluation(row):
+    """What the next evaluation is compared with, see hacked."""
+    return {name: row[name] for name in ("step", "reward", "eval_correct")}
+
+
+def more_seconds(row, spent):
+    """The seconds_* columns of a step, with what its held-out evaluation and the checkpoint before that took."""
+    return {name: row.get(name, 0.0) + s for name, s in seconds(spent).items() if name.startswith("seconds_")}
 
 
 def console_line(row, num_steps):

@@ -415,6 +415,8 @@ class Run:
             if (number := re.search(r"_(\d{6,})\.jsonl", name)) and int(number[1]) > step:
                 os.remove(os.path.join(folder, name))
         for file in (os.path.join(self.path, "metrics.jsonl"), os.path.join(folder, "held_out.jsonl")):
+            if file.endswith("held_out.jsonl") and step > 0 and self.find_row(step) is None:
+                step -= 1  # killed between the two files: the evaluation is made again
             rows, dropped = [], 0
             with open(file, errors="replace") if os.path.exists(file) else io.StringIO() as f:
                 for line in f:
@@ -430,6 +432,28 @@ class Run:
                 os.replace(file + ".tmp", file)
                 if file.endswith("metrics.jsonl"):
                     self.say(f"{dropped} rows of metrics after the last checkpoint are dropped, their steps done again")
+
+    def find_row(self, step):
+        """The row of a step in metrics.jsonl, or None; on rank 0."""
+        file = os.path.join(self.path, "metrics.jsonl")
+        with open(file, errors="replace") if os.path.exists(file) else io.StringIO() as f:
+            for line in f:
+                if f'"step": {step},' in line and (row := json.loads(line))["step"] == step:
+                    return row
+        return None
+
+    def unfinished(self, step):
+        """
+        Of a step whose checkpoint was written before its held-out evaluation -> (its row of metrics, or None where a kill
+        came before that was written; the kept rollouts of its training), the same row on all ranks.
+        """
+        row, kept, file = None, [], os.path.join(self.path, "samples", f"step_{step:06d}.jsonl.gz")
+        if self.main:
+            row = self.find_row(step)
+            if os.path.exists(file):
+                with gzip.open(file, "rt") as f:
+                    kept = [r for r in map(json.loads, f) if r["split"] == "train"]
+        return gather([row] if self.main else [])[0], kept
 
     def held_out(self, step, per_problem):
         """Append to samples/held_out.jsonl how each held-out problem went: {uid: [share right sampled, greedy 0 or 1]}."""

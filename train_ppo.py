@@ -31,7 +31,7 @@ import speed
 from check import check_recipe, self_test
 from config import ConfigError, load_config
 from eval import check_rewards, evaluate, resolve_model
-from metrics import StepStats, console_line, hacked, no_signal, seconds, summarise
+from metrics import StepStats, console_line, hacked, last_evaluation, more_seconds, no_signal, seconds, summarise
 from rewards import dense_repetition
 from templates import check_chat, is_chat
 
@@ -492,6 +492,32 @@ def main():
         run.held_out(step, per_problem)
         return row, kept
 
+    def save(step, must, **more):
+        with timer("save"):
+            state = {"prompts_seen": prompts_seen, "bad_steps": bad_steps, "silent_steps": silent_steps, "evaluated": evaluated,
+                     "fingerprints": fingerprints, "kl_coef": kl_coef}
+            saver.save(step, policy, optimizer, state | more, must=must, **pairs)
+
+    def log(step, row, kept):
+        run.samples(step, kept)
+        run.metrics(row)  # after all else that a step writes: it says that the step is finished
+        run.say(console_line(row, cfg.num_steps))
+
+    def evaluate_and_log(step, row, kept):
+        """The held-out evaluation of a step, then its row; a kill before the end leads to both being made again."""
+        with timer("sync"):
+            sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), step, device)
+        found, found_kept = held_out(step)
+        with timer("sync"):
+            sampler.sleep(engine, device)
+        common.fault("evaluate", step)
+        row = row | {k: v for k, v in found.items() if k.startswith("eval")} | more_seconds(row, timer.take())
+        if warning := hacked(evaluated, row):
+            run.say(warning)
+        log(step, row, kept + found_kept)
+        checkpoint.prune_or_say(run.path, cfg.keep_checkpoints)  # only now it is known which one is the best
+        return row
+
     prompts_seen, bad_steps, evaluated = saved.get("prompts_seen", 0), saved.get("bad_steps", 0), saved.get("evaluated")
     silent_steps = saved.get("silent_steps", 0)
     kl_coef, gammas = saved.get("kl_coef", cfg.kl_coef), cfg.gammas or {"task": cfg.gamma}
@@ -506,12 +532,16 @@ def main():
         run.say(f"step {0:4d}/{cfg.num_steps} | held-out {row['eval_correct']:.1%} sampled, "
                 f"{row['eval_correct_greedy']:.1%} greedy | before any update")
         sampler.sleep(engine, device)
+    saver = checkpoint.Saver(run.path, cfg.save_every, cfg.keep_checkpoints, run.say)
+    stop = checkpoint.Stop(device, cfg.max_hours)
+    if "row" in saved:  # that checkpoint was written before the evaluation of its step
+        row, kept = run.unfinished(saved["step"])
+        evaluated = last_evaluation(row or evaluate_and_log(saved["step"], saved["row"], kept))
+        checkpoint.prune_or_say(run.path, cfg.keep_checkpoints)
 
     # ------------------------------------------------------------------------------------------------------------
     # training loop
     # ------------------------------------------------------------------------------------------------------------
-    saver = checkpoint.Saver(run.path, cfg.save_every, cfg.keep_checkpoints, run.say)
-    stop = checkpoint.Stop(device, cfg.max_hours)
     for step in range(saved["step"] + 1, cfg.num_steps + 1):
         rundir.LAST.update(step=step, rollouts=())  # for a crash report
         common.seed_generators(cfg.seed, step, rank)
@@ -624,7 +654,7 @@ def main():
                     raise common.Broken(f"step {step}: three updates in a row had a gradient that is not finite; "
                                         "none was applied. Lower lr, or look at the last metrics")
 
-        # 5) log, evaluate, save
+        # 5) save, evaluate, log; in this order, so that a kill in the evaluation costs nothing but its time
         row = {"step": step, **summarise(rollouts, tokenizer), **stats.row(), "lr": lr if train_policy else 0.0,
                **told, **stats.value_row(), "critic_lr": critic_lr if critic is not None else 0.0, "kl_coef": kl_coef,
                "zero_variance_groups": agreeing / len(scores), "prompts_seen": prompts_seen}
@@ -634,37 +664,29 @@ def main():
         last = step == cfg.num_steps
         kept = samples.trained_rows(step, rollouts, cfg.keep_rollouts, cfg.group_size, by_uid, batches,
                                     advantages_R, tokenizer)
-        if cfg.eval_prompts and (last or (cfg.eval_every and step % cfg.eval_every == 0)):
-            with timer("sync"):
-                sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), step, device)
-            held_out_row, held_out_kept = held_out(step)
-            row |= {k: v for k, v in held_out_row.items() if k.startswith("eval")}
-            kept += held_out_kept
-            with timer("sync"):
-                sampler.sleep(engine, device)
-            if warning := hacked(evaluated, row):
-                run.say(warning)
-            evaluated = {"step": step, "reward": row["reward"], "eval_correct": row["eval_correct"]}
         row |= seconds(timer.take(), tokens=sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
         in_loss = [rollouts[i] for *_, chosen in updates for i in chosen.tolist()]
         passes = (3 if train_policy else 1) * cfg.epochs_per_step  # in forwards: a backward is two
         passes += (reference is not None) + (off_policy or cfg.kl_in == "reward_k1")
         row |= speed.efficiency(row, rollouts=rollouts, trained=in_loss, policy_passes=passes, loads=loads,
                                 critic_passes=0 if critic is None else 3 * cfg.epochs_per_step + 1, **limits)
-        run.metrics(row)
-        run.samples(step, kept)
-        run.say(console_line(row, cfg.num_steps))
+        evaluates = cfg.eval_prompts and (last or (cfg.eval_every and step % cfg.eval_every == 0))
+        saved_first = evaluates and (last or saver.due(step))
+        if saved_first:
+            run.samples(step, kept)
+            save(step, must=last, row=row)
+        if evaluates:
+            evaluated = last_evaluation(evaluate_and_log(step, row, kept))
+        else:
+            log(step, row, kept)
         if warning := no_signal(silent_steps, row):
             run.say(warning)
         if not last and cfg.report_every and step % cfg.report_every == 0:
             run.report()
         common.fault("metrics", step)
         stopped = stop.reason()  # "", a signal or max_hours; the same on all ranks
-        if last or stopped or saver.due(step):
-            with timer("save"):  # counted in the next step
-                state = {"prompts_seen": prompts_seen, "bad_steps": bad_steps, "silent_steps": silent_steps, "evaluated": evaluated,
-                         "score": row.get("eval_correct"), "fingerprints": fingerprints, "kl_coef": kl_coef}
-                saver.save(step, policy, optimizer, state, must=last or stopped, **pairs)
+        if (not saved_first and (last or stopped or saver.due(step))) or (stopped and saver.failures):
+            save(step, must=last or stopped)
         if stopped and not last:
             scorer.close()
             run.close()

@@ -57,12 +57,15 @@ def write_examples(folder, count=40):
             f.write(json.dumps({"prompt": f"numbers {i} 2 target 6 <think>", "response": f"{i} + 2 = 3 </think>"}) + "\n")
 
 
+def without_clock(row):
+    clock = ("tokens_per_second", "mfu", "mbu", "roofline")
+    return {k: v for k, v in row.items() if not k.startswith("seconds_") and k not in clock}
+
+
 def metrics_of(run):
     """Rows of metrics.jsonl without what a clock says."""
     with open(os.path.join(run, "metrics.jsonl")) as f:
-        rows = [json.loads(line) for line in f]
-    clock = ("tokens_per_second", "mfu", "mbu", "roofline")
-    return [{k: v for k, v in row.items() if not k.startswith("seconds_") and k not in clock} for row in rows]
+        return [without_clock(json.loads(line)) for line in f]
 
 
 def sha256(path):
@@ -81,6 +84,7 @@ def everything_of(folder, name="run"):
     last = max(n for n in os.listdir(run) if n.startswith("step_"))
     with open(os.path.join(run, last, "state.json")) as f:
         state = json.load(f)
+    state |= {"row": without_clock(state["row"])} if "row" in state else {}
     found = {"weights": sha256(os.path.join(run, "model", "model.safetensors")), "metrics": metrics_of(run), "state": state,
              "optimizer": sha256(os.path.join(run, last, "dcp", "__0_0.distcp")), "last": last,
              "samples": {n: text_of(os.path.join(run, "samples", n)) for n in sorted(os.listdir(os.path.join(run, "samples")))}}

@@ -89,7 +89,11 @@ def test_the_newest_stay_and_the_best_one_however_old(tmp_path, tied_model, one_
     pair, folder = fresh(tied_model, one_process[2]), str(tmp_path)
     for step, score, left in [(1, 0.5, [1]), (2, 0.7, [1, 2]), (3, None, [2, 3]), (4, 0.6, [2, 3, 4]), (5, 0.1, [2, 4, 5]),
                               (6, 0.7, [5, 6])]:  # at 6 as good as 2, and newer
-        assert checkpoint.save_state(folder, step, *pair, {"score": score}, keep=2) == ""
+        assert checkpoint.save_state(folder, step, *pair, {}, keep=2) == ""
+        with open(tmp_path / "metrics.jsonl", "a") as f:  # the evaluation comes after the save
+            f.write(json.dumps({"step": step, "eval_correct": score} if score else {"step": step}) + "\n" + '{"step": 9, "eva')
+            f.write("\n")
+        checkpoint.prune_or_say(folder, 2)
         assert checkpoint.saved_steps(folder) == left
     assert json.load(open(tmp_path / "best")) == {"step": 6, "score": 0.7}
     assert checkpoint.save_state(folder, 7, *pair, {}, keep=0) == ""  # whatever keep is, the newest stays

@@ -120,11 +120,11 @@ def load_weights(folder):
 
 
 def test_a_run_killed_after_its_last_step_and_started_again_is_the_run_that_was_not_stopped(one_rank, tied_model, tmp_path):
-    """kill -9 between the metrics of step 3 and its checkpoint, with the real engine; tests/test_faults.py has the rest."""
-    first = train(tmp_path, tied_model, env={"FAULT_AT": "metrics:3"})
-    assert first.returncode != 0 and "step    3/3" in first.stdout and "SIGKILL" in first.stderr, first.stderr[-3000:]
+    """kill -9 in the held-out evaluation of step 3, with the real engine; tests/test_faults.py has the rest."""
+    first = train(tmp_path, tied_model, env={"FAULT_AT": "evaluate:3"})
+    assert first.returncode != 0 and "step    3/3" not in first.stdout and "SIGKILL" in first.stderr, first.stderr[-3000:]
     second = train(tmp_path, tied_model)
-    assert second.returncode == 0 and "resumed out/run at step 2" in second.stdout, second.stderr[-3000:]
+    assert second.returncode == 0 and "resumed out/run at step 3" in second.stdout, second.stderr[-3000:]
     assert_same(everything_of(one_rank[0]), everything_of(tmp_path))
 
 

@@ -484,12 +484,29 @@ def test_a_resumed_run_drops_what_held_out_says_of_later_steps(tmp_path):
     import rundir
 
     run = rundir.Run.__new__(rundir.Run)
-    run.main, run.path, run.unwritten = True, str(tmp_path), {}
+    run.main, run.path, run.unwritten, run.wandb = True, str(tmp_path), {}, None
     (tmp_path / "samples").mkdir()
     for step in (0, 10, 20):
         run.held_out(step, {"p/0": [0.5, 1]})
+        run.metrics({"step": step, "eval_correct": 0.5})
     with open(tmp_path / "samples/held_out.jsonl", "a") as f:
         f.write('{"step": 30, "corr')
     run.forget_after(10)
     with open(tmp_path / "samples/held_out.jsonl") as f:
         assert [json.loads(line) for line in f] == [{"step": s, "correct": {"p/0": [0.5, 1]}} for s in (0, 10)]
+
+
+def test_an_evaluation_whose_row_was_not_written_any_more_is_forgotten(tmp_path):
+    import rundir
+
+    run = rundir.Run.__new__(rundir.Run)
+    run.main, run.path, run.unwritten, run.wandb = True, str(tmp_path), {}, None
+    (tmp_path / "samples").mkdir()
+    for step in (0, 10):
+        run.held_out(step, {"p/0": [0.5, 1]})
+    run.samples(10, [{"split": "train", "uid": "a"}, {"split": "held-out", "uid": "b"}])
+    run.metrics({"step": 0, "eval_correct": 0.5})
+    run.forget_after(10)  # the checkpoint of step 10 is there, its row is not
+    with open(tmp_path / "samples/held_out.jsonl") as f:
+        assert [json.loads(line)["step"] for line in f] == [0]
+    assert run.find_row(10) is None and run.find_row(0) == {"step": 0, "eval_correct": 0.5}

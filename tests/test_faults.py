@@ -28,9 +28,9 @@ from runs import (
 from test_checkpoint import flip
 
 SCRIPTS = {"train_grpo.py": GRPO, "train_ppo.py": PPO, "sft.py": [*SFT, "--name", "run"]}
-POINTS = ["sync:1", "metrics:1", "save_write:2", "save_manifest:2", "after_rename:2", "rollout:3", "logprobs:3", "backward:3",
-          "optimizer:3", "metrics:4", "prune:4", "export:4"]
-OF_SFT = [point for point in POINTS if point.split(":")[0] not in ("sync", "rollout", "logprobs")]
+POINTS = ["sync:1", "metrics:1", "save_write:2", "save_manifest:2", "after_rename:2", "evaluate:2", "rollout:3", "logprobs:3",
+          "backward:3", "optimizer:3", "metrics:3", "evaluate:4", "prune:4", "export:4"]
+OF_SFT = [point for point in POINTS if point.split(":")[0] not in ("sync", "rollout", "logprobs", "evaluate")]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def start(server, folder, script, model, *more, **job):
 
 
 @pytest.mark.parametrize("script, more, points", [
-    ("train_grpo.py", (), POINTS), ("train_ppo.py", (), ["logprobs:2", "backward:3", "save_write:4"]),
+    ("train_grpo.py", (), POINTS), ("train_ppo.py", (), ["logprobs:2", "backward:3", "save_write:4", "evaluate:4"]),
     ("train_ppo.py", ("--dtype", "bfloat16"), ["save_manifest:2", "optimizer:4"]),  # one process in bf16 has FSDP's shards
     ("sft.py", (), ["backward:1", "save_manifest:2", "metrics:4"])], ids=["grpo", "ppo", "ppo, sharded", "sft"])
 def test_a_run_killed_again_and_again_ends_as_the_one_that_never_was(server, straight, tied_model, tmp_path, script, more, points):
@@ -71,6 +71,8 @@ def test_a_run_killed_again_and_again_ends_as_the_one_that_never_was(server, str
     for point in points:
         done = start(server, tmp_path, script, tied_model, "--keep_checkpoints", 1, *more, env={"FAULT_AT": point})
         assert done.returncode == -signal.SIGKILL, (point, done.returncode, done.stderr[-2000:])
+        if point.startswith("evaluate"):  # the checkpoint of that step is there already: nothing was lost
+            assert f"step_00000{point[-1]}" in checkpoints(tmp_path / "out/run")
     done = start(server, tmp_path, script, tied_model, "--keep_checkpoints", 1, *more)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same(everything_of(straight(script, *more)), everything_of(tmp_path))
@@ -84,8 +86,8 @@ def test_a_run_killed_once_at_each_point_ends_as_the_one_that_never_was(server, 
     keep = ("--keep_checkpoints", 1)
     done = start(server, tmp_path, script, tied_model, *keep, env={"FAULT_AT": point})
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
-    newest = {"prune": 4, "export": 4, "after_rename": 2, "metrics": 2 * (point == "metrics:4")}.get(
-        point.split(":")[0], 2 * (point[-1] in "34"))
+    newest = {"prune:4": 4, "export:4": 4, "after_rename:2": 2, "evaluate:2": 2, "evaluate:4": 4}.get(
+        point, 2 * (point[-1] in "34"))
     done = start(server, tmp_path, script, tied_model, *keep)
     assert done.returncode == 0 and (not newest or f"resumed out/run at step {newest}" in done.stdout), done.stderr[-3000:]
     assert_same(everything_of(straight(script)), everything_of(tmp_path))

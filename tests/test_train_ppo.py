@@ -534,9 +534,9 @@ def test_two_ranks_train_as_one_up_to_rounding(one_rank, tied_model, tmp_path):
 
 
 def test_a_run_killed_after_its_last_step_and_started_again_is_the_run_that_was_not_stopped(one_rank, tied_model, tmp_path):
-    """kill -9 between the metrics of step 3 and its checkpoint, with the real engine; tests/test_faults.py has the rest."""
-    first = train(tmp_path, tied_model, *FULL, "--save_every", "2", env={"FAULT_AT": "metrics:3"})
-    assert first.returncode != 0 and "step    3/3" in first.stdout, first.stderr[-3000:]
+    """kill -9 between the update of step 3 and its checkpoint, with the real engine; tests/test_faults.py has the rest."""
+    first = train(tmp_path, tied_model, *FULL, "--save_every", "2", env={"FAULT_AT": "optimizer:3"})
+    assert first.returncode != 0 and "step    2/3" in first.stdout, first.stderr[-3000:]
     second = train(tmp_path, tied_model, *FULL, "--save_every", "2")
     assert second.returncode == 0 and "resumed out/run at step 2" in second.stdout, second.stderr[-3000:]
     assert_same(everything_of(one_rank[0]), everything_of(tmp_path))
