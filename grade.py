@@ -291,7 +291,7 @@ NAME = re.compile("|".join((
     r"\\text\{(?![^{}]*\b(?:[Nn]ot?|none|never|wrong|false)\b)[^{}=<>]*\} ?(?:[A-Za-z]|\([A-Za-z]+\))?",
     r"[A-Za-z](?:\^\{-1\})?\((?:[A-Z]|\\cup ?|\\cap ?|[0-9.,|]|[a-z]\([0-9]\))+\)",      # P(A\cup B), f(g(2))
     r"[A-Z]\([A-Z](?:[<>=]|\\[lg]e ?)[0-9]+\)|[a-zA-Z]\^\{-1\}\([a-z]\)")))                # P(X=2), f^{-1}(x)
-# ... in a prediction whose right side is a number also a combination of letters (m+n, 100a+b, xy, \frac{m}{n}), ...
+# ... in a prediction whose right side is a number also a combination of letters (m+n, 100a+b, ab, \frac{m}{n}), ...
 TERM = rf"(?:10{{1,3}})?(?:(?:[A-Za-z]|\\(?:alpha|beta|gamma|theta) ?){INDEX}(?:\^[0-9])?)+"
 COMBINATION = re.compile(rf"{TERM}(?:[-+:/]{TERM})*|\\frac\{{{TERM}\}}\{{{TERM}\}}")
 # ... and before a set, a tuple or a matrix also products, powers and set operations of capitals
@@ -331,7 +331,7 @@ def structure(text):
 
 
 def named(text):
-    """Of a named tuple, set or matrix the name and the rest: '(x,y)=(1,2)' -> (('x', 'y'), '(1,2)'), else (None, text)"""
+    """A named tuple, set or matrix as (name, rest): '(x,y)=(1,2)' -> (('x', 'y'), '(1,2)'); else (None, text)"""
     if (m := POINT.fullmatch(text) or LABEL.fullmatch(text)) and structure(m[2])[0] not in ("scalar", "list"):
         return m[1], m[2]
     left, _, body = text.partition("=")
@@ -536,8 +536,9 @@ def compare_equation(gold, prediction, rules, cas):
         sides = p[1:]
         if len(p) == 2 and FUNCTION.search(p[0]) and not letters(p[0]):     # '\\sin 30^\\circ = 1/2', if that is true
             sides = [*sides, p[0]]
-        elif not NAME.fullmatch(p[0]) and not (COMBINATION.fullmatch(p[0]) and len(letters(p[0])) > 1
-                                               and not letters("".join(sides)) - {"e", "i"}):
+        elif not NAME.fullmatch(p[0]) and not (                 # 'x^2+y^2=5' is a curve
+                COMBINATION.fullmatch(p[0]) and len(letters(p[0])) > 1 and letters(p[0]) - {"x", "y", "z"}
+                and not letters("".join(sides)) - {"e", "i"}):
             return False
         return every(compare_structure(gold, side, rules, cas) for side in sides)
     if len(g) > 1:

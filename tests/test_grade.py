@@ -194,7 +194,7 @@ SAME_ANSWER = [     # a name before it, an inequality for an interval, a combina
     (r"\left(\begin{array}{c}1\\2\end{array}\right)", r"\begin{pmatrix}1\\2\end{pmatrix}"),
     (r"\emptyset", r"\varnothing"), (r"\varnothing", r"\{\}"), ("12", r"\text{C. } 12"), ("12", r"\text{(C) } 12"),
     ("12", "(C) 12"), ("12", "C. 12"), ("12", r"\textbf{(C)}\ 12"), ("C", r"\text{C. } 12"), ("C", "(C) 12"),
-    (r"\text{(C) }12", "12"), (r"\text{(C) }12", "C"), ("204", "100m+n=204"), ("5", "AB+CD=5"), ("6", "xyz=6"),
+    (r"\text{(C) }12", "12"), (r"\text{(C) }12", "C"), ("204", "100m+n=204"), ("5", "AB+CD=5"), ("6", "abc=6"),
     (r"\frac12", r"\frac{m}{n}=\frac12"), ("3:1", "a:b=3:1"), ("12", "[ABC]=12"), ("5", "|AB|=5"),
     ("5", r"\overline{AB}=5"), ("1/2", "P(A)=1/2"), ("12", r"\text{Area}=12"), ("7", "f(g(2))=7"), (r"2\pi", "2*pi"),
     (r"2\pi", "2pi"), (r"\frac{\sqrt{2}}{2}", "sqrt(2)/2"), (r"\sqrt{2}", "√2"), (r"\sqrt{2}", "√(2)"),
@@ -217,6 +217,8 @@ OTHER_ANSWER = [    # near misses of the same kinds
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"v=\begin{pmatrix}1&2\end{pmatrix}"), ("10x-4y=0", "10x-4y"),
     ("x+y=5", "5"), ("xy=6", "6"), ("x^2+y^2=25", "25"), ("y=2x+1", "1"), ("2x=10", "10"), ("10", "2x=10"),
     ("25", "x^2=25"), ("5", "2x+y=5"), ("5", "6=5"), ("5", "6-1=5"), ("5", "x+y=5=6"), ("2x+1", "x+y=2x+1"),
+    ("13", "x^2+y^2=13"), ("5", "x+y=5"), ("6", "xyz=6"), ("5", "a+b=6"), ("5", "a+b"), ("a+b", "a+b=5"),
+   
     (r"(3,\infty)", r"x\ge 3"), (r"(3,\infty)", "x<3"), (r"(3,\infty)", "x>4"), ("(0,12)", r"0<x\le 12"),
     ("x>3", r"[3,\infty)"), ("x>3", "y>3"), ("(1,3)", r"x<1 \text{ or } x>3"),
     (r"(-\infty,1)\cup(3,\infty)", r"x<1 \text{ and } x>3"), (r"(3,\infty)", "x>a"), (r"\mathbb{R}", r"\mathbb{Q}"),
