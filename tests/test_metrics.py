@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from analysis import split_thinking, word_columns, word_counts
-from metrics import StepStats, hacked, summarise
+from metrics import StepStats, hacked, more_seconds, seconds, summarise
 from rewards import Score
 from rollout import Rollout
 
@@ -97,3 +97,10 @@ def test_token_statistics_by_hand(one_process):
     stats.check_mismatch(0.1)
     with pytest.raises(RuntimeError, match="engine and trainer disagree"):
         stats.check_mismatch(0.05)
+
+
+def test_an_evaluation_adds_its_seconds_to_those_of_its_step():
+    row = seconds({"step": 2.0, "train": 1.5}, tokens=30)
+    more = more_seconds(row, {"step": 3.0, "eval": 2.0, "save": 0.5})
+    told = [more[f"seconds_{name}"] for name in ("step", "train", "eval", "save", "other")]
+    assert told == [5.0, 1.5, 2.0, 0.5, 1.0] and row["tokens_per_second"] == 15 and "tokens_per_second" not in more
