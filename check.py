@@ -38,7 +38,9 @@ def check_recipe(cfg):
     tokenizer, vocab_size = None, None
     try:
         need_len = cfg.max_prompt_len + cfg.max_response_len
-        _, hf_config, tokenizer, _ = resolve_model(cfg.model, need_len, weights=False)
+        _, hf_config, tokenizer, _ = resolve_model(cfg.model, need_len, weights=False, tensor_parallel=cfg.tensor_parallel)
+        if getattr(cfg, "critic_model", ""):
+            script.check_critic(cfg.critic_model, need_len, hf_config, tokenizer, weights=False)
         vocab_size = hf_config.vocab_size
         say(f"tokenizer  ok: {cfg.model}, {len(tokenizer):,} tokens")
     except NoModel as error:

@@ -76,14 +76,21 @@ class NoModel(ConfigError):
         self.reason = reason
 
 
-def resolve_model(name, need_len, weights=True):
+PLAIN = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")  # what is read of every config
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
+
+
+def resolve_model(name, need_len, weights=True, trained=True, tensor_parallel=1):
     """
     Directory or hub id -> (local path, HF config, tokenizer, stop ids), before any weights are loaded.
 
-    weights False: of a hub model fetch the small files only. Raises ConfigError: not there (NoModel), no tokenizer, no
-    EOS, a tokenizer larger than the vocabulary, or too short a context.
+    weights False: of a hub model fetch the small files only. trained False: only vLLM will compute it, so that it may
+    have layers that policy.py does not train. Raises ConfigError: not there (NoModel), no tokenizer, no EOS, a tokenizer
+    larger than the vocabulary, an architecture that is not computed here, or too short a context.
     """
     from transformers import AutoConfig, AutoTokenizer
+
+    import policy
 
     looks_local = name.startswith((".", "/", "~", "out/")) or name.count("/") != 1 or os.path.exists(name)
     path = os.path.expanduser(name)
@@ -105,20 +112,31 @@ def resolve_model(name, need_len, weights=True):
         raise ConfigError(f"model {name!r} has no weights: no .safetensors file in {path}")
     what = "config.json"
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)  # False, else transformers asks on the terminal
+        if trained:
+            policy.check_architecture(config, need_len, name)
+        if lacks := [key for key in PLAIN if not isinstance(getattr(config, key, None), int)]:
+            raise ConfigError(f"model {name!r}: the config of {config.model_type} says no {lacks[0]} of its own, so it is no "
+                              "plain language model with attention (or one inside a larger model): choose another")
         what = "tokenizer"
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"model {name!r}: its {what} does not load: {str(error).splitlines()[0][:120]}") from error
+        if not any(file in TOKENIZERS or file.endswith((".model", ".tiktoken")) for file in os.listdir(path)):
+            raise ConfigError(f"model {name!r} has no tokenizer: there is none of {', '.join(TOKENIZERS)} in {path}; copy "
+                              "the tokenizer files of the model it was made from")
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # a config or tokenizer can be wrong in many ways, each with a type of its own
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConfigError(f"model {name!r}: its {what} does not load: {reason}") from error
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer of {name!r} has no EOS token: set eos_token in its tokenizer_config.json")
     if sampler.token_bound(tokenizer) > config.vocab_size:
         raise ConfigError(f"the tokenizer of {name!r} has ids up to {sampler.token_bound(tokenizer) - 1}, its model only "
                           f"{config.vocab_size} tokens")
     stop_ids = {tokenizer.eos_token_id, *eos_ids(path, name, config.vocab_size)}
-    longest = getattr(config, "max_position_embeddings", None) or need_len
+    longest = policy.positions_of(config) or need_len
     if need_len > longest:
-        raise ConfigError(f"max_prompt_len + max_response_len = {need_len} is more than the {longest} positions of {name!r}")
+        raise ConfigError(f"max_prompt_len + max_response_len = {need_len} is more than the {longest} positions of {name!r}: "
+                          "shorten them, or stretch its positions with rope_scaling (yarn) in its config.json")
+    policy.check_tensor_parallel(config, tensor_parallel, name)
     return path, config, tokenizer, sorted(stop_ids)
 
 
@@ -369,23 +387,30 @@ def main():
     benchmarks.chosen(cfg)  # a misspelled name is found first
     dtype = cfg.dtype if cfg.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
     targets = targets_of(cfg) if cfg.sweep else {}
+    how = dict(trained=bool(cfg.sweep), tensor_parallel=cfg.tensor_parallel)  # a sweep loads checkpoints into policy.py
     try:
-        path, hf_config, tokenizer, stop_ids = resolve_model(cfg.model, cfg.max_response_len)
+        path, hf_config, tokenizer, stop_ids = resolve_model(cfg.model, cfg.max_response_len, **how)
         targets = {0: path, **targets}
     except NoModel as error:
         if not cfg.sweep or not os.path.exists(os.path.join(cfg.sweep, "model", "config.json")):
             raise
         common.print0(f"no step 0: {error.reason}")
-        path, hf_config, tokenizer, stop_ids = resolve_model(os.path.join(cfg.sweep, "model"), cfg.max_response_len)
+        path, hf_config, tokenizer, stop_ids = resolve_model(os.path.join(cfg.sweep, "model"),
+                                                                cfg.max_response_len, **how)
     stop_ids = sorted({*stop_ids, *([cfg.stop_ids] if isinstance(cfg.stop_ids, int) else cfg.stop_ids)})
     if not all(isinstance(i, int) and 0 <= i < hf_config.vocab_size for i in stop_ids):
         raise ConfigError(f"stop_ids = {cfg.stop_ids} must be token ids, 0 to {hf_config.vocab_size - 1}")
     tasks = benchmarks.make_tasks(cfg, tokenizer, hf_config.vocab_size, stop_ids, dtype)
     common.print0(benchmarks.plan(tasks))
     prompt_len = max(len(p.ids) for task in tasks for p in task.prompts)
-    if prompt_len + cfg.max_response_len > (getattr(hf_config, "max_position_embeddings", None) or 1 << 40):
+    import policy as model
+
+    longest = model.positions_of(hf_config)
+    if longest and prompt_len + cfg.max_response_len > longest:
         raise ConfigError(f"the longest prompt, {prompt_len} tokens, + max_response_len = {cfg.max_response_len} is "
-                          f"more than the {hf_config.max_position_embeddings} positions of {cfg.model!r}")
+                          f"more than the {longest} positions of {cfg.model!r}")
+    if cfg.sweep:
+        model.check_architecture(hf_config, prompt_len + cfg.max_response_len, cfg.model)
     try:
         prints = common.gather([weights_fingerprint(p) for p in targets.values()] if rank == 0 else [])
     except FileNotFoundError as error:

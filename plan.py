@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import dataclasses
 import importlib
-import json
 import math
 import os
 import sys
@@ -26,6 +25,8 @@ import tempfile
 import time
 from dataclasses import dataclass
 from types import SimpleNamespace
+
+from transformers import AutoConfig
 
 import data
 import speed
@@ -142,8 +143,18 @@ def script_of(path):
     raise ConfigError(f"{path} is a recipe neither for train_grpo.py nor for train_ppo.py: plan.py predicts those two")
 
 
-def architecture(name, depth=0):
-    """Directory, known name, or hub id -> Shape. out/<run>/model that is not there: what that recipe starts from."""
+def architecture(name, need_len=0, tensor_parallel=1):
+    """Directory, known name, or hub id -> Shape; ConfigError for a model that the scripts would refuse."""
+    import policy as model
+
+    config = config_of(name)
+    model.check_architecture(config, need_len, name)
+    model.check_tensor_parallel(config, tensor_parallel, name)
+    return speed.shape_of(config)
+
+
+def config_of(name, depth=0):
+    """Its config, or an object with the same names. out/<run>/model that is not there: what that recipe starts from."""
     file = os.path.join(os.path.expanduser(name), "config.json")
     base = name.rsplit("/", 1)[-1].removeprefix("Meta-")
     known = [key for key in MODELS if name == key or base == key or base.startswith(key + "-")]
@@ -151,7 +162,7 @@ def architecture(name, depth=0):
         *sizes, family = MODELS[max(known, key=len)]
         names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim",
                  "intermediate_size", "vocab_size", "tie_word_embeddings")
-        return speed.shape_of(SimpleNamespace(**dict(zip(names, sizes, strict=True)), model_type=family))
+        return SimpleNamespace(**dict(zip(names, sizes, strict=True)), model_type=family)
     if not os.path.isfile(file) and name.startswith("out/") and depth < 9:
         folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "recipes")
         for recipe in sorted(os.listdir(folder)):
@@ -160,7 +171,7 @@ def architecture(name, depth=0):
                 with contextlib.suppress(ConfigError):
                     settings = read_recipe(path, script)
                     if f"out/{settings.get('name')}/model" == name and settings.get("model") != name:
-                        return architecture(settings["model"], depth + 1)
+                        return config_of(settings["model"], depth + 1)
         raise ConfigError(f"model {name!r} is not there, and no recipe makes it: give --model with what it starts from")
     if not os.path.isfile(file):
         try:
@@ -171,11 +182,11 @@ def architecture(name, depth=0):
             raise ConfigError(f"model {name!r}: no directory here, not in the table of plan.py, and its config.json "
                               f"could not be fetched ({type(error).__name__}): give --model with a directory or one of "
                               f"{', '.join(MODELS)}") from error
-    try:
-        with open(file) as f:
-            return speed.shape_of(SimpleNamespace(**json.load(f)))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{file} is not the config of a Llama-like model: {error}") from error
+    try:  # transformers knows what a config.json leaves out: Gemma's do not say that the embeddings are tied
+        return AutoConfig.from_pretrained(os.path.dirname(file), trust_remote_code=False)
+    except Exception as error:  # a config can be wrong in many ways, each with a type of its own
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{file} is not the config of a Llama-like model: {reason}") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -201,7 +212,8 @@ def activation_bytes(shape, bytes_each, family_norms=False):
 
 
 def has_qk_norm(shape):
-    return shape.vectors == 2 * shape.hidden + 2 * shape.head_dim
+    norms = (2 * shape.head_dim, (shape.heads + shape.kv_heads) * shape.head_dim)  # Qwen3, OLMo 2
+    return shape.vectors - 2 * shape.hidden in norms
 
 
 def micro_batch_memory(shape, tokens, bytes_each, checkpointing, on_cpu, head=True, sharded=True):
@@ -453,8 +465,9 @@ def rollout_seconds(cfg, shape, options, peaks, prompt, response, bytes_each):
 def predict(cfg, script, options, times=True):
     """-> dict(fits, memory, seconds, shape, kv=(bytes, room, together), tokens); ConfigError for impossible settings"""
     importlib.import_module(script[:-3]).check_config(cfg, options.gpus)
-    shape = architecture(cfg.model)
-    critic = architecture(cfg.critic_model or cfg.model) if getattr(cfg, "estimator", "") == "gae" else None
+    full = cfg.max_prompt_len + cfg.max_response_len
+    shape = architecture(cfg.model, full, cfg.tensor_parallel)
+    critic = architecture(cfg.critic_model or cfg.model, full) if getattr(cfg, "estimator", "") == "gae" else None
     used = memory(cfg, shape, critic, options)
     kv = kv_cache(shape, cfg, options, 4 if cfg.dtype == "float32" or (cfg.dtype == "auto" and options.cpu) else 2)
     fits = kv[1] >= 1 and all(sum(parts.values()) <= options.gpu_memory_gb * 1e9 for parts in used.values())

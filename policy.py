@@ -6,9 +6,11 @@ Letters in shape comments: N tokens of a micro-batch, S sequences in it, T respo
 """
 
 import functools
+import importlib.util
 import math
 import os
 import shutil
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,7 +21,7 @@ import torch.nn.functional as F
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
-from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, AutoConfig
 from transformers.utils.logging import disable_progress_bar
 
 from common import ConfigError, gather, whole
@@ -91,8 +93,12 @@ def load_critic(path, device, dtype, *, checkpointing=False, compile=False, shar
 
 
 def load_hf(path):
-    hf = AutoModelForCausalLM.from_pretrained(path, dtype="auto", attn_implementation="packed")
-    refuse_unusual_heads(hf.config)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    check_architecture(config, name=path)
+    hf, info = own_class(config).from_pretrained(path, dtype="auto", attn_implementation="packed", output_loading_info=True)
+    if left_out := sorted(info["missing_keys"]) or sorted(map(str, info["mismatched_keys"])):
+        raise ConfigError(f"model {path!r}: its files hold no {left_out[0]} that fits its config ({len(left_out)} in all), which "
+                          "would start at random: is the directory whole?")
     if not hasattr(hf.get_decoder(), "layers"):
         raise ConfigError(f"model: {hf.config.model_type} keeps its blocks elsewhere than in .layers, which policy.py shards; "
                           "Llama, Qwen, Mistral and their kin do")
@@ -101,6 +107,24 @@ def load_hf(path):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     return hf
+
+
+@functools.cache
+def own_module(name):
+    """A transformers module imported once more, under another name: its classes are the trainer's alone."""
+    spec = importlib.util.spec_from_file_location(f"{name}_of_the_trainer", sys.modules[name].__file__)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def own_class(config):
+    """
+    The class of transformers for this config, as a copy. vLLM's Transformers backend (SmolLM3, OLMo 2) rewrites the class
+    of the decoder in place, in this same process, after which no model of that class runs outside of vLLM.
+    """
+    shared = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return getattr(own_module(shared.__module__), shared.__name__)
 
 
 def shard(policy, trunk, device, dtype, *, checkpointing=False, compile=False, trainable=True, shard_size=0):
@@ -178,14 +202,88 @@ def cast_parameters(module, dtype):
         parameter.data = parameter.data.to(dtype)
 
 
-def refuse_unusual_heads(config):
-    """What TokenLogprobs and packed_attention do not compute; each would be silently wrong."""
-    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale", "attn_logit_softcapping"):
-        if getattr(config, name, None) not in (None, 1, 1.0):
-            raise ConfigError(f"model: {config.model_type} sets {name}={getattr(config, name)}, which policy.py does "
-                              "not compute; choose another model or add it to TokenLogprobs")
-    if "sliding_attention" in (getattr(config, "layer_types", None) or []):
-        raise ConfigError(f"model: {config.model_type} uses sliding-window attention, which policy.py does not compute")
+SUPPORTED = ("gemma", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")  # each packed and alone in tests
+
+
+def check_architecture(config, need_len=0, name=""):
+    """
+    ConfigError unless this Hugging Face config describes a model that policy.py computes right, whatever is packed
+    beside a sequence: full causal attention in every layer, dense blocks, plain logits. need_len: the longest sequence,
+    0 where that is not known yet; a sliding window that is no shorter is full attention.
+
+    A list of what is known to be right, not of what is known to be wrong: a layer that mixes tokens in another way
+    (linear attention, convolution, state space) reads packed sequences as one, and nothing would say so.
+    """
+    kind, layers = config.model_type, set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None)
+    if layers and "sliding_attention" not in layers and hasattr(config, "use_sliding_window"):
+        window = None  # Qwen's configs name a window that none of their layers uses
+    rope = rope_of(config)
+    experts = [key for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+               if getattr(config, key, None)]
+    scales = [key for key in ("final_logit_softcapping", "attn_logit_softcapping", "logits_scaling", "logit_scale")
+              if getattr(config, key, None) not in (None, 1)]
+    classes = getattr(config, "architectures", None) or ()
+    reason = ""
+    if hasattr(config, "text_config") or hasattr(config, "llm_config"):
+        reason = "is a model of several parts, its text model in a config inside the config"
+    elif getattr(config, "is_encoder_decoder", False) or getattr(config, "is_causal", True) is False:
+        reason = "is not a causal language model"
+    elif classes and not any(c.endswith("ForCausalLM") for c in classes):
+        reason = f"has the architecture {classes[0]}, which is not a causal language model"
+    elif experts or "moe" in kind:
+        reason = "is a mixture of experts" + (f" ({experts[0]} = {getattr(config, experts[0])})" if experts else "")
+    elif getattr(config, "quantization_config", None):
+        reason = "has quantized weights"
+    elif other := sorted(layers - {"full_attention", "sliding_attention"}):
+        reason = f"has layers of type {other[0]}"
+    elif scales:
+        reason = f"sets {scales[0]} = {getattr(config, scales[0])}"
+    elif kind not in SUPPORTED:
+        reason = "is not among the architectures that were tested"
+    elif getattr(config, "dual_chunk_attention_config", None):
+        reason = "uses dual chunk attention"
+    elif rope["rope_type"] not in ("default", "linear", "yarn", "llama3", "longrope"):  # dynamic depends on the whole batch
+        reason = f"has rotary positions of rope_type {rope['rope_type']}"
+    model = f"model {name!r}" if name else "model"
+    if reason:
+        raise ConfigError(f"{model}: {kind} {reason}, which policy.py does not train: choose a dense model with full attention "
+                          f"in every layer ({', '.join(SUPPORTED)})")
+    if window is not None and window < need_len:
+        raise ConfigError(f"{model}: {kind} attends to a sliding window of {window} tokens, which policy.py computes only where "
+                          f"no sequence is longer, and here they have up to {need_len}: shorten them, or choose another model")
+    short = rope.get("original_max_position_embeddings")
+    if rope["rope_type"] == "longrope" and short and short < need_len:
+        raise ConfigError(f"{model}: {kind} has other rotary frequencies for a batch with more than {short} positions "
+                          f"(rope_type longrope), and sequences here have up to {need_len}: keep them to {short}")
+
+
+def rope_of(config):
+    """The rotary settings of a config: rope_parameters of transformers 5, or rope_scaling before it; {} for plain ones."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    return rope | {"rope_type": rope.get("rope_type", rope.get("type", "default"))}
+
+
+def positions_of(config):
+    """How long a sequence may be, as vLLM counts it: yarn, linear and dynamic stretch the positions by their factor."""
+    rope, longest = rope_of(config), getattr(config, "max_position_embeddings", None)
+    if longest and rope["rope_type"] in ("yarn", "linear", "dynamic"):
+        original = rope.get("original_max_position_embeddings") if rope["rope_type"] == "yarn" else None
+        longest = max(longest, int((original or longest) * rope.get("factor", 1)))
+    return longest
+
+
+def check_tensor_parallel(config, tensor_parallel, name=""):
+    """ConfigError unless the engine can cut heads and matrices into so many parts; vLLM would say it after the start."""
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    width = getattr(config, "intermediate_size", None) or 0
+    parts = {f"the {heads} attention heads": heads, f"the {width} rows of the MLP": width}
+    if kv_heads % tensor_parallel and tensor_parallel % kv_heads:  # fewer than parts: vLLM keeps copies
+        parts[f"the {kv_heads} key-value heads"] = kv_heads
+    for what, count in parts.items():
+        if count % tensor_parallel:
+            raise ConfigError(f"tensor_parallel = {tensor_parallel} does not divide {what} of model {name!r}: choose a divisor")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -347,6 +445,8 @@ def packed_attention(module, query, key, value, attention_mask, scaling, packed=
     where it is installed, else PyTorch's; on a CPU SDPA over runs of similar length, padded on the right: a causal query
     never sees what follows.
     """
+    if sliding_window is not None and max(packed.lens) <= sliding_window:
+        sliding_window = None  # full attention
     if not (sliding_window is None and softcap is None and s_aux is None):
         raise ConfigError(f"this model's attention wants sliding_window={sliding_window}, softcap={softcap} or sinks, which "
                           "packed_attention does not compute; choose another model")

@@ -66,6 +66,8 @@ def make_engine(path, *, config, dtype, prompt_len, response_len, max_num_seqs, 
     kv_bytes = int(kv_cache_gb * 1e9 if kv_cache_gb else min(need, limit))
     LAST["cache"] = kv_bytes / 1e9, kv_cache_bytes(config, 0, max_len, dtype) / 1e9  # and of one sequence
 
+    # vLLM takes max_position_embeddings for what YaRN has stretched already; the configs of Qwen2.5 name what it was before
+    stretched = max_len > (getattr(config, "max_position_embeddings", None) or max_len)
     # LLM() reseeds every global generator, and on CPU overwrites LOCAL_WORLD_SIZE: undo both
     rng = random.getstate(), np.random.get_state(), torch.get_rng_state()
     local_world_size = os.environ.get("LOCAL_WORLD_SIZE")
@@ -78,6 +80,7 @@ def make_engine(path, *, config, dtype, prompt_len, response_len, max_num_seqs, 
         tensor_parallel_size=tensor_parallel,
         seed=stable_engine_seed(seed, rank // tensor_parallel),  # equal inside a tensor-parallel group
         max_model_len=max_len,
+        hf_overrides={"max_position_embeddings": max_len} if stretched else {},
         max_num_seqs=max_num_seqs,
         kv_cache_memory_bytes=kv_bytes // tensor_parallel,
         gpu_memory_utilization=0.92 if on_cpu else 0.01,  # else vLLM wants 92 % of the GPU free, whatever the bytes above
@@ -310,17 +313,50 @@ def hf_stream(model, dtype):
         yield name, whole(weight).to(dtype)
 
 
+def reload(worker, stream):
+    """
+    vLLM's reload_weights, in its worker -> the layers that did not get all of their weights, as "name (got of wanted)".
+
+    vLLM only logs a layer that got nothing, and says nothing of a fused one that got a part; both then hold what was in
+    memory. get_layerwise_info, its own count of what each layer was given, is not public.
+    """
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    model, missing = worker.model_runner.get_model(), []
+    load_weights = model.load_weights
+
+    def load_and_look(weights):
+        loaded = load_weights(weights)
+        for name, layer in model.named_modules():
+            info = get_layerwise_info(layer)
+            own = any(True for _ in layer.parameters(recurse=False))  # rotary tables and attention's scales are buffers
+            padded = hasattr(layer, "num_embeddings_padded") and info.load_numel  # one tensor, but more rows than it has
+            if info.can_load() and own and info.load_numel < info.load_numel_total and not padded:
+                missing.append(f"{name} ({info.load_numel:,} of {info.load_numel_total:,} numbers)")
+        return loaded
+
+    model.load_weights = load_and_look
+    try:
+        worker.reload_weights(weights_iterator=stream)
+    finally:
+        del model.load_weights
+    return missing
+
+
 @memory_of("the weight sync", SIDE_BY_SIDE)
 def sync_weights(model, engine, dtype, version):
     """The policy's weights into the engine, in place; every rank together. One reload_weights call for all of them."""
     stream = hf_stream(model, dtype)
     try:
-        engine.collective_rpc("reload_weights", kwargs={"weights_iterator": stream})
+        [missing] = engine.collective_rpc(reload, args=(stream,))
     except Exception as error:
         if out_of_memory(error):
             raise
         # half of the weights are gone now, and the generate after the next would hang: end here, loudly
         raise Broken(f"weight sync failed half-way ({type(error).__name__}: {error}); this process must end") from error
+    if missing:
+        raise Broken(f"the weight sync left {len(missing)} layers of the engine without their weights, first {missing[0]}: "
+                     "vLLM wants tensors that the policy does not name; this process must end")
     if not engine.reset_prefix_cache():  # cached keys and values belong to the old weights
         raise Broken("the prefix cache could not be reset: requests are still running")
     engine.update_weight_version(str(version))

@@ -190,9 +190,10 @@ def main():
     model.check_compile(cfg.compile, cfg.checkpointing)
     rank, world, device = common.init_distributed()
     dtype = cfg.dtype if cfg.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
-    path, _, tokenizer, stop_ids = resolve_model(cfg.model, 0)
+    path, hf_config, tokenizer, stop_ids = resolve_model(cfg.model, 0)
     chat = check_chat(cfg, tokenizer, not cfg.chat_template_kwargs or has_messages(cfg.data))
     examples = load_examples(cfg.data, tokenizer, min(cfg.max_len, cfg.tokens_per_step), chat)
+    model.check_architecture(hf_config, max(len(p) + len(r) for p, r in examples), cfg.model)
     if cfg.check:
         return common.print0(f"{len(examples)} examples; first: {tokenizer.decode(examples[0][0] + examples[0][1])!r}")
     text = json.dumps(examples).encode()

@@ -65,7 +65,7 @@ class Shape:
 
 
 def shape_of(config):
-    """A Hugging Face config (or anything with its attributes) -> Shape. Llama, Mistral, Qwen2, Qwen3."""
+    """A Hugging Face config (or anything with its attributes) -> Shape. Those of policy.SUPPORTED."""
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -75,6 +75,8 @@ def shape_of(config):
         vectors += (heads + 2 * kv_heads) * head_dim + (h if kind != "qwen2" else 0)  # q, k, v; Qwen2 has none on o
     if kind == "qwen3":
         vectors += 2 * head_dim  # norms of q and k
+    if kind == "olmo2":
+        vectors += (heads + kv_heads) * head_dim  # the same over all heads
     if getattr(config, "mlp_bias", False):
         vectors += 2 * inner + h
     return Shape(config.num_hidden_layers, h, heads, kv_heads, head_dim, inner, config.vocab_size,

@@ -269,7 +269,8 @@ def main():
     engines, engine_rank = world // cfg.tensor_parallel, rank // cfg.tensor_parallel
 
     check_rewards(cfg.reward, cfg.reward_parts)
-    path, hf_config, tokenizer, stop_ids = resolve_model(cfg.model, cfg.max_prompt_len + cfg.max_response_len)
+    path, hf_config, tokenizer, stop_ids = resolve_model(cfg.model, cfg.max_prompt_len + cfg.max_response_len,
+                                                         tensor_parallel=cfg.tensor_parallel)
     load = dict(max_prompt_len=cfg.max_prompt_len, vocab_size=hf_config.vocab_size, seed=cfg.seed,
                 check_answer=rewards.check_answer, chat=check_chat(cfg, tokenizer, is_chat(cfg.template)))
     prompts, mixture = data.load_prompts(cfg.data, cfg.template, cfg.reward, tokenizer, split="train",

@@ -394,9 +394,9 @@ def check_config(cfg, world):
         raise ConfigError(f"critic_warmup_steps = {cfg.critic_warmup_steps} leaves no step of {cfg.num_steps} for the policy")
 
 
-def check_critic(name, hf_config, tokenizer):
-    """The critic reads the policy's token ids -> its local path."""
-    path, critic_config, critic_tokenizer, _ = resolve_model(name, 0)
+def check_critic(name, need_len, hf_config, tokenizer, weights=True):
+    """The critic reads the policy's token ids, up to need_len of them -> its local path."""
+    path, critic_config, critic_tokenizer, _ = resolve_model(name, need_len, weights)
     if critic_tokenizer.get_vocab() != tokenizer.get_vocab() or critic_config.vocab_size < hf_config.vocab_size:
         raise ConfigError(f"critic_model {name!r} has another vocabulary ({len(critic_tokenizer)} tokens, {critic_config.vocab_size} "
                           f"rows) than model ({len(tokenizer)} tokens, {hf_config.vocab_size} rows): token ids would mean "
@@ -417,7 +417,8 @@ def main():
     engines, engine_rank = world // cfg.tensor_parallel, rank // cfg.tensor_parallel
 
     check_rewards(cfg.reward, cfg.reward_parts)
-    path, hf_config, tokenizer, stop_ids = resolve_model(cfg.model, cfg.max_prompt_len + cfg.max_response_len)
+    path, hf_config, tokenizer, stop_ids = resolve_model(cfg.model, cfg.max_prompt_len + cfg.max_response_len,
+                                                         tensor_parallel=cfg.tensor_parallel)
     load = dict(max_prompt_len=cfg.max_prompt_len, vocab_size=hf_config.vocab_size, seed=cfg.seed,
                 check_answer=rewards.check_answer, chat=check_chat(cfg, tokenizer, is_chat(cfg.template)))
     prompts, mixture = data.load_prompts(cfg.data, cfg.template, cfg.reward, tokenizer, split="train",
@@ -430,7 +431,7 @@ def main():
     if both := {p.text for p in prompts} & {p.text for p in eval_set}:
         raise ConfigError(f"{len(both)} of the {len(eval_set)} held-out prompts are training prompts: give --eval_path with "
                           "other rows, or --eval_prompts 0")
-    critic_path = check_critic(cfg.critic_model or cfg.model, hf_config, tokenizer)
+    critic_path = check_critic(cfg.critic_model or cfg.model, cfg.max_prompt_len + cfg.max_response_len, hf_config, tokenizer)
     fingerprints = {"model": checkpoint.fingerprint_of_model(path), "training": data.fingerprint(prompts),
                     "held-out": data.fingerprint(eval_set)}
     if cfg.estimator == "gae":

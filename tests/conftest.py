@@ -2,6 +2,7 @@
 Tiny random models, made once per test run, and `run_script`, which starts a script as a user would, with a hard timeout.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -33,6 +34,37 @@ def save_tiny_model(folder, tied=True, seed=0, pad_is_eos=False, vocab_size=128,
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", pad_token="<eos>" if pad_is_eos else "<pad>",
                             unk_token="<pad>", auto_map={"AutoTokenizer": [None, None]}).save_pretrained(folder)
     return str(folder)
+
+
+TINY_SIZES = dict(vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+                  num_key_value_heads=1, head_dim=32, max_position_embeddings=512, initializer_range=0.3, eos_token_id=1,
+                  pad_token_id=0, bos_token_id=None)
+
+
+def tiny_config(kind, **settings):
+    """The config of a tiny model of another model_type; a window only where one is given."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(kind, **{**TINY_SIZES, "sliding_window": None, **settings})
+
+
+def save_tiny_kind(folder, kind, **settings):
+    """The same directory as save_tiny_model's, with a random model of another model_type in it."""
+    from transformers import AutoModelForCausalLM
+
+    save_tiny_model(folder)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(tiny_config(kind, **settings)).save_pretrained(folder)
+    change_json(os.path.join(folder, "tokenizer_config.json"), auto_map=None, tokenizer_class="PreTrainedTokenizerFast")
+    return str(folder)
+
+
+def change_json(file, **values):
+    """Set keys of a JSON file; None takes one out."""
+    with open(file) as f:
+        found = json.load(f) | values
+    with open(file, "w") as f:
+        json.dump({key: value for key, value in found.items() if value is not None}, f)
 
 
 @pytest.fixture(scope="session")

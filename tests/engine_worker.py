@@ -146,6 +146,16 @@ def refusal(call):
         return str(error)
 
 
+# a tensor that does not arrive: one by itself, a part of a fused one, the head
+whole_stream, report["left_out"] = sampler.hf_stream, {}
+for name in ("model.norm.weight", "model.layers.1.self_attn.k_proj.weight", "lm_head.weight"):
+    sampler.hf_stream = lambda *args, name=name: ((n, w) for n, w in whole_stream(*args) if n != name)
+    report["left_out"][name] = refusal(lambda: sampler.sync_weights(policy.hf, engine, torch.float32, 6))
+sampler.hf_stream = whole_stream
+sampler.sync_weights(policy.hf, engine, torch.float32, 6)
+report["gap_after_left_out"] = gap(sample(6))
+
+
 report["bad_id"] = refusal(lambda: sample(6, prompts=[(0, [5, 5000])]))
 report["bad_version"] = refusal(lambda: sample(99))
 report["gap_after_refusals"] = gap(sample(6))

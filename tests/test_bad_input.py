@@ -1,5 +1,6 @@
 """python -m pytest tests/test_bad_input.py: what is wrong is said in one line, within seconds, before weights load."""
 
+import contextlib
 import json
 import os
 import re
@@ -8,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS, save_tiny_model
-from runs import Server
+from conftest import WORDS, change_json, save_tiny_kind, save_tiny_model
+from runs import Server, write_examples
 from test_end_to_end import TINY, train
 
 import rewards
@@ -173,3 +174,105 @@ def test_a_response_that_ends_with_a_high_id_is_finished_and_one_with_an_unknown
     scorer.close()
     assert not ended.phantom and ended.score.flags == frozenset()
     assert unknown.phantom and unknown.score.flags == {"phantom_ids"} and unknown.score.total == 0
+
+
+def changed(folder, file="config.json", **values):
+    """A tiny model with other keys in one of its files; None takes a key out."""
+    path = save_tiny_model(folder)
+    change_json(os.path.join(path, file), **values)
+    return path
+
+
+WINDOW = dict(use_sliding_window=True, layer_types=["sliding_attention"] * 2)
+YARN = dict(rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512})
+
+
+@pytest.mark.parametrize("values, need_len, said", [
+    (YARN, 2048, ""),
+    (YARN, 2049, "more than the 2048 positions"),
+    ({}, 513, "with rope_scaling (yarn)"),
+    (dict(model_type="mine", auto_map={"AutoConfig": "mine.Config"}), 26, "contains custom code"),
+    (dict(auto_map={"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}), 26, ""),  # transformers' own class
+    (dict(num_attention_heads="two"), 26, "its config.json does not load"),
+    ({**WINDOW, "sliding_window": 25}, 26, "sliding window of 25"),
+    ({**WINDOW, "sliding_window": 26}, 26, ""),
+    (dict(model_type="qwen2_moe"), 26, "mixture of experts"),
+])
+def test_a_config_is_taken_or_refused_in_one_line_and_nobody_is_asked(values, need_len, said, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on the terminal"))
+    path = changed(tmp_path, **values)
+    with contextlib.nullcontext() if not said else pytest.raises(ConfigError) as error:
+        resolve_model(path, need_len)
+    assert not said or said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_code_of_the_tokenizer_is_not_asked_for_either(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on the terminal"))
+    path = save_tiny_kind(tmp_path, "llama")
+    change_json(os.path.join(path, "tokenizer_config.json"), auto_map={"AutoTokenizer": ["mine.Tokenizer", None]},
+                tokenizer_class="Mine")
+    with pytest.raises(ConfigError, match="its tokenizer does not load: .*custom code"):
+        resolve_model(path, 26)
+
+
+@pytest.mark.parametrize("left", ["nothing", "tokenizer_config.json"])
+def test_a_directory_without_a_tokenizer_is_told_so(left, tmp_path):
+    path = save_tiny_model(tmp_path)
+    for name in os.listdir(path):
+        if "token" in name and name != left:
+            os.remove(os.path.join(path, name))
+    with pytest.raises(ConfigError, match="has no tokenizer: there is none of tokenizer.json"):
+        resolve_model(path, 26)
+
+
+@pytest.mark.parametrize("tensor_parallel, said", [(1, ""), (2, ""), (3, "does not divide the 4 attention heads"),
+                                                   (4, "does not divide the 98 rows")])
+def test_heads_and_rows_are_cut_into_whole_parts(tensor_parallel, said, tmp_path):
+    path = changed(tmp_path, num_attention_heads=4, num_key_value_heads=2, intermediate_size=98)
+    with contextlib.nullcontext() if not said else pytest.raises(ConfigError, match=said):
+        resolve_model(path, 26, tensor_parallel=tensor_parallel)
+
+
+@pytest.mark.parametrize("kind, plain", [("lfm2", True), ("qwen3_moe", True), ("gemma3", False), ("mamba", False)])
+def test_what_only_the_engine_computes_is_evaluated_where_its_config_is_plain(kind, plain, tmp_path):
+    path = save_tiny_kind(tmp_path, "llama")
+    more = {"layer_types": ["conv", "full_attention"]} if kind == "lfm2" else {}
+    if not plain:
+        more = dict.fromkeys(["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"])
+    change_json(os.path.join(path, "config.json"), model_type=kind, architectures=None, **more)
+    with pytest.raises(ConfigError, match="does not train"):
+        resolve_model(path, 26)
+    with contextlib.nullcontext() if plain else pytest.raises(ConfigError, match="no plain language model"):
+        resolve_model(path, 26, trained=False)
+
+
+HYBRID = dict(layer_types=["linear_attention", "full_attention"])
+
+
+@pytest.mark.parametrize("script, args", [("train_grpo.py", []), ("train_ppo.py", []), ("train_grpo.py", ["--check"]),
+                                          ("sft.py", [])])
+def test_a_hybrid_is_refused_before_there_is_a_run(server, tmp_path, script, args):
+    path = changed(tmp_path / "model", **HYBRID)
+    write_examples(tmp_path / "at")
+    settings = ["--data", "d.jsonl", "--num_steps", "1"] if script == "sft.py" else TINY
+    done = server.run(tmp_path / "at", script, [*settings, "--model", path, *args], timeout=60)
+    assert done.returncode == 1 and "has layers of type linear_attention" in done.stderr, done.stderr[-2000:]
+    assert len(re.findall(r"^error: .*", done.stderr, re.M)) == 1 and "Traceback" not in done.stderr
+    assert not os.path.exists(tmp_path / "at" / "out")
+
+
+def test_sft_takes_a_window_that_its_examples_do_not_reach(server, tmp_path):
+    """An example is six words, then six and EOS: 13 tokens."""
+    for window in (13, 12):
+        path = changed(tmp_path / f"model{window}", **WINDOW, sliding_window=window)
+        write_examples(tmp_path / f"at{window}")
+        done = server.run(tmp_path / f"at{window}", "sft.py", ["--data", "d.jsonl", "--num_steps", "1", "--tokens_per_step", "60",
+                                                               "--model", path], timeout=60)
+        assert (done.returncode == 0) == (window == 13), done.stderr[-2000:]
+        assert window == 13 or "sliding window of 12 tokens" in done.stderr
+
+
+def test_a_critic_that_is_not_computed_is_refused_by_check_too(server, tied_model, tmp_path):
+    path = changed(tmp_path / "critic", **HYBRID)
+    done = server.run(tmp_path / "at", "train_ppo.py", [*TINY, "--model", tied_model, "--critic_model", path, "--check"], timeout=60)
+    assert done.returncode == 1 and "has layers of type linear_attention" in done.stderr, done.stderr[-2000:]

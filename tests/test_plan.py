@@ -1,8 +1,10 @@
 """python -m pytest tests/test_plan.py: memory against real tensors, and what is said when it does not fit."""
 
 import argparse
+import contextlib
 import dataclasses
 import glob
+import json
 import os
 import sys
 from types import SimpleNamespace
@@ -229,6 +231,43 @@ def test_a_config_that_is_none_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match="not the config of a Llama-like model"):
         plan.architecture(str(tmp_path))
+
+
+def test_what_a_config_leaves_out_has_the_default_of_its_class(tmp_path):
+    """Gemma 2B: 2,506,172,416 parameters with its embeddings as head; its config.json does not say that they are tied."""
+    sizes = dict(vocab_size=256000, hidden_size=2048, intermediate_size=16384, num_hidden_layers=18, num_attention_heads=8,
+                 num_key_value_heads=1, head_dim=256)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma", **sizes}))
+    assert plan.architecture(str(tmp_path)).params == 2_506_172_416
+
+
+@pytest.mark.parametrize("kind, sizes, said", [
+    ("qwen3_moe", dict(num_experts=128), "mixture of experts"),
+    ("mixtral", {}, "mixture of experts"),
+    ("mistral", dict(sliding_window=1024), "sliding window of 1024"),
+    ("qwen3_next", {}, "linear_attention|mixture of experts"),
+    ("gemma3", {}, "several parts"),
+    ("phi", {}, "not among the architectures"),
+    ("mamba", {}, "mamba"),
+])
+def test_a_model_that_the_scripts_refuse_is_not_planned(kind, sizes, said, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **sizes}))
+    cfg = recipe("tinyzero_grpo", "--model", str(tmp_path))  # 256 + 1,024 tokens
+    with pytest.raises(ConfigError, match=said):
+        plan.predict(cfg, "train_grpo.py", options("--gpus", "8"))
+
+
+@pytest.mark.parametrize("name, tp, divides", [("Qwen/Qwen2.5-0.5B", 4, False), ("Qwen/Qwen2.5-0.5B", 2, True),
+                                               ("Qwen/Qwen2.5-7B", 8, False), ("Qwen/Qwen2.5-7B", 4, True),
+                                               ("Qwen/Qwen2.5-Math-1.5B", 8, False), ("Qwen/Qwen2.5-Math-1.5B", 4, True)])
+def test_heads_that_tensor_parallel_does_not_divide_are_refused_and_never_suggested(name, tp, divides):
+    """14, 28 and 12 heads; the 1.5B's 2 key-value heads are copied where there are 4 parts."""
+    cfg, chosen = recipe("tinyzero_grpo", "--model", name, "--tensor_parallel", str(tp)), options("--gpus", "8")
+    with contextlib.nullcontext() if divides else pytest.raises(ConfigError, match="attention heads of model"):
+        plan.predict(cfg, "train_grpo.py", chosen, times=False)
+    tight = options("--gpus", "8", "--gpu_memory_gb", "9")
+    changes = plan.suggest(dataclasses.replace(cfg, tensor_parallel=1), "train_grpo.py", tight) or {}
+    assert divides or changes.get("tensor_parallel") != tp
 
 
 def test_on_a_cpu_the_blocks_are_timed_and_the_rest_is_a_multiple(one_process, tied_model):

@@ -9,10 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import full, run_script, save_tiny_model
+from conftest import full, run_script, save_tiny_kind, save_tiny_model, tiny_config
+from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import FSDPModule
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import checkpoint
 import policy as model
@@ -367,11 +368,164 @@ def test_the_export_is_a_plain_directory_with_the_same_logprobs(tmp_path, one_pr
     assert not torch.allclose(got[0][0], plain_logprobs(path, make_rollouts()[0], 1.0)[0], atol=1e-2)
 
 
-def test_models_whose_head_we_do_not_compute_are_refused():
-    with pytest.raises(ConfigError, match="final_logit_softcapping"):
-        model.refuse_unusual_heads(SimpleNamespace(model_type="gemma2", final_logit_softcapping=30.0))
-    with pytest.raises(ConfigError, match="sliding"):
-        model.refuse_unusual_heads(SimpleNamespace(model_type="gemma3", layer_types=["sliding_attention"]))
+# Packed and alone differ by rounding only: about 20 sums of at most 96 products on the way to a logit, each off by at most
+# 96 x 2^-24 = 6e-6 of its terms, and two logits of up to 20 in a log-prob: 20 x 6e-6 x 20 x 2 = 5e-3. A leak is 0.1 and more.
+ROUNDING = 5e-3
+
+
+@pytest.mark.parametrize("kind", model.SUPPORTED)
+def test_sequences_of_every_supported_class_are_the_same_packed_and_alone(kind, tmp_path, one_process):
+    path = save_tiny_kind(tmp_path, kind)
+    policy, rollouts = model.load_policy(path, one_process[2], "float32"), make_rollouts()
+    packed = logprobs_of(policy, rollouts, one_process[2])
+    alone = logprobs_of(policy, rollouts, one_process[2], max_tokens=1)
+    for i, rollout in enumerate(rollouts):
+        assert (packed[i][0] - alone[i][0]).abs().max() < ROUNDING
+        assert (packed[i][0] - plain_logprobs(path, rollout, 1.0)[0]).abs().max() < ROUNDING
+
+
+HYBRIDS = {"lfm2": dict(layer_types=["conv", "full_attention"]),
+           "qwen3_next": dict(layer_types=["linear_attention", "full_attention"], num_experts=0, mlp_only_layers=[0, 1])}
+
+
+@pytest.mark.parametrize("kind", HYBRIDS)
+def test_a_hybrid_is_refused_because_packed_sequences_would_leak(kind, tmp_path, one_process, monkeypatch):
+    path, rollouts = save_tiny_kind(tmp_path, kind, **HYBRIDS[kind]), make_rollouts()
+    with pytest.raises(ConfigError, match="has layers of type"):
+        model.load_policy(path, one_process[2], "float32")
+    monkeypatch.setattr(model, "check_architecture", lambda *_, **__: None)  # what it would compute
+    policy = model.load_policy(path, one_process[2], "float32")
+    packed = logprobs_of(policy, rollouts, one_process[2])
+    alone = logprobs_of(policy, rollouts, one_process[2], max_tokens=1)
+    assert max(float((packed[i][0] - alone[i][0]).abs().max()) for i in packed) > 10 * ROUNDING
+
+
+REFUSED = [
+    ("qwen3_moe", {}, "mixture of experts"),
+    ("mixtral", {}, "mixture of experts"),
+    ("deepseek_v3", {}, "mixture of experts"),
+    ("gpt_oss", {}, "mixture of experts"),
+    ("granitemoe", {}, "mixture of experts"),
+    ("phimoe", {}, "mixture of experts"),
+    ("jamba", {}, "jamba"),
+    ("mamba", {}, "mamba"),
+    ("mamba2", {}, "mamba2"),
+    ("falcon_h1", {}, "falcon_h1"),
+    ("recurrent_gemma", {}, "recurrent_gemma"),
+    ("gemma2", {}, "final_logit_softcapping = 30"),
+    ("gemma3_text", {}, "not among the architectures"),
+    ("gemma3", {}, "several parts"),
+    ("qwen2_5_vl", {}, "several parts"),
+    ("qwen3_5", {}, "several parts"),
+    ("llama4", {}, "several parts"),
+    ("llama4_text", {}, "mixture of experts"),
+    ("granite", dict(logits_scaling=8.0), "logits_scaling = 8"),
+    ("cohere", {}, "logit_scale = 0.0625"),
+    ("t5", {}, "not a causal language model"),
+    ("bert", {}, "not among the architectures"),
+    ("gpt2", {}, "not among the architectures"),
+    ("llama", dict(num_local_experts=8), "mixture of experts"),
+    ("llama", dict(final_logit_softcapping=30.0), "final_logit_softcapping"),
+    ("llama", dict(architectures=["LlamaForSequenceClassification"]), "LlamaForSequenceClassification"),
+    ("llama", dict(quantization_config={"quant_method": "gptq", "bits": 4}), "quantized"),
+    ("llama", dict(layer_types=["chunked_attention", "full_attention"]), "chunked_attention"),
+    ("llama", dict(rope_scaling={"rope_type": "dynamic", "factor": 4.0}), "rope_type dynamic"),
+    ("llama", dict(rope_scaling={"rope_type": "foo", "factor": 4.0}), "rope_type foo"),
+    ("mistral", dict(sliding_window=499), "sliding window of 499 tokens"),
+    ("phi3", dict(sliding_window=499), "sliding window of 499 tokens"),
+    ("qwen2", dict(use_sliding_window=True, sliding_window=499, max_window_layers=1), "sliding window of 499 tokens"),
+    ("phi3", dict(rope_scaling={"rope_type": "longrope", "short_factor": [1.0] * 16, "long_factor": [2.0] * 16},
+                  original_max_position_embeddings=256), "keep them to 256"),
+]
+
+
+@pytest.mark.parametrize("kind, settings, said", REFUSED, ids=lambda x: x if isinstance(x, str) else "")
+def test_what_policy_does_not_compute_is_refused_by_its_config_alone(kind, settings, said):
+    sizes = {} if kind in ("gemma3", "qwen2_5_vl", "qwen3_5", "llama4", "falcon_h1", "mamba2") else dict(hidden_size=64)
+    config = tiny_config(kind, **settings) if kind in model.SUPPORTED else AutoConfig.for_model(kind, **sizes, **settings)
+    with pytest.raises(ConfigError) as error:
+        model.check_architecture(config, need_len=500, name="some/model")
+    assert said in str(error.value) and "some/model" in str(error.value) and "\n" not in str(error.value)
+
+
+ACCEPTED = [
+    ("qwen2", dict(use_sliding_window=False, sliding_window=16)),
+    ("qwen2", dict(use_sliding_window=True, sliding_window=16, max_window_layers=2)),  # no layer has it
+    ("mistral", dict(sliding_window=500)),
+    ("phi3", dict(sliding_window=500)),
+    ("qwen3", dict(use_sliding_window=True, sliding_window=500, max_window_layers=1)),
+    ("llama", dict(rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256})),
+    ("llama", dict(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0})),
+    ("llama", dict(architectures=["LlamaForCausalLM"], num_local_experts=0)),
+    ("phi3", dict(rope_scaling={"rope_type": "longrope", "short_factor": [1.0] * 16, "long_factor": [2.0] * 16},
+                  original_max_position_embeddings=500, max_position_embeddings=2048)),
+]
+
+
+@pytest.mark.parametrize("kind, settings", ACCEPTED)
+def test_a_window_that_no_sequence_reaches_is_full_attention(kind, settings):
+    model.check_architecture(tiny_config(kind, **settings), need_len=500)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "phi3", "qwen2"])
+def test_attention_with_a_window_is_right_up_to_its_length_and_refused_beyond(kind, tmp_path, one_process):
+    """The longest of make_rollouts() has 34 tokens in the model: its last is not fed."""
+    more = dict(use_sliding_window=True, max_window_layers=0) if kind == "qwen2" else {}
+    for window in (34, 33):
+        path = save_tiny_kind(tmp_path / str(window), kind, sliding_window=window, **more)
+        policy, rollouts = model.load_policy(path, one_process[2], "float32"), make_rollouts()
+        if window == 33:
+            with pytest.raises(ConfigError, match="sliding_window=33"):
+                logprobs_of(policy, rollouts, one_process[2])
+            continue
+        packed = logprobs_of(policy, rollouts, one_process[2])
+        for i, rollout in enumerate(rollouts):
+            assert (packed[i][0] - plain_logprobs(path, rollout, 1.0)[0]).abs().max() < ROUNDING
+
+
+def test_a_class_that_the_engine_rewrites_in_place_is_not_the_trainers(tmp_path, one_process, monkeypatch):
+    """vLLM's Transformers backend decorates SmolLM3Model of transformers itself, before or after the policy is made."""
+    from transformers.models.smollm3 import modeling_smollm3 as shared
+
+    path = save_tiny_kind(tmp_path, "smollm3")
+    want = plain_logprobs(path, make_rollouts()[3], 1.0)[0]
+    before = model.load_policy(path, one_process[2], "float32")
+
+    def of_vllm(self, *args, **kwargs):
+        raise AttributeError("'SmolLM3Model' object has no attribute 'do_not_compile'")
+
+    monkeypatch.setattr(shared.SmolLM3Model, "__init__", of_vllm)
+    monkeypatch.setattr(shared.SmolLM3Model, "__call__", of_vllm)
+    for policy in (before, model.load_policy(path, one_process[2], "float32")):
+        got = logprobs_of(policy, make_rollouts(), one_process[2])
+        assert (got[3][0] - want).abs().max() < ROUNDING
+    assert type(before.hf).__name__ == "SmolLM3ForCausalLM"  # the name that an export writes
+
+
+def test_a_directory_that_lacks_a_tensor_of_its_model_is_refused(tmp_path):
+    """transformers would start it at random with no more than a table on the console."""
+    path = save_tiny_model(tmp_path, tied=False)
+    file = os.path.join(path, "model.safetensors")
+    weights = load_file(file)
+    del weights["lm_head.weight"]
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(ConfigError, match="lm_head.weight"):
+        model.load_hf(path)
+
+
+@pytest.mark.parametrize("settings, longest", [
+    ({}, 512),
+    (dict(rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}), 2048),
+    (dict(rope_scaling={"type": "yarn", "factor": 4.0}), 2048),
+    (dict(rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}), 512),
+    (dict(rope_parameters={"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 512,
+                           "rope_theta": 10000.0}), 1024),
+    (dict(rope_scaling={"type": "linear", "factor": 2.0}), 1024),
+    (dict(rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                        "original_max_position_embeddings": 64}), 512),  # Llama 3.1's names the stretched ones already
+])
+def test_positions_that_rope_scaling_stretches_by_hand(settings, longest):
+    assert model.positions_of(tiny_config("llama", **settings)) == longest
 
 
 if __name__ == "__main__":  # a rank of test_the_gradient_does_not_depend_on_ranks

@@ -36,6 +36,14 @@ def test_every_way_to_get_it_wrong_would_be_seen(report):
     assert report["gap_after_recovery"] < 1e-4
 
 
+def test_a_tensor_that_does_not_reach_the_engine_ends_the_run_and_is_named(report):
+    """vLLM only logs the first, and says nothing of the second: q and v filled two thirds of the fused matrix."""
+    for name, said in report["left_out"].items():
+        layer = name.removesuffix(".weight").replace("k_proj", "qkv_proj")
+        assert said and f"1 layers of the engine without their weights, first {layer} (" in said, (name, said)
+    assert report["gap_after_left_out"] < 1e-4
+
+
 def test_the_seed_alone_decides_a_sample(report):
     assert report["alone_as_in_a_batch"] and report["distinct_samples"] > 0.9
 

@@ -84,7 +84,7 @@ def test_published_numbers_of_parameters(name):
     assert architecture(name).params == KNOWN[name]
 
 
-@pytest.mark.parametrize("family", ["Qwen2", "Qwen3", "Llama", "Mistral"])
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3", "Llama", "Mistral", "Gemma", "Phi3", "SmolLM3", "Olmo2"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_parameters_are_those_of_the_real_module(family, tied):
     import transformers
@@ -99,6 +99,7 @@ def test_parameters_are_those_of_the_real_module(family, tied):
         head_dim=16,
         tie_word_embeddings=tied,
         sliding_window=None,
+        pad_token_id=0,
     )
     with torch.device("meta"):
         hf = getattr(transformers, f"{family}ForCausalLM")(config)
