@@ -535,7 +535,8 @@ def suggest(cfg, script, options):
         steps.append({"shard_size": 0})
     cache = kv_cache(architecture(cfg.model), cfg, options, 2)[0] / 1e9
     steps += [{"kv_cache_gb": round(cache * share, 2)} for share in (0.75, 0.5, 0.25)]
-    steps += [{"tensor_parallel": tp} for tp in (2, 4, 8) if tp > cfg.tensor_parallel and options.gpus % tp == 0]
+    steps += [{"tensor_parallel": tp} for tp in (2, 4, 8)
+              if tp > cfg.tensor_parallel and options.gpus % tp == 0 and divides_heads(cfg.model, tp)]
     steps += [{"gpus": options.gpus * more} for more in (2, 4, 8, 16, 32)] if not options.cpu else []
     changes = {}
     for step in steps:
@@ -547,6 +548,13 @@ def suggest(cfg, script, options):
                     changes = less
             return relaxed(changes, steps, fits)
     return None
+
+
+def divides_heads(name, tensor_parallel):
+    try:
+        return bool(architecture(name, tensor_parallel=tensor_parallel))
+    except ConfigError:
+        return False
 
 
 def relaxed(changes, steps, fits):
