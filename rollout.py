@@ -313,12 +313,11 @@ def hf_stream(model, dtype):
         yield name, whole(weight).to(dtype)
 
 
-def reload(worker, stream):
+def reload(worker, weights_iterator):
     """
-    vLLM's reload_weights, in its worker -> the layers that did not get all of their weights, as "name (got of wanted)".
-
-    vLLM only logs a layer that got nothing, and says nothing of a fused one that got a part; both then hold what was in
-    memory. get_layerwise_info, its own count of what each layer was given, is not public.
+    vLLM's reload_weights, in its worker; Broken where a layer did not get all of its weights. vLLM only logs one that got
+    nothing, and says nothing of a fused one that got a part: both then hold what was in memory. get_layerwise_info, its
+    own count of what each layer was given, is not public.
     """
     from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
@@ -337,10 +336,12 @@ def reload(worker, stream):
 
     model.load_weights = load_and_look
     try:
-        worker.reload_weights(weights_iterator=stream)
+        worker.reload_weights(weights_iterator=weights_iterator)
     finally:
         del model.load_weights
-    return missing
+    if missing:
+        raise Broken(f"the weight sync left {len(missing)} layers of the engine without their weights, first {missing[0]}: "
+                     "vLLM wants tensors that the policy does not name; this process must end")
 
 
 @memory_of("the weight sync", SIDE_BY_SIDE)
@@ -348,15 +349,14 @@ def sync_weights(model, engine, dtype, version):
     """The policy's weights into the engine, in place; every rank together. One reload_weights call for all of them."""
     stream = hf_stream(model, dtype)
     try:
-        [missing] = engine.collective_rpc(reload, args=(stream,))
+        engine.collective_rpc(reload, kwargs={"weights_iterator": stream})
+    except Broken:
+        raise
     except Exception as error:
         if out_of_memory(error):
             raise
         # half of the weights are gone now, and the generate after the next would hang: end here, loudly
         raise Broken(f"weight sync failed half-way ({type(error).__name__}: {error}); this process must end") from error
-    if missing:
-        raise Broken(f"the weight sync left {len(missing)} layers of the engine without their weights, first {missing[0]}: "
-                     "vLLM wants tensors that the policy does not name; this process must end")
     if not engine.reset_prefix_cache():  # cached keys and values belong to the old weights
         raise Broken("the prefix cache could not be reset: requests are still running")
     engine.update_weight_version(str(version))
