@@ -101,25 +101,33 @@ class StepStats:
             self.local[name] = self.local.get(name, 0.0) + value
 
     def compare(self, batch, old_logprobs):
-        """The engine's log-probs of a micro-batch against the trainer's, before the weights that drew them change."""
+        """
+        The trainer's log-probs of a micro-batch against the engine's and the reference's, before the weights that drew
+        it change: KL(policy || reference) is estimated from tokens that this policy drew, each counted once.
+        """
         log_ratio = old_logprobs - batch.rollout_logprobs  # (T,)
         if log_ratio.numel():
             self.max_local = torch.maximum(self.max_local, log_ratio.abs().max())
         self.count(compared=log_ratio.numel(), mismatch=log_ratio.abs().sum(), mismatch_ratio=log_ratio.exp().sum())
+        if batch.ref_logprobs is not None:
+            x = batch.ref_logprobs - old_logprobs
+            self.count(kl=(x.exp() - 1 - x).sum(), kl_k1=-x.sum())
 
     @torch.no_grad()
     def add(self, batch, logprobs, entropy, old_logprobs, advantages, loss, cfg):
-        """One micro-batch, all (T,) tensors detached; loss is already this micro-batch's share."""
+        """
+        One micro-batch, all (T,) tensors detached. advantages: as the loss has them, with the penalty of reward_k1.
+        loss is already this micro-batch's share.
+        """
         if not self.compared:
             self.compare(batch, old_logprobs)
         ratio = (logprobs - old_logprobs).exp()
         stopped = ((ratio > 1 + cfg.clip_high) & (advantages > 0)) | ((ratio < 1 - cfg.clip_low) & (advantages < 0))
+        if getattr(cfg, "dual_clip", 0):  # PPO
+            stopped |= (ratio > cfg.dual_clip) & (advantages < 0)
         batch.logprobs, batch.entropy, batch.ratio, batch.clipped = logprobs, entropy, ratio, stopped
         self.count(tokens=logprobs.numel(), loss=loss, entropy=entropy.sum(), clipped=stopped.sum(),
                    approx_kl=(ratio - 1 - ratio.log()).sum())
-        if batch.ref_logprobs is not None:
-            x = batch.ref_logprobs - logprobs
-            self.count(kl=(x.exp() - 1 - x).sum(), kl_k1=-x.sum())
 
     @torch.no_grad()
     def add_values(self, batch, values, loss, value_clip):
@@ -155,12 +163,13 @@ class StepStats:
         tokens = max(1, self.total.get("tokens", 0))
         mean = {name: value / tokens for name, value in self.total.items()}
         compared = max(1, self.total.get("compared", 0))
+        kl, kl_k1 = (self.total[name] / compared if name in self.total else None for name in ("kl", "kl_k1"))
         finite = [n for n in self.norms if math.isfinite(n)]
         return {
             "loss": self.total.get("loss", 0.0) / max(1, len(self.norms)), "entropy": mean.get("entropy", 0.0),
             "grad_norm": sum(finite) / len(finite) if finite else float("nan") if self.norms else 0.0,
             "clip_frac": mean.get("clipped", 0.0), "approx_kl": mean.get("approx_kl", 0.0),
-            "kl": mean.get("kl"), "kl_k1": mean.get("kl_k1"), "mismatch_mean": self.total.get("mismatch", 0.0) / compared,
+            "kl": kl, "kl_k1": kl_k1, "mismatch_mean": self.total.get("mismatch", 0.0) / compared,
             "mismatch_max": self.mismatch_max, "mismatch_ratio": self.total.get("mismatch_ratio", compared) / compared,
             "skipped_updates": self.skipped_updates, "trained_tokens": int(self.total.get("tokens", 0)),
         }

@@ -197,10 +197,16 @@ def mismatch_weights(old_logprobs, rollout_logprobs, cap):
     return (old_logprobs - rollout_logprobs).detach().exp().clamp(max=cap)
 
 
-def token_loss(logprobs, entropy, old_logprobs, advantages, batch, cfg):
-    """The loss of each token: surrogate x mismatch weight + KL penalty - entropy bonus; all (T,)."""
+def penalised(advantages, old_logprobs, batch, cfg):
+    """The advantage of each token less the penalty that reward_k1 puts there; all (T,)."""
     if cfg.kl_in == "reward_k1":
         advantages = advantages - cfg.kl_coef * (old_logprobs - batch.ref_logprobs)
+    return advantages
+
+
+def token_loss(logprobs, entropy, old_logprobs, advantages, batch, cfg):
+    """The loss of each token: surrogate x mismatch weight + KL penalty - entropy bonus; all (T,)."""
+    advantages = penalised(advantages, old_logprobs, batch, cfg)
     loss = policy_loss(logprobs, old_logprobs, advantages, cfg.clip_low, cfg.clip_high)
     loss = loss * mismatch_weights(old_logprobs, batch.rollout_logprobs, cfg.mismatch_cap)
     if cfg.kl_in != "none":
@@ -254,6 +260,19 @@ def check_config(cfg, world):
     if cfg.shard_size and world % cfg.shard_size:
         raise ConfigError(f"shard_size = {cfg.shard_size} does not divide the {world} processes")
     model.check_compile(cfg.compile, cfg.checkpointing)
+    check_group(cfg)
+
+
+def check_group(cfg):
+    """ConfigError where every advantage would be 0: a group of one agrees with itself."""
+    if cfg.group_size > 1:
+        return
+    if cfg.entropy_coef == 0 and (cfg.kl_in == "none" or cfg.kl_coef == 0):
+        raise ConfigError("group_size = 1 teaches nothing: the advantage of a group of one is 0; make it 2 or more (or set "
+                          "kl_in or entropy_coef, which need no group)")
+    if cfg.dynamic_sampling:
+        raise ConfigError(f"dynamic_sampling = {cfg.dynamic_sampling} waits for groups that vary, and a group of one never "
+                          "does: make group_size 2 or more, or leave dynamic_sampling 0")
 
 
 def main():
@@ -439,11 +458,11 @@ def main():
         stats = StepStats(device)
         with timer("logprobs"), torch.no_grad():
             for batch in batches:
+                if reference is not None:
+                    batch.ref_logprobs = model.token_logprobs(reference, batch, cfg.temperature)[0]
                 if len(updates) > 1:
                     batch.old_logprobs = model.token_logprobs(policy, batch, cfg.temperature)[0]
                     stats.compare(batch, batch.old_logprobs)
-                if reference is not None:
-                    batch.ref_logprobs = model.token_logprobs(reference, batch, cfg.temperature)[0]
 
         if len(updates) > 1:
             stats.compared = True
@@ -465,6 +484,7 @@ def main():
                     loss = (weights * loss).sum()  # this micro-batch's share of the update's loss
                     if batch.learns:
                         (loss * world).backward()  # undo FSDP's mean over ranks: the weights already count all of them
+                    advantages = penalised(advantages, old_logprobs, batch, cfg)
                     stats.add(batch, logprobs.detach(), entropy.detach(), old_logprobs, advantages, loss.detach(), cfg)
                     common.fault("backward", step)
                 stats.reduce()

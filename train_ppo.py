@@ -5,7 +5,8 @@ PPO, from prompts to new weights: prompt -> rollout -> reward -> value -> advant
     python train_ppo.py recipes/tinyzero_ppo.py --check        # settings, data, prompt and reward, no weights
 
 `diff train_grpo.py train_ppo.py` is the difference between the two: what the group's mean is to GRPO, a critic is here,
-token by token. REINFORCE++ is the case of a critic that always says 0, RLOO the same with a group's mean in the reward.
+token by token. REINFORCE++ is the case of a critic that always says 0, RLOO the same with a group's mean in the reward
+and no whitening.
 Start reading at main(). Shape comments: P prompts of a step, G samples a prompt, R = P * G responses, T response
 tokens of a packed micro-batch. Every rank sees all rollouts of the step: the batch is global, only compute is shared.
 """
@@ -95,7 +96,7 @@ class Config:
     lam: float = 1.0                     # GAE's lambda; at 0.95 a reward 100 tokens away counts 0.6 %
     critic_lam: float = 1.0              # lambda of the returns that the critic learns
     length_adaptive_lam: float = 0.0     # alpha of VAPO: lam = 1 - 1 / (alpha * length) for the policy; 0 = off
-    whiten: bool = True                  # advantages of all tokens of the step to mean 0, std 1
+    whiten: bool | None = None           # advantages of all tokens of the step to mean 0, std 1; None: all but rloo do
     truncation_bootstrap: Literal["zero", "value"] = "zero"  # what follows a truncated response: nothing, or its last value
     repetition_coef: float = 0.0         # subtracted at each token of a repeated n-gram
     repetition_ngram: int = 40           # its n
@@ -203,6 +204,14 @@ def advantages_and_returns(rollouts, scores, values, penalties, gammas, cfg):
         advantages[i] = gae_of_types(per_type, values[i], gammas, lam, last_value)
         returns[i] = gae_of_types(per_type, values[i], gammas, cfg.critic_lam, last_value) + values[i]
     return advantages, returns
+
+
+def whitens(cfg):
+    """
+    Whether the advantages are whitened: what the setting says, or as the estimator was published. RLOO was without.
+    Where lengths differ, the mean over tokens is not 0: subtracting it would give groups that agree an advantage.
+    """
+    return cfg.estimator != "rloo" if cfg.whiten is None else cfg.whiten
 
 
 def whiten(advantages):
@@ -379,6 +388,13 @@ def check_config(cfg, world):
             raise ConfigError(f"{name} = {getattr(cfg, name)} must lie in 0 ... 1")
     if cfg.estimator == "rloo" and cfg.group_size == 1:
         raise ConfigError("estimator = 'rloo' compares the samples of a prompt: group_size must be 2 or more")
+    if cfg.estimator == "rloo" and whitens(cfg):
+        raise ConfigError("whiten = True moves groups that agree, which estimator = 'rloo' leaves at 0: leave whiten out, or "
+                          "choose estimator = 'reinforce_pp'")
+    one_number = cfg.gamma == 1 and not (cfg.repetition_coef or cfg.entropy_coef or (cfg.kl_in != "none" and cfg.kl_coef))
+    if cfg.estimator == "reinforce_pp" and whitens(cfg) and cfg.prompts_per_step * cfg.group_size == 1 and one_number:
+        raise ConfigError("estimator = 'reinforce_pp' whitens over the responses of a step, and one alone becomes 0: make "
+                          "prompts_per_step or group_size 2 or more")
     if cfg.estimator != "gae" and (cfg.critic_warmup_steps or cfg.critic_model or cfg.lam < 1 or cfg.length_adaptive_lam):
         raise ConfigError(f"estimator = {cfg.estimator!r} has no critic: leave critic_model and critic_warmup_steps empty, "
                           "lam 1 and length_adaptive_lam 0")
@@ -581,11 +597,11 @@ def main():
         stats = StepStats(device)
         with timer("logprobs"), torch.no_grad():
             for batch in batches:
+                if reference is not None:
+                    batch.ref_logprobs = model.token_logprobs(reference, batch, cfg.temperature)[0]
                 if off_policy or cfg.kl_in == "reward_k1":
                     batch.old_logprobs = model.token_logprobs(policy, batch, cfg.temperature)[0]
                     stats.compare(batch, batch.old_logprobs)
-                if reference is not None:
-                    batch.ref_logprobs = model.token_logprobs(reference, batch, cfg.temperature)[0]
 
         if off_policy or cfg.kl_in == "reward_k1":
             stats.compared = True
@@ -609,7 +625,7 @@ def main():
             scores_R = (leave_one_out(scores) if cfg.estimator == "rloo" else scores).flatten().tolist()
             advantages, returns = advantages_and_returns(rollouts, scores_R, values, penalties, gammas, cfg)
             told = explain_values(values, returns, advantages)
-            advantages_R = whiten(advantages) if cfg.whiten else advantages
+            advantages_R = whiten(advantages) if whitens(cfg) else advantages
             for batch in batches:
                 batch.advantages, batch.returns = (model.from_responses(batch, x) for x in (advantages_R, returns))
 

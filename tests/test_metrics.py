@@ -1,5 +1,6 @@
 """python -m pytest tests/test_metrics.py: the columns of metrics.jsonl, by hand."""
 
+import math
 import time
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from analysis import split_thinking, word_columns, word_counts
 from metrics import StepStats, hacked, more_seconds, seconds, summarise
 from rewards import Score
 from rollout import Rollout
+from train_ppo import dual_clip, policy_loss
 
 
 def tokenizer(texts, add_special_tokens):
@@ -87,7 +89,7 @@ def test_token_statistics_by_hand(one_process):
     cfg = SimpleNamespace(clip_low=0.2, clip_high=0.2)
     old = torch.tensor([-1.0, -1.0, -2.0, -2.0])
     new = old + torch.tensor([0.5, 0.0, -0.5, 0.1])
-    batch = SimpleNamespace(rollout_logprobs=old + torch.tensor([0.0, 0.2, 0.0, -0.1]), ref_logprobs=new.clone())
+    batch = SimpleNamespace(rollout_logprobs=old + torch.tensor([0.0, 0.2, 0.0, -0.1]), ref_logprobs=old.clone())
     stats.add(batch, new, torch.tensor([1.0, 2.0, 3.0, 4.0]), old, torch.tensor([1.0, 1.0, -1.0, 1.0]), torch.tensor(0.3), cfg)
     stats.reduce()
     row = stats.row()
@@ -104,3 +106,38 @@ def test_an_evaluation_adds_its_seconds_to_those_of_its_step():
     more = more_seconds(row, {"step": 3.0, "eval": 2.0, "save": 0.5})
     told = [more[f"seconds_{name}"] for name in ("step", "train", "eval", "save", "other")]
     assert told == [5.0, 1.5, 2.0, 0.5, 1.0] and row["tokens_per_second"] == 15 and "tokens_per_second" not in more
+
+
+@pytest.mark.parametrize("passes", [1, 2, 6])
+def test_the_kl_to_the_start_model_is_that_of_the_policy_that_sampled_however_far_the_updates_go(one_process, passes):
+    # four tokens drawn just as the policy says, 1/2 1/4 1/4, from a start model with 1/4 1/4 1/2: KL = ln(2) / 4
+    old = torch.tensor([0.5, 0.5, 0.25, 0.25]).log()
+    batch = SimpleNamespace(rollout_logprobs=old, ref_logprobs=torch.tensor([0.25, 0.25, 0.25, 0.5]).log())
+    stats, cfg = StepStats(torch.device("cpu")), SimpleNamespace(clip_low=0.2, clip_high=0.2)
+    if passes > 1:  # as the scripts do with several updates or epochs
+        stats.compare(batch, old)
+        stats.compared = True
+    for number in range(passes):
+        new = (old.exp() + torch.tensor([0.04, 0.04, -0.04, 0.0]) * number).log()
+        stats.add(batch, new, torch.zeros(4), old, torch.ones(4), torch.tensor(0.0), cfg)
+        stats.reduce()
+    row = stats.row()
+    assert row["kl_k1"] == pytest.approx(math.log(2) / 4) and row["kl"] == pytest.approx(math.log(2) / 4)
+    assert row["trained_tokens"] == 4 * passes
+    assert StepStats(torch.device("cpu")).row()["kl"] is None
+
+
+def test_a_token_counts_as_clipped_where_its_gradient_is_0(one_process):
+    old = torch.zeros(6)
+    ratio = torch.tensor([1.5, 1.5, 0.5, 0.5, 4.0, 4.0])
+    advantages = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0])
+    for cfg, clip, count in ((SimpleNamespace(clip_low=0.2, clip_high=0.2), 0.0, 3),
+                             (SimpleNamespace(clip_low=0.2, clip_high=0.2, dual_clip=3.0), 3.0, 4)):
+        logprobs = ratio.log().requires_grad_()
+        loss = dual_clip(policy_loss(logprobs, old, advantages, 0.2, 0.2), advantages, clip)
+        (gradient,) = torch.autograd.grad(loss.sum(), logprobs)
+        batch = SimpleNamespace(rollout_logprobs=old, ref_logprobs=None)
+        stats = StepStats(torch.device("cpu"))
+        stats.add(batch, logprobs.detach(), old, old, advantages, loss.sum().detach(), cfg)
+        stats.reduce()
+        assert (batch.clipped == (gradient == 0)).all() and stats.row()["clip_frac"] == pytest.approx(count / 6)

@@ -8,6 +8,7 @@ import torch
 
 import train_grpo
 from config import ConfigError
+from metrics import StepStats
 from train_grpo import (
     Config,
     check_config,
@@ -15,6 +16,7 @@ from train_grpo import (
     kl_penalty,
     learning_rate,
     mismatch_weights,
+    penalised,
     policy_loss,
     token_loss,
     token_weights,
@@ -165,6 +167,19 @@ def test_the_loss_of_a_token_is_surrogate_times_mismatch_plus_kl_minus_entropy()
     assert got.item() == pytest.approx(-1.1 * 2.0 * math.exp(0.5) + 0.1 * x * x / 2 - 0.01 * 3.0)
 
 
+def test_a_token_that_the_penalty_turns_around_is_clipped_on_its_new_side(one_process):
+    cfg = Config(kl_in="reward_k1", kl_coef=0.5)
+    old = torch.zeros(2)
+    batch = SimpleNamespace(rollout_logprobs=old, ref_logprobs=torch.tensor([-4.0, 4.0]))  # penalty 2 and -2
+    logprobs, raw = torch.tensor([0.5, 0.5], requires_grad=True), torch.tensor([1.0, -1.0])
+    loss = token_loss(logprobs, old, old, raw, batch, cfg)
+    (gradient,) = torch.autograd.grad(loss.sum(), logprobs)
+    advantages = penalised(raw, old, batch, cfg)
+    stats = StepStats(torch.device("cpu"))
+    stats.add(batch, logprobs.detach(), old, old, advantages, loss.sum().detach(), cfg)
+    assert advantages.tolist() == [-1.0, 1.0] and (gradient == 0).tolist() == batch.clipped.tolist() == [False, True]
+
+
 def test_learning_rate_of_every_step_by_hand():
     def lrs(schedule, **kw):
         return [learning_rate(s, 1.0, schedule, kw.get("warmup", 0), 4, kw.get("low", 0.0)) for s in (1, 2, 3, 4)]
@@ -181,6 +196,8 @@ def test_learning_rate_of_every_step_by_hand():
     (dict(tensor_parallel=3), "tensor_parallel"), (dict(updates_per_step=7), "updates_per_step"), (dict(lr=-1.0), "lr"),
     (dict(group_size=0), "group_size"), (dict(shard_size=3), "shard_size"), (dict(eval_every=-1), "eval_every"),
     (dict(seed=-1), "seed"), (dict(repetition_stop=1), "repetition_stop = 1"), (dict(stop=("</answer>", "")), "stop"), (dict(stop=(5,)), "as in ('</answer>',)"),
+    (dict(group_size=1), "group_size"), (dict(group_size=1, kl_in="loss_k2", kl_coef=0.0), "group_size"),
+    (dict(group_size=1, kl_in="loss_k3", dynamic_sampling=2), "dynamic_sampling"),
 ])
 def test_bad_settings_are_one_line(setting, message):
     with pytest.raises(ConfigError) as error:
@@ -188,6 +205,8 @@ def test_bad_settings_are_one_line(setting, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_the_defaults_pass_their_own_check():
+def test_the_defaults_and_a_group_of_one_with_another_term_pass_the_check():
     check_config(Config(), world=8)
+    check_config(Config(group_size=1, entropy_coef=0.01), world=8)
+    check_config(Config(group_size=1, kl_in="loss_k2"), world=8)
     assert train_grpo.Config().lr == 1e-6

@@ -23,6 +23,7 @@ from train_ppo import (
     advantages_and_returns,
     check_config,
     dual_clip,
+    dual_clip_loss,
     explain_values,
     gae,
     gae_of_types,
@@ -31,6 +32,7 @@ from train_ppo import (
     token_rewards,
     value_loss,
     whiten,
+    whitens,
 )
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -143,6 +145,27 @@ def test_repeated_tokens_are_punished_where_they_stand():
     cfg = Config(repetition_coef=0.1, repetition_ngram=3, gamma=0.0)
     _, returns = advantages_and_returns([twice], [1.0], {0: np.zeros(7)}, {0: 0.0}, {"task": 0.0}, cfg)
     assert returns[0].tolist() == pytest.approx([0, 0, 0, -0.1, -0.1, -0.1, 1.0])
+
+
+def test_a_group_that_agrees_stays_exactly_0_up_to_the_loss_with_rloo_as_it_comes():
+    scores, lens = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), [10, 100, 50, 50]  # the long answer is the wrong one
+    cfg = Config(estimator="rloo", group_size=2)
+    values = {i: np.zeros(n) for i, n in enumerate(lens)}
+    advantages, _ = advantages_and_returns([rollout(n) for n in lens], leave_one_out(scores).flatten().tolist(), values,
+                                           dict.fromkeys(values, 0.0), {"task": 1.0}, cfg)
+    advantages = whiten(advantages) if whitens(cfg) else advantages  # as main() does
+    assert [set(a.tolist()) for a in advantages.values()] == [{1.0}, {-1.0}, {0.0}, {0.0}]
+    logprobs = torch.zeros(210, requires_grad=True)
+    batch = SimpleNamespace(rollout_logprobs=torch.zeros(210), ref_logprobs=None)
+    tokens = torch.from_numpy(np.concatenate(list(advantages.values()))).float()
+    dual_clip_loss(logprobs, torch.zeros(210), torch.zeros(210), tokens, batch, 0.0, cfg).sum().backward()
+    assert [set(g.tolist()) for g in logprobs.grad.split(lens)] == [{-1.0}, {1.0}, {0.0}, {0.0}]
+
+
+def test_what_is_whitened_follows_the_estimator_unless_it_is_said():
+    chosen = {name: whitens(Config(estimator=name, group_size=2)) for name in ("gae", "reinforce_pp", "rloo")}
+    assert chosen == {"gae": True, "reinforce_pp": True, "rloo": False}
+    assert not whitens(Config(whiten=False)) and not whitens(Config(estimator="reinforce_pp", whiten=False))
 
 
 def test_whitening_is_over_all_tokens_and_exactly_zero_where_all_agree():
@@ -394,6 +417,8 @@ def test_the_known_values_of_a_chain_are_learned_by_the_critic(tied_model, one_p
     (dict(critic_lr=0.0), "critic_lr"), (dict(gammas={"task": 1.0}), "gammas"), (dict(estimator="rloo"), "group_size"),
     (dict(gammas={"task": 1.0, "repetition": 0.99}, repetition_coef=0.05, lam=0.95), "gammas"), (dict(kl_target=0.1), "kl_in"),
     (dict(estimator="reinforce_pp", lam=0.9), "no critic"), (dict(dual_clip=0.5), "dual_clip"),
+    (dict(estimator="rloo", group_size=2, whiten=True), "whiten"),
+    (dict(estimator="reinforce_pp", prompts_per_step=1), "prompts_per_step"),
     (dict(critic_warmup_steps=100), "critic_warmup_steps"), (dict(top_p=0.9), "top_p"), (dict(value_clip=-1.0), "value_clip"),
 ])
 def test_bad_settings_are_one_line(setting, message):
@@ -406,6 +431,8 @@ def test_the_defaults_and_demystifys_discounts_pass_the_check():
     check_config(Config(), world=8)
     check_config(Config(gammas={"task": 1.0, "repetition": 0.99}, repetition_coef=0.05), world=8)
     check_config(Config(estimator="rloo", group_size=4), world=8)
+    check_config(Config(estimator="rloo", group_size=4, whiten=False), world=8)
+    check_config(Config(estimator="reinforce_pp", prompts_per_step=1, whiten=False), world=1)
 
 
 # ---------------------------------------------------------------------------------------------------------------
