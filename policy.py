@@ -24,14 +24,17 @@ from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, AutoConfig
 from transformers.utils.logging import disable_progress_bar
 
+import older
 from common import ConfigError, gather, whole
 
 try:
-    from flash_attn import flash_attn_varlen_func  # CUDA only; without it the same function pads and calls SDPA
+    from flash_attn import flash_attn_varlen_func  # CUDA only; without it PyTorch's own varlen kernel there
 except ImportError:
     flash_attn_varlen_func = None
 try:
     from torch.nn.attention.varlen import varlen_attn  # the same kernel, as PyTorch ships it
+
+    varlen_attn = older.with_gqa(varlen_attn)
 except ImportError:
     varlen_attn = None
 
@@ -143,7 +146,7 @@ def shard(policy, trunk, device, dtype, *, checkpointing=False, compile=False, t
         cast_parameters(policy, compute)
         return policy.to(device)
     shape = (world // shard_size, shard_size) if 0 < shard_size < world else (world,)
-    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape):])
+    mesh = device_mesh(device.type, shape)
     mixed = MixedPrecisionPolicy(param_dtype=compute if compute != torch.float32 else None, reduce_dtype=torch.float32)
     for block in trunk.layers:  # one at a time: only one block is ever whole and in fp32 on the GPU
         cast_parameters(block, torch.float32 if trainable else compute)
@@ -155,6 +158,12 @@ def shard(policy, trunk, device, dtype, *, checkpointing=False, compile=False, t
     # FSDP's default for the root: else a forward without backward would leave its bf16 copies where parameters() looks.
     fully_shard(policy, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
     return policy
+
+
+@functools.cache
+def device_mesh(kind, shape):
+    """One for policy, critic and reference: each new one may open communicators of its own."""
+    return init_device_mesh(kind, shape, mesh_dim_names=("replicate", "shard")[-len(shape):])
 
 
 def check_compile(compile, checkpointing):
@@ -606,6 +615,19 @@ def token_values(critic, batch):
 # ---------------------------------------------------------------------------------------------------------------
 # optimizer step
 # ---------------------------------------------------------------------------------------------------------------
+
+
+def make_adam(module, lr, beta1, beta2, weight_decay):
+    """
+    AdamW over a module's weights, with its moments there from the start, as zeros. Left to the first step, they would lie
+    for good between the activations freed around it; and saving an optimizer without state makes it take a step: the
+    first update after that would be another one.
+    """
+    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(beta1, beta2), weight_decay=weight_decay, fused=True)
+    for p in module.parameters():
+        optimizer.state[p] = {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p),
+                              "exp_avg_sq": torch.zeros_like(p)}
+    return optimizer
 
 
 def clip_and_step(policy, optimizer, grad_clip, lr):

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from common import Broken, gather, progress, visible, whole
+import older
+from common import Broken, gather, print0, progress, visible, whole
 from rundir import LAST, SIDE_BY_SIDE, NoMemory, halve_cache, memory_of, out_of_memory
 
 # Before vllm is imported: the engine core in this process, and no pinning of the trainer's threads on CPU.
@@ -52,22 +53,27 @@ class Rollout:
 
 @memory_of("the start of the engine", halve_cache)
 def make_engine(path, *, config, dtype, prompt_len, response_len, max_num_seqs, kv_cache_gb, tensor_parallel, seed,
-                rank, device, stop_strings=False):
+                rank, device, stop_strings=False, say=print0):
     """
     One engine for the life of the process, used by training and evaluation. Every rank must call this together
-    (vLLM's start-up is a collective). kv_cache_gb 0: what max_num_seqs sequences of full length need.
+    (vLLM's start-up is a collective). kv_cache_gb 0: what max_num_seqs sequences of full length need. Logits are in
+    fp32 as the trainer's are, where vLLM can; say() tells.
     """
     from vllm import LLM
 
+    older.complete(LLM)
     on_cpu = device.type == "cpu"
     max_len = prompt_len + response_len
-    need = kv_cache_bytes(config, max_num_seqs, max_len, dtype)
-    limit = 4e9 if on_cpu else 0.35 * torch.cuda.get_device_properties(device).total_memory
-    kv_bytes = int(kv_cache_gb * 1e9 if kv_cache_gb else min(need, limit))
-    LAST["cache"] = kv_bytes / 1e9, kv_cache_bytes(config, 0, max_len, dtype) / 1e9  # and of one sequence
+    need = kv_cache_bytes(config, max_num_seqs, max_len, dtype, tensor_parallel)
+    limit = 4e9 if on_cpu else 0.35 * torch.cuda.get_device_properties(device).total_memory  # of each GPU
+    kv_bytes = int(kv_cache_gb * 1e9 if kv_cache_gb else min(need, limit * tensor_parallel))
+    LAST["cache"] = kv_bytes / 1e9, kv_cache_bytes(config, 0, max_len, dtype, tensor_parallel) / 1e9  # and of one sequence
 
     # vLLM takes max_position_embeddings for what YaRN has stretched already; the configs of Qwen2.5 name what it was before
     stretched = max_len > (getattr(config, "max_position_embeddings", None) or max_len)
+    overrides = {"max_position_embeddings": max_len} if stretched else {}
+    if dtype != "float32":
+        overrides["head_dtype"] = "float32"  # logits rounded to bf16 add to the mismatch with the trainer
     # LLM() reseeds every global generator, and on CPU overwrites LOCAL_WORLD_SIZE: undo both
     rng = random.getstate(), np.random.get_state(), torch.get_rng_state()
     local_world_size = os.environ.get("LOCAL_WORLD_SIZE")
@@ -80,15 +86,16 @@ def make_engine(path, *, config, dtype, prompt_len, response_len, max_num_seqs, 
         tensor_parallel_size=tensor_parallel,
         seed=stable_engine_seed(seed, rank // tensor_parallel),  # equal inside a tensor-parallel group
         max_model_len=max_len,
-        hf_overrides={"max_position_embeddings": max_len} if stretched else {},
+        hf_overrides=overrides,
         max_num_seqs=max_num_seqs,
-        kv_cache_memory_bytes=kv_bytes // tensor_parallel,
+        kv_cache_memory_bytes=kv_bytes // tensor_parallel,  # vLLM counts it per GPU
         gpu_memory_utilization=0.92 if on_cpu else 0.01,  # else vLLM wants 92 % of the GPU free, whatever the bytes above
         enforce_eager=on_cpu,  # CUDA graphs survive weight syncs: the weights are copied into the same storage
         enable_prefix_caching=True,
         logprobs_mode="processed_logprobs",  # at the sampling temperature; the default would be at T = 1
         generation_config="vllm",  # do not take top_p and the like from the model's generation_config.json
         enable_sleep_mode=not on_cpu,  # raises on CPU
+        disable_custom_all_reduce=True,  # its CUDA graphs cannot share what lies in expandable segments (common.py)
         disable_log_stats=True,
         use_tqdm_on_load=False,
     )
@@ -99,17 +106,27 @@ def make_engine(path, *, config, dtype, prompt_len, response_len, max_num_seqs, 
         os.environ.pop("LOCAL_WORLD_SIZE", None)
     else:
         os.environ["LOCAL_WORLD_SIZE"] = local_world_size
+    if dtype != "float32":
+        say(describe_head(getattr(engine.llm_engine.model_config, "head_dtype", None)))
     return engine
+
+
+def describe_head(head_dtype):
+    if head_dtype == torch.float32:
+        return "engine: logits in fp32, as the trainer's"
+    return (f"engine: logits rounded to {str(head_dtype or 'the dtype of the weights').removeprefix('torch.')}, the trainer's are "
+            "fp32: this vLLM cannot compute them so; mismatch_mean is the larger for it")
 
 
 def stable_engine_seed(seed, group):
     return (seed * 1000003 + group) % 2**31
 
 
-def kv_cache_bytes(config, num_seqs, max_len, dtype):
-    """Bytes of keys and values for num_seqs sequences of max_len tokens, in blocks of 128."""
+def kv_cache_bytes(config, num_seqs, max_len, dtype, tensor_parallel=1):
+    """Bytes of keys and values for num_seqs sequences of max_len tokens, in blocks of 128, on all GPUs of an engine."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    kv_heads = max(kv_heads, tensor_parallel)  # each GPU holds at least one
     per_token = 2 * config.num_hidden_layers * kv_heads * head_dim * (4 if dtype == "float32" else 2)
     return (num_seqs + 1) * (math.ceil(max_len / 128) + 1) * 128 * per_token
 

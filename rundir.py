@@ -33,11 +33,12 @@ import torch
 import torch.distributed as dist
 
 import common
-from common import gather, print0, visible
+from common import gather, leave_distributed, print0, visible
 from config import ConfigError, table
 
-# A run may be continued with another value of these, which do not change what is learned; any other difference is
-# another run.
+# A run may be continued with another value of these, which do not change what is learned, but for rounding (in bf16 also
+# which tokens a seed draws) and for what the clock cuts off; any other difference is another run. num_steps: where the lr
+# does not follow from it.
 MAY_CHANGE = ("num_steps", "eval_every", "save_every", "wandb", "check", "max_tokens_per_gpu", "checkpointing", "compile",
               "max_num_seqs", "kv_cache_gb", "rollout_deadline_s", "keep_rollouts", "report_every", "keep_checkpoints",
               "max_hours", "allow_data_change", "shard_size", "tensor_parallel", "dry_step", "name")
@@ -56,8 +57,10 @@ def entry(main):
     Run a script's main(). Ends the process with the exit code of a ConfigError after its line on stderr; with 130 after
     Ctrl-C, 4 when out of memory, 6 when Broken, 1 for any other crash, after leaving a report in the run directory.
     """
+    ours, failed = not dist.is_initialized(), True
     try:
         main()
+        failed = False
     except ConfigError as error:
         remove_new_folder()
         print(error, file=sys.stderr, flush=True)
@@ -79,6 +82,9 @@ def entry(main):
             sys.exit(130)
         print(visible(f"error: {type(error).__name__} in step {LAST.get('step', 0)}{text}"), file=sys.stderr, flush=True)
         sys.exit(4 if full else getattr(error, "exit_code", 1))
+    finally:
+        if ours:
+            leave_distributed(failed)
 
 
 def remove_new_folder():
@@ -247,12 +253,24 @@ def run_folder(cfg, fingerprints=None):
     path = os.path.join("out", cfg.name)
     before = record_of(path).get("fingerprints") if fingerprints else None
     allowed = MAY_CHANGE if before is None else (*MAY_CHANGE, *PATHS.get(script_of(cfg), ()))
-    refused = [line for name, line in changed_settings(path, cfg).items() if name not in allowed]
+    changed = changed_settings(path, cfg)
+    refused = [line for name, line in changed.items() if name not in allowed]
+    if "num_steps" in changed and lr_follows_num_steps(cfg):
+        raise ConfigError(f"{path} holds a run with other settings ({', '.join([changed['num_steps'], *refused])}): the schedule "
+                          "spreads the lr over num_steps, so every lr would be another one; keep num_steps, or give this run "
+                          f"another --name and start it from the end of that one, --model {path}/model")
     if refused:
         raise ConfigError(f"{path} holds a run with other settings ({', '.join(refused)}); give this one another --name, "
                           f"or remove {path}")
     changed_contents(path, before or {}, fingerprints or {}, getattr(cfg, "allow_data_change", False))
     return path
+
+
+def lr_follows_num_steps(cfg):
+    """Whether the lr of a step depends on num_steps, in any of the three scripts: sft.py's schedule is a cosine."""
+    schedules = [getattr(cfg, "lr_schedule", "cosine")]
+    schedules += [cfg.critic_lr_schedule] if getattr(cfg, "estimator", "") == "gae" else []
+    return set(schedules) != {"constant"} and getattr(cfg, "lr_min_ratio", 1) != 1
 
 
 def script_of(cfg):

@@ -207,8 +207,7 @@ def main():
 
     policy = model.load_policy(path, device, dtype, checkpointing=cfg.checkpointing, compile=cfg.compile,
                                shard_size=cfg.shard_size)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, betas=(cfg.adam_beta1, cfg.adam_beta2),
-                                  weight_decay=cfg.weight_decay, fused=True)
+    optimizer = model.make_adam(policy, cfg.lr, cfg.adam_beta1, cfg.adam_beta2, cfg.weight_decay)
     saved = checkpoint.load(run.path, saved, policy, optimizer, run.say)
     run.forget_after(saved["step"] or -1)
     timer, seen, window = common.Timer(device), saved.get("examples_seen", 0), [0.0, 0, 0]

@@ -313,9 +313,10 @@ def dry_step(models, reference, cfg, max_tokens, vocab_size, world, device, say)
     One micro-batch as large as any that the run can meet, forward and backward by the same functions, so that out
     of memory comes before the first rollout and not at step 120. The engine must be asleep.
 
-    models: {"policy": (policy, optimizer)}, perhaps "critic" too. Gradients and Adam's two moments stand there as zeros
-    meanwhile, as they will from the second update on. Afterwards all that is dropped: no weight, no optimizer state and
-    no random generator has changed. Says the peak memory in one line; ConfigError with exit code 4 if it is too much.
+    models: {"policy": (policy, optimizer)}, perhaps "critic" too, with Adam's moments already there (policy.make_adam).
+    Gradients stand there as zeros meanwhile, as they will from the second micro-batch on. Afterwards they are dropped: no
+    weight, no optimizer state and no random generator has changed. Says the peak memory in one line; ConfigError with exit
+    code 4 if it is too much.
     """
     import policy as model
 
@@ -330,12 +331,10 @@ def dry_step(models, reference, cfg, max_tokens, vocab_size, world, device, say)
     start = time.monotonic()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    moments = []
     try:
         batch = model.to_micro_batch(fake, range(len(fake)), device)
-        for trained, optimizer in models.values():
+        for trained, _ in models.values():
             for p in trained.parameters():
-                moments += [torch.zeros_like(p) for _ in range(0 if optimizer.state.get(p) else 2)]
                 p.grad = torch.zeros_like(p)
         with torch.no_grad():
             if reference is not None:
@@ -358,7 +357,6 @@ def dry_step(models, reference, cfg, max_tokens, vocab_size, world, device, say)
     finally:
         for trained, _ in models.values():
             trained.zero_grad(set_to_none=True)
-        moments.clear()
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) / 1e9
         room = f" of {torch.cuda.get_device_properties(device).total_memory / 1e9:.1f}"

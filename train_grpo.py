@@ -74,7 +74,7 @@ class Config:
     top_p: float = 1.0                   # must stay 1: anything less biases every ratio
     stop: tuple = ()                     # strings that end a response, e.g. ("</answer>",); EOS always does
     max_num_seqs: int = 256              # sequences decoded together in one engine
-    kv_cache_gb: float = 0.0             # per engine; 0 = room for max_num_seqs full sequences, at most 35 % of the GPU
+    kv_cache_gb: float = 0.0             # per engine; 0 = room for max_num_seqs full sequences, at most 35 % of its GPUs
     tensor_parallel: int = 1             # GPUs per engine
     rollout_deadline_s: float = 3600.0   # after it, unfinished responses are cut off and count as truncated
     repetition_stop: int = 0             # a pattern so many times in a row ends a response, as truncated; 0 = off
@@ -197,7 +197,7 @@ def mismatch_weights(old_logprobs, rollout_logprobs, cap):
     return (old_logprobs - rollout_logprobs).detach().exp().clamp(max=cap)
 
 
-def penalised(advantages, old_logprobs, batch, cfg):
+def with_penalty(advantages, old_logprobs, batch, cfg):
     """The advantage of each token less the penalty that reward_k1 puts there; all (T,)."""
     if cfg.kl_in == "reward_k1":
         advantages = advantages - cfg.kl_coef * (old_logprobs - batch.ref_logprobs)
@@ -206,7 +206,7 @@ def penalised(advantages, old_logprobs, batch, cfg):
 
 def token_loss(logprobs, entropy, old_logprobs, advantages, batch, cfg):
     """The loss of each token: surrogate x mismatch weight + KL penalty - entropy bonus; all (T,)."""
-    advantages = penalised(advantages, old_logprobs, batch, cfg)
+    advantages = with_penalty(advantages, old_logprobs, batch, cfg)
     loss = policy_loss(logprobs, old_logprobs, advantages, cfg.clip_low, cfg.clip_high)
     loss = loss * mismatch_weights(old_logprobs, batch.rollout_logprobs, cfg.mismatch_cap)
     if cfg.kl_in != "none":
@@ -317,8 +317,7 @@ def main():
     # ------------------------------------------------------------------------------------------------------------
     policy = model.load_policy(path, device, dtype, checkpointing=cfg.checkpointing, compile=cfg.compile,
                                shard_size=cfg.shard_size)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, betas=(cfg.adam_beta1, cfg.adam_beta2),
-                                  weight_decay=cfg.weight_decay, fused=True)
+    optimizer = model.make_adam(policy, cfg.lr, cfg.adam_beta1, cfg.adam_beta2, cfg.weight_decay)
     saved = checkpoint.load(run.path, saved, policy, optimizer, run.say)
     run.forget_after(saved["step"] or -1)  # without a checkpoint the run starts anew
     reference = None
@@ -328,7 +327,7 @@ def main():
     engine = sampler.make_engine(
         path, config=hf_config, dtype=dtype, prompt_len=cfg.max_prompt_len, response_len=cfg.max_response_len,
         max_num_seqs=cfg.max_num_seqs, kv_cache_gb=kv_cache_gb, tensor_parallel=cfg.tensor_parallel, seed=cfg.seed,
-        rank=rank, device=device, stop_strings=bool(cfg.stop))
+        rank=rank, device=device, stop_strings=bool(cfg.stop), say=run.say)
     sampler.sleep(engine, device)
     if cfg.dry_step == "on" or (cfg.dry_step == "auto" and device.type == "cuda"):
         models = {"policy": (policy, optimizer)}
@@ -484,7 +483,7 @@ def main():
                     loss = (weights * loss).sum()  # this micro-batch's share of the update's loss
                     if batch.learns:
                         (loss * world).backward()  # undo FSDP's mean over ranks: the weights already count all of them
-                    advantages = penalised(advantages, old_logprobs, batch, cfg)
+                    advantages = with_penalty(advantages, old_logprobs, batch, cfg)
                     stats.add(batch, logprobs.detach(), entropy.detach(), old_logprobs, advantages, loss.detach(), cfg)
                     common.fault("backward", step)
                 stats.reduce()

@@ -82,7 +82,7 @@ class Config:
     top_p: float = 1.0                   # must stay 1: anything less biases every ratio
     stop: tuple = ()                     # strings that end a response, e.g. ("</answer>",); EOS always does
     max_num_seqs: int = 256              # sequences decoded together in one engine
-    kv_cache_gb: float = 0.0             # per engine; 0 = room for max_num_seqs full sequences, at most 35 % of the GPU
+    kv_cache_gb: float = 0.0             # per engine; 0 = room for max_num_seqs full sequences, at most 35 % of its GPUs
     tensor_parallel: int = 1             # GPUs per engine
     rollout_deadline_s: float = 3600.0   # after it, unfinished responses are cut off and count as truncated
     repetition_stop: int = 0             # a pattern so many times in a row ends a response, as truncated; 0 = off
@@ -468,14 +468,12 @@ def main():
     # ------------------------------------------------------------------------------------------------------------
     policy = model.load_policy(path, device, dtype, checkpointing=cfg.checkpointing, compile=cfg.compile,
                                shard_size=cfg.shard_size)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, betas=(cfg.adam_beta1, cfg.adam_beta2),
-                                  weight_decay=cfg.weight_decay, fused=True)
+    optimizer = model.make_adam(policy, cfg.lr, cfg.adam_beta1, cfg.adam_beta2, cfg.weight_decay)
     critic, pairs = None, {}
     if cfg.estimator == "gae":
         critic = model.load_critic(critic_path, device, dtype, checkpointing=cfg.checkpointing, compile=cfg.compile,
                                    shard_size=cfg.shard_size)
-        critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=cfg.critic_lr, betas=(cfg.adam_beta1, cfg.adam_beta2),
-                                             weight_decay=cfg.weight_decay, fused=True)
+        critic_optimizer = model.make_adam(critic, cfg.critic_lr, cfg.adam_beta1, cfg.adam_beta2, cfg.weight_decay)
         pairs = {"critic": (critic, critic_optimizer)}
     saved = checkpoint.load(run.path, saved, policy, optimizer, run.say, **pairs)
     run.forget_after(saved["step"] or -1)  # without a checkpoint the run starts anew
@@ -486,7 +484,7 @@ def main():
     engine = sampler.make_engine(
         path, config=hf_config, dtype=dtype, prompt_len=cfg.max_prompt_len, response_len=cfg.max_response_len,
         max_num_seqs=cfg.max_num_seqs, kv_cache_gb=kv_cache_gb, tensor_parallel=cfg.tensor_parallel, seed=cfg.seed,
-        rank=rank, device=device, stop_strings=bool(cfg.stop))
+        rank=rank, device=device, stop_strings=bool(cfg.stop), say=run.say)
     sampler.sleep(engine, device)
     if cfg.dry_step == "on" or (cfg.dry_step == "auto" and device.type == "cuda"):
         models = {"policy": (policy, optimizer), **pairs}

@@ -196,6 +196,14 @@ BUGS = [  # name, file, text, what it becomes, the tests that must fail
     ("resume: a row lost with its evaluation", "train_grpo.py", 'if "row" in saved:', "if False:", "tests/test_faults.py -k 'again_and_again and grpo'"),
     ("moved: contents not compared", "rundir.py", 'changed_contents(path, before or {}, fingerprints or {}', "changed_contents(path, {}, {}",
      "tests/test_checkpoint.py -k what_moved"),
+    ("edges: RLOO is whitened", "train_ppo.py", 'return cfg.estimator != "rloo" if cfg.whiten is None', "return True if cfg.whiten is None",
+     "tests/test_train_ppo.py -k 'stays_exactly_0_up_to or follows_the_estimator'"),
+    ("edges: KL of the updated policy on the old one's tokens", "metrics.py", "        if not self.compared:\n            self.compare(batch, old_logprobs)\n",
+     "        self.compare(batch, logprobs)\n", "tests/test_metrics.py -k start_model"),
+    ("edges: Adam's state made at the first step, or by a save", "policy.py", "    for p in module.parameters():\n        optimizer.state[p] = ",
+     "    for p in ():\n        optimizer.state[p] = ", "tests/test_checkpoint.py -k save_before"),
+    ("edges: clip_frac without the penalty", "train_grpo.py", "        advantages = advantages - cfg.kl_coef * (old_logprobs - batch.ref_logprobs)\n    return advantages",
+     "        pass\n    return advantages", "tests/test_train_grpo.py -k turns_around"),
     ("recipe typo accepted", "config.py", "if name not in hints:", "if False:", "tests/test_config.py"),
 ]
 

@@ -4,6 +4,7 @@ them is in test_faults.py.
 """
 
 import errno
+import importlib
 import json
 import os
 import shutil
@@ -68,6 +69,41 @@ def test_a_checkpoint_brings_back_weights_and_optimizer_to_the_bit(saved, tied_m
     train(*second, 2, one_process[2])
     for a, b in zip(weights_of(straight[0]), weights_of(second[0]), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["policy", "critic"])
+def test_a_save_before_the_first_update_does_not_change_that_update(tmp_path, tied_model, one_process, dtype, kind):
+    device, batches = one_process[2], model.pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
+    policy = model.load_policy(tied_model, device, dtype)
+    other, after = (policy, model.make_adam(policy, 1e-3, 0.9, 0.999, 0.0)), {}
+    for save in (False, True):
+        trained = model.load_critic(tied_model, device, dtype) if kind == "critic" else model.load_policy(tied_model, device, dtype)
+        optimizer = model.make_adam(trained, 1e-3, 0.9, 0.999, 0.0)
+        begun = weights_of(trained)
+        if save:
+            more = {"critic": (trained, optimizer)} if kind == "critic" else {}
+            pair = other if kind == "critic" else (trained, optimizer)
+            assert checkpoint.save_state(str(tmp_path), 1, *pair, {"prompts_seen": 1}, **more) == ""
+        loss = model.token_values(trained, *batches) if kind == "critic" else model.token_logprobs(trained, *batches, 1.0)[0]
+        loss.mean().backward()
+        model.clip_and_step(trained, optimizer, 1.0, 1e-3)
+        after[save] = weights_of(trained)
+        assert {float(state["step"]) for state in optimizer.state.values()} == {1.0}
+        moved = max((a - b).abs().max() for a, b in zip(begun, after[save], strict=True))
+        assert moved == pytest.approx(1e-3, rel=1e-2)  # Adam's first step is the lr; after an empty one it is 0.74 of it
+    assert all(torch.equal(a, b) for a, b in zip(after[False], after[True], strict=True))
+
+
+def test_adam_with_its_moments_there_from_the_start_is_adam(tied_model, one_process):
+    ends = []
+    for early in (False, True):
+        policy = model.load_policy(tied_model, one_process[2], "float32")
+        optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
+        optimizer = model.make_adam(policy, 1e-3, 0.9, 0.999, 0.01) if early else optimizer
+        train(policy, optimizer, 3, one_process[2])
+        ends.append(weights_of(policy) + [x for p in policy.parameters() for x in optimizer.state[p].values()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
 @pytest.mark.parametrize("first, then", [("float32", "bfloat16"), ("bfloat16", "float32"), ("float32", "float32")])
@@ -459,6 +495,29 @@ def test_what_moved_continues_where_its_contents_agree_and_only_there(tmp_path, 
         json.dump(record, f)
     with pytest.raises(ConfigError, match="other settings .model: 'm' there, '/new/m' now"):
         rundir.run_folder(moved, prints)
+
+
+@pytest.mark.parametrize("script, settings, may", [
+    ("train_grpo", {}, True), ("train_grpo", {"warmup_steps": 2}, True), ("train_grpo", {"lr_schedule": "cosine"}, False),
+    ("train_grpo", {"lr_schedule": "linear", "lr_min_ratio": 0.5}, False),
+    ("train_grpo", {"lr_schedule": "linear", "lr_min_ratio": 1.0}, True),  # ends where it begins
+    ("train_ppo", {"critic_lr_schedule": "cosine"}, False),
+    ("train_ppo", {"critic_lr_schedule": "cosine", "estimator": "reinforce_pp"}, True),  # no critic
+    ("sft", {}, False), ("sft", {"lr_min_ratio": 1.0}, True)])
+def test_num_steps_may_change_where_no_lr_follows_from_it(tmp_path, monkeypatch, script, settings, may):
+    monkeypatch.chdir(tmp_path)
+    make = importlib.import_module(script).Config
+    cfg = make(name="run", **settings)
+    os.makedirs("out/run/step_000002")
+    with open("out/run/config.json", "w") as f:
+        json.dump({"script": f"{script}.py", "settings": rundir.as_json(cfg)}, f)
+    longer = make(name="run", num_steps=cfg.num_steps + 7, **settings)
+    if may:
+        assert rundir.run_folder(longer) == "out/run"
+        return
+    with pytest.raises(ConfigError, match=rf"num_steps: {cfg.num_steps} there, {cfg.num_steps + 7} now.*--model out/run/model") as error:
+        rundir.run_folder(longer)
+    assert "\n" not in str(error.value) and rundir.run_folder(cfg) == "out/run"
 
 
 def test_a_directory_belongs_to_one_process_and_a_killed_one_leaves_no_lock(tmp_path, one_process):

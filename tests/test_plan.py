@@ -119,6 +119,20 @@ def test_room_in_the_cache_by_hand():
     assert (size, room, together) == (1.5e9, int(1.5e9 / (1280 * 57_344)), 16)
 
 
+@pytest.mark.parametrize("tensor_parallel, gb, room", [(1, 28.0, 6), (4, 112.0, 26), (16, 448.0, 52)])
+def test_the_cache_may_take_35_percent_of_each_gpu_of_an_engine(tensor_parallel, gb, room):
+    """262,144 bytes a token of Qwen2.5-32B's 8 key heads, 16,384 tokens; at 16 GPUs each holds a head, so that half are copies."""
+    shape = plan.architecture("Qwen2.5-32B")
+    assert speed.kv_bytes_per_token(shape) == 2 * 64 * 8 * 128 * 2 == 262_144
+    cfg = recipe("tinyzero_grpo_7b", "--model", "Qwen2.5-32B", "--tensor_parallel", str(tensor_parallel), "--max_num_seqs", "256",
+                 "--max_prompt_len", "1024", "--max_response_len", "15360")
+    chosen = options("--gpus", "16", "--gpu_memory_gb", "80")
+    size, found, _ = plan.kv_cache(shape, cfg, chosen, 2)
+    assert size == pytest.approx(gb * 1e9) and found == room
+    parts = plan.memory(cfg, shape, None, chosen)["sampling"]
+    assert parts["engine: KV cache"] == pytest.approx(28e9) and parts["engine: weights"] == 2 * shape.params / tensor_parallel
+
+
 def test_what_does_not_fit_is_told_what_to_change_and_then_fits():
     for name, script, args in [
         ("tinyzero_grpo_7b", train_grpo, ["--gpus", "8", "--gpu_memory_gb", "40"]),

@@ -16,6 +16,7 @@ import check
 import common
 import data
 import metrics
+import older
 import rewards
 import rollout
 import rundir
@@ -502,3 +503,84 @@ def test_a_torn_note_of_running_out_of_memory_is_no_reason_not_to_start(tmp_path
 
 def test_the_layout_over_gpus_may_change_in_a_continued_run():
     assert {"shard_size", "tensor_parallel"} <= set(rundir.MAY_CHANGE)
+
+
+# ------------------------------------------------------------------------------------------------ processes and machines
+
+
+def test_on_gpus_tensors_go_through_nccl_and_pickles_through_gloo(monkeypatch):
+    given = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", given.append)
+    monkeypatch.setattr(common.dist, "is_initialized", lambda: False)
+    monkeypatch.setattr(common.dist, "init_process_group", lambda backend, **options: given.append((backend, options)))
+    monkeypatch.setenv("RANK", "3"), monkeypatch.setenv("LOCAL_RANK", "1"), monkeypatch.setenv("WORLD_SIZE", "4")
+    assert common.init_distributed(60) == (3, 4, torch.device("cuda", 1))
+    device, (backend, options) = given
+    assert backend == "cpu:gloo,cuda:nccl" and options["device_id"] == device == torch.device("cuda", 1)
+
+
+GROUP = """
+import os, sys
+import common, rundir
+import torch.distributed as dist
+
+def main():
+    common.init_distributed()
+    common.gather([1])
+    if sys.argv[1] == "error":
+        raise KeyError("planted")
+
+try:
+    rundir.entry(main)
+finally:
+    print("left" if not dist.is_initialized() else "still there", os.environ.get("PYTORCH_CUDA_ALLOC_CONF"))
+"""
+
+
+@pytest.mark.parametrize("how, code, env, found", [("well", 0, {}, "expandable_segments:True"),
+                                                   ("error", 1, {"PYTORCH_ALLOC_CONF": "max_split_size_mb:512"}, "None")])
+def test_a_script_leaves_its_process_group_however_it_ends_and_lets_gpu_memory_grow_unless_told_otherwise(
+        how, code, env, found, monkeypatch):
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)  # set by this process's own import of common
+    done = run_script("-c", GROUP, how, env=env)
+    assert (done.returncode, done.stdout) == (code, f"left {found}\n"), done.stderr
+
+
+def test_a_group_that_was_there_before_a_script_stays(one_process):
+    with pytest.raises(SystemExit):
+        rundir.entry(lambda: sys.exit(1))
+    rundir.entry(lambda: None)
+    assert common.dist.is_initialized()
+
+
+def test_an_engine_and_a_kernel_that_are_older_lack_nothing_that_is_called(monkeypatch):
+    class LLM:
+        pass
+
+    class CompletionOutput:
+        token_ids, logprobs, finish_reason = [5, 1], types.SimpleNamespace(logprobs=[-0.5, -0.25]), "stop"
+
+    monkeypatch.setitem(sys.modules, "vllm.outputs", types.SimpleNamespace(CompletionOutput=CompletionOutput))
+    older.complete(LLM)
+    LLM().update_weight_version("3")
+    found = rollout.to_rollout(0, 0, [4], CompletionOutput(), 3)
+    assert found.response_ids == [5, 1] and found.finish_reason == "stop"
+
+    def of_torch_2_11(query, *, scale):
+        return query, scale
+
+    def of_torch_2_12(query, *, scale, enable_gqa=False):
+        return query, scale, enable_gqa
+
+    assert older.with_gqa(of_torch_2_11)(1, scale=2, enable_gqa=True) == (1, 2)
+    assert older.with_gqa(of_torch_2_12) is of_torch_2_12
+    newer = type("LLM", (), {"update_weight_version": len})
+    older.complete(newer)
+    assert newer.update_weight_version is len  # what is there stays
+
+
+def test_the_log_says_in_what_dtype_the_engine_computes_logits():
+    assert "in fp32, as the trainer's" in rollout.describe_head(torch.float32)
+    assert "rounded to bfloat16" in rollout.describe_head(torch.bfloat16) and "rounded to" in rollout.describe_head(None)

@@ -16,11 +16,11 @@ from train_grpo import (
     kl_penalty,
     learning_rate,
     mismatch_weights,
-    penalised,
     policy_loss,
     token_loss,
     token_weights,
     trained_responses,
+    with_penalty,
 )
 
 
@@ -174,7 +174,7 @@ def test_a_token_that_the_penalty_turns_around_is_clipped_on_its_new_side(one_pr
     logprobs, raw = torch.tensor([0.5, 0.5], requires_grad=True), torch.tensor([1.0, -1.0])
     loss = token_loss(logprobs, old, old, raw, batch, cfg)
     (gradient,) = torch.autograd.grad(loss.sum(), logprobs)
-    advantages = penalised(raw, old, batch, cfg)
+    advantages = with_penalty(raw, old, batch, cfg)
     stats = StepStats(torch.device("cpu"))
     stats.add(batch, logprobs.detach(), old, old, advantages, loss.sum().detach(), cfg)
     assert advantages.tolist() == [-1.0, 1.0] and (gradient == 0).tolist() == batch.clipped.tolist() == [False, True]
