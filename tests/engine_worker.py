@@ -44,19 +44,21 @@ group = rank // tensor_parallel
 
 def sample(version, seeds=None, prompts=prompts, **kw):
     seeds = seeds or [[1000 * group + 10 * i + k for k in range(3)] for i in range(len(prompts))]
-    options = dict(temperature=TEMPERATURE, max_tokens=24, stop_ids=[1], deadline_s=100, vocab_size=config.vocab_size) | kw
+    options = dict(temperature=TEMPERATURE, max_tokens=24, stop_ids=[1], deadline_s=600, vocab_size=config.vocab_size) | kw
     found = list(sampler.generate(engine, prompts, seeds, version=version, **options))
     return sorted(found, key=lambda r: (r.prompt, r.sample))
 
 
 def gap(rollouts, temperature=TEMPERATURE):
-    """max |engine - trainer| log-prob over all ranks."""
-    worst = 0.0
+    """|engine - trainer| log-prob over all ranks -> largest, mean."""
+    worst, total, count = 0.0, 0.0, 0
     for batch in model.pack(rollouts, range(len(rollouts)), 4096, 0, 1, device):
         with torch.no_grad():
             logprobs, _ = model.token_logprobs(policy, batch, temperature)
-        worst = max(worst, (logprobs - batch.rollout_logprobs).abs().max().item())
-    return max(gather([worst]))
+        difference = (logprobs - batch.rollout_logprobs).abs()
+        worst, total, count = max(worst, difference.max().item()), total + difference.sum().item(), count + len(difference)
+    ranks = gather([(worst, total, count)])
+    return max(w for w, _, _ in ranks), sum(t for _, t, _ in ranks) / sum(c for _, _, c in ranks)
 
 
 def update():

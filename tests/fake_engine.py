@@ -125,7 +125,7 @@ def serve():
         pid = os.fork()
         if pid == 0:
             child(job)
-        deadline, status = time.monotonic() + job.get("timeout", 60), None
+        deadline, status = time.monotonic() + job.get("timeout", 600), None
         while status is None:
             ended, found = os.waitpid(pid, os.WNOHANG)
             status = found if ended else None

@@ -58,7 +58,7 @@ ALONE = [case for case in BAD if "divisible" not in case[1]]
 
 @pytest.mark.parametrize("args, message", ALONE, ids=[" ".join(args) for args, _ in ALONE])
 def test_bad_input_stops_with_one_line(server, tied_model, tmp_path, args, message):
-    done = server.run(tmp_path / "at", "train_grpo.py", [*TINY, "--model", tied_model, *args], timeout=60)
+    done = server.run(tmp_path / "at", "train_grpo.py", [*TINY, "--model", tied_model, *args])
     of_data = args[0] in ("--data", "--max_prompt_len")  # exit code 2, docs/faults.md
     assert done.returncode == 1 + of_data and message in done.stderr, done.stderr[-2000:]
     assert len(re.findall(r"^error: .*", done.stderr, re.M)) == 1 and "Traceback" not in done.stderr

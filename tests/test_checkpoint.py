@@ -524,10 +524,10 @@ def test_a_directory_belongs_to_one_process_and_a_killed_one_leaves_no_lock(tmp_
     folder = str(tmp_path / "out" / "run")
     held = rundir.lock(folder)
     code = ("import sys, time, common, rundir\ncommon.init_distributed()\nlock = rundir.lock(sys.argv[1])\n"
-            "print('mine', flush=True)\ntime.sleep(60)")
+            "print('mine', flush=True)\ntime.sleep(600)")
     env = os.environ | {"PYTHONPATH": ROOT}
     env = {k: v for k, v in env.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
-    other = subprocess.run([sys.executable, "-c", code, folder], env=env, capture_output=True, text=True, timeout=60)
+    other = subprocess.run([sys.executable, "-c", code, folder], env=env, capture_output=True, text=True, timeout=600)
     assert other.returncode == 1 and f"is in use by pid {os.getpid()} on " in other.stderr and "Traceback" not in other.stderr
     held.close()
     other = subprocess.Popen([sys.executable, "-c", code, folder], env=env, stdout=subprocess.PIPE, text=True)

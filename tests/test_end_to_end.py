@@ -4,11 +4,10 @@ import gzip
 import json
 import os
 import shutil
-import time
 
 import numpy as np
 import pytest
-from conftest import run_script, save_tiny_model
+from conftest import COLUMN, LOGPROB, LOGPROB_MEAN, run_script, save_tiny_model, share_of_the_way, without_an_engine
 from runs import assert_same, everything_of
 
 COLUMNS = """step reward correct format_error wrong_answer truncated response_len think_len answer_len entropy grad_norm kl
@@ -56,7 +55,7 @@ def test_a_run_leaves_everything_it_promises(one_rank):
     assert [row["step"] for row in rows if "eval_correct" in row] == [0, 2, 3]
     assert all("eval_correct_greedy" in row for row in rows if "eval_correct" in row)
     for row in rows[1:]:
-        assert row["mismatch_mean"] < 1e-4 and row["grad_norm"] > 0 and row["tokens_per_second"] > 0
+        assert row["mismatch_mean"] < LOGPROB_MEAN and row["grad_norm"] > 0 and row["tokens_per_second"] > 0
         assert row["think_len"] + row["answer_len"] == pytest.approx(row["response_len"])
         assert row["correct"] + row["wrong_answer"] + row["format_error"] == pytest.approx(1)
     assert [row["lr"] for row in rows[1:]] == [3e-3] * 3
@@ -77,7 +76,7 @@ def test_the_kept_rollouts_hold_what_the_step_computed_for_every_token(one_rank)
     for row in rows:
         assert len(row["ends"]) == row["tokens"] == len(row["entropy"]) == len(row["rollout_logprobs"])
         assert row["ends"] == sorted(row["ends"]) and row["ends"][-1] == len(row["response"])
-        assert np.abs(np.subtract(row["logprobs"], row["rollout_logprobs"])).max() < 2e-4
+        assert np.abs(np.subtract(row["logprobs"], row["rollout_logprobs"])).max() < LOGPROB
         assert set(row["ratio"]) == {1.0} and not any(row["clipped"])  # one update: on-policy
     for group in (rows[i:i + 4] for i in range(0, 16, 4)):
         assert abs(sum(row["advantage"] for row in group)) < 1e-3
@@ -87,11 +86,10 @@ def test_the_kept_rollouts_hold_what_the_step_computed_for_every_token(one_rank)
     assert metrics["entropy"] == pytest.approx(sum(sum(row["entropy"]) for row in rows) / tokens, abs=1e-4)
 
 
-def test_the_same_command_again_says_that_the_run_is_complete(one_rank, tied_model):
-    start = time.monotonic()
-    again = train(one_rank[0], tied_model)
-    assert again.returncode == 0 and "is complete: step 3 of 3" in again.stdout
-    assert time.monotonic() - start < 60 and len(rows_of(one_rank[0])) == 4
+def test_the_same_command_again_says_that_the_run_is_complete_and_makes_no_engine(one_rank, tied_model, tmp_path):
+    again = train(one_rank[0], tied_model, env=without_an_engine(tmp_path))
+    assert again.returncode == 0 and "is complete: step 3 of 3" in again.stdout, again.stderr[-2000:]
+    assert len(rows_of(one_rank[0])) == 4
 
 
 def test_other_settings_in_the_same_directory_are_refused(one_rank, tied_model):
@@ -107,10 +105,11 @@ def test_two_ranks_train_as_one_up_to_rounding(one_rank, tied_model, tmp_path, t
     for a, b in zip(rows_of(one_rank[0]), rows_of(tmp_path), strict=True):
         for name in ("reward", "correct", "response_len", "entropy", "grad_norm", "loss", "truncated"):
             if a.get(name) is not None:
-                assert a[name] == pytest.approx(b[name], rel=2e-3, abs=1e-5), (a["step"], name)
+                assert a[name] == pytest.approx(b[name], **COLUMN), (a["step"], name)
     weights = [load_weights(os.path.join(folder, "out/run/model")) for folder in (one_rank[0], tmp_path)]
-    for name in weights[0]:
-        assert np.abs(weights[0][name] - weights[1][name]).max() < 2e-3, name
+    # Adam makes a whole step, of either sign, of a gradient that is rounding alone: one such weight of 70,000 is 2 / 265 of the
+    # way, an eighth of it allows for 270. Half a batch forgotten would turn every fourth sign: the whole way
+    assert share_of_the_way(load_weights(tied_model), *weights) < 0.125
 
 
 def load_weights(folder):
@@ -152,7 +151,7 @@ def test_several_updates_with_a_reference_masking_and_dynamic_sampling(tied_mode
     rows = rows_of(tmp_path)
     assert [row["step"] for row in rows] == [1, 2]
     assert rows[0]["kl"] > 0 and rows[1]["kl"] > 0  # the second update of a step already differs from the reference
-    assert rows[0]["mismatch_mean"] < 1e-4 and rows[0]["part/cosine"] < 0
+    assert rows[0]["mismatch_mean"] < LOGPROB_MEAN and rows[0]["part/cosine"] < 0
     for row in rows:  # masked: none of the truncated responses' 40 tokens each was trained on
         tokens = row["response_len"] * row["num_rollouts"]
         assert 0 < row["trained_tokens"] <= tokens - row["truncated"] * row["num_rollouts"] * 40 + 0.5

@@ -15,7 +15,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, run_script
+from conftest import ROOT, run_script, without_an_engine
 
 import benchmarks
 import journal
@@ -345,7 +345,7 @@ def test_a_killed_evaluation_goes_on_on_two_ranks_and_ends_the_same(evaluated, t
     part = folder / "killed" / "tiny_countdown.part0.jsonl"
     child = subprocess.Popen([sys.executable, EVAL, "--model", tied_model, *ASK, "--output", "killed"], cwd=folder,
                              env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while child.poll() is None and time.monotonic() < deadline:
         if part.exists() and part.read_bytes().count(b"\n") > 5:
             break
@@ -365,10 +365,9 @@ def test_a_killed_evaluation_goes_on_on_two_ranks_and_ends_the_same(evaluated, t
 @pytest.mark.slow
 def test_the_same_again_asks_nothing_and_other_settings_are_refused(evaluated, tied_model, untied_model):
     folder, _ = evaluated
-    before, start = content(folder / "whole"), time.monotonic()
-    again = run_script(EVAL, "--model", tied_model, *ASK, "--output", "whole", cwd=folder)
-    assert again.returncode == 0 and time.monotonic() - start < 40 and content(folder / "whole") == before
-    assert "Triton" not in again.stdout + again.stderr  # what vllm says when it is imported: no engine was made
+    before = content(folder / "whole")
+    again = run_script(EVAL, "--model", tied_model, *ASK, "--output", "whole", cwd=folder, env=without_an_engine(folder))
+    assert again.returncode == 0 and content(folder / "whole") == before, again.stderr[-2000:]
     other = run_script(EVAL, "--model", untied_model, *ASK, "--output", "whole", cwd=folder)
     assert other.returncode == 1 and "with other settings (model: '" in other.stderr, other.stderr[-500:]
     assert len(other.stderr.strip().splitlines()) == 1 and content(folder / "whole") == before

@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, save_tiny_model
+from conftest import COLUMN, ROOT, save_tiny_model
 from runs import (
     GRPO,
     PPO,
@@ -323,7 +323,7 @@ def test_changed_prompts_and_another_tokenizer_are_refused(server, tmp_path):
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def torchrun(folder, nproc, *args, restarts=0, env=None, timeout=200, wait=True, script="tests/fake_engine.py"):
+def torchrun(folder, nproc, *args, restarts=0, env=None, timeout=900, wait=True, script="tests/fake_engine.py"):
     write_examples(folder)
     keep = environment(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1", **(env or {}))
     process = subprocess.Popen(
@@ -352,7 +352,7 @@ def test_two_ranks_then_one_then_two_sample_the_same_and_learn_the_same_up_to_ro
     for step in a:
         for name in ("reward", "loss", "grad_norm", "entropy", "prompts_seen", "response_len"):
             if a[step][name] is not None:
-                assert a[step][name] == pytest.approx(b[step][name], rel=1e-5, abs=1e-6), (step, name)
+                assert a[step][name] == pytest.approx(b[step][name], **COLUMN), (step, name)
 
 
 @pytest.mark.slow
@@ -447,7 +447,7 @@ import sys; sys.path.insert(0, {tests!r})
 import datetime, os, time, torch.distributed as dist
 import common, fake_engine
 init = dist.init_process_group
-dist.init_process_group = lambda backend, timeout: init(backend, timeout=datetime.timedelta(seconds=20))
+dist.init_process_group = lambda backend, timeout: init(backend, timeout=datetime.timedelta(seconds=60))
 def fault(point, step):
     if (point, step, os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("backward", 3, "1", "0"):
         time.sleep(1000)
@@ -464,7 +464,7 @@ def test_a_hung_rank_is_found_by_the_timeout_and_torchrun_goes_on_from_the_check
     driver.write_text(HANG.format(tests=os.path.join(ROOT, "tests")))
     whole = torchrun(tmp_path / "whole", 2, "train_grpo.py", *GRPO, "--model", tied_model)
     assert whole.returncode == 0, whole.stderr[-2000:]
-    hung = torchrun(tmp_path / "hung", 2, *GRPO, "--model", tied_model, restarts=3, script=driver, timeout=300)
+    hung = torchrun(tmp_path / "hung", 2, *GRPO, "--model", tied_model, restarts=3, script=driver)
     assert hung.returncode == 0 and "resumed out/run at step 2" in hung.stdout, hung.stderr[-3000:]
     assert_same(everything_of(tmp_path / "whole"), everything_of(tmp_path / "hung"))
 
@@ -477,7 +477,7 @@ def test_sigterm_to_torchrun_lets_all_ranks_save_the_same_step(tied_model, tmp_p
         if line.startswith("step    2/"):
             process.terminate()
             break
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=900)
     assert "stopped by SIGTERM after step" in out, err[-3000:]
     step = int(out.partition("stopped by SIGTERM after step ")[2].split(";")[0])
     assert f"step_{step:06d}" in checkpoints(tmp_path / "out/run")

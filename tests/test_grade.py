@@ -267,7 +267,7 @@ def graders():
     workers.close()
 
 
-def verdicts(workers, questions, budget_s=60):
+def verdicts(workers, questions, budget_s=600):
     """{index: verdict} of (golds, prediction, rules) triples."""
     for i, (golds, prediction, rules) in enumerate(questions):
         workers.submit(i, golds, prediction, rules)
@@ -309,10 +309,10 @@ def test_each_published_grader_keeps_its_tolerances(graders, rules, gold, predic
     "(" * 500 + "5" + ")" * 500, "5" * 100_000, "1+" * 20_000 + "1", r"\frac{1}{" * 300 + "5" + "}" * 300,
     "{" * 100_000, "9^{9^{9^9}}", "9^{9^9}", "x^{y^{z}}", "10^{10^{10}}", "1000000!", "5!!!!", r"\binom{1e9}{5e8}",
     "(x+1)^{5000}", "9^99999", r"\sum_{i=1}^{10^9} i", r"\infty", "1/0", r"\frac{5}{0}", "x" * 150, "a" * 199 + "="])
-def test_hostile_predictions_are_refused_within_10_ms_without_sympy(prediction):
+def test_hostile_predictions_are_refused_at_once_without_sympy(prediction):
     start = time.process_time()
     assert grade.decide(["5"], prediction, "strict") is False
-    assert time.process_time() - start < 0.1  # about 1 ms; sympy would take seconds
+    assert time.process_time() - start < 2  # of CPU; about 1 ms, and what is refused here would take minutes or for ever
 
 
 def test_scrambled_latex_never_raises():
@@ -363,7 +363,7 @@ grade.serve(judge)
 """
 
 
-def faulty(num_workers=1, timeout_s=0.5):
+def faulty(num_workers=1, timeout_s=2.0):  # for an answer that takes a millisecond on an idle machine
     root = os.path.dirname(os.path.abspath(grade.__file__))
     return grade.Workers(num_workers, timeout_s, command=[sys.executable, "-c", JUDGE.format(root=root)])
 
@@ -387,7 +387,7 @@ def test_a_misbehaving_job_ends_alone_and_leaves_no_zombie(bad, verdict):
     before, workers = set(children()), faulty()
     try:
         questions = [(["5"], prediction, "strict") for prediction in ("5", bad, "5", bad, "6", "noise", "5")]
-        found = verdicts(workers, questions, budget_s=20)
+        found = verdicts(workers, questions)
         assert found == dict(enumerate(["right", verdict, "right", verdict, "wrong", "wrong", "right"]))
         assert len(set(children()) - before) <= 1
     finally:
@@ -396,11 +396,11 @@ def test_a_misbehaving_job_ends_alone_and_leaves_no_zombie(bad, verdict):
 
 
 def test_a_hanging_job_does_not_delay_the_others():
-    workers = faulty(num_workers=2, timeout_s=30)
+    workers = faulty(num_workers=2, timeout_s=600)
     try:
         for i in range(20):
             workers.submit(i, ["5"], "hang" if i == 0 else "5", "strict")
-        done, end = {}, time.monotonic() + 20
+        done, end = {}, time.monotonic() + 300
         while len(done) < 19 and time.monotonic() < end:
             done |= dict(workers.poll(0.5))
         assert set(done.values()) == {"right"} and len(done) == 19
@@ -409,20 +409,23 @@ def test_a_hanging_job_does_not_delay_the_others():
 
 
 def test_an_answer_that_came_in_time_counts_although_nobody_looked():
-    workers = faulty(timeout_s=1.0)
+    workers = faulty(timeout_s=600)
     try:
         assert verdicts(workers, [(["5"], "5", "strict")]) == {0: "right"}
         workers.submit(1, ["5"], "5", "strict")
         found = workers.poll()
-        time.sleep(1.5)                 # the caller was busy beyond the deadline
-        assert found + workers.poll() == [(1, "right")]
+        if not found:
+            assert workers.selector.select(300)         # the answer lies in the pipe
+            workers.workers[0].deadline = 0.0           # the caller was busy beyond the deadline
+            found = workers.poll()
+        assert found == [(1, "right")]
     finally:
         workers.close()
 
 
 def test_workers_have_no_preload_and_no_torch(monkeypatch):
     monkeypatch.setenv("LD_PRELOAD", "")
-    workers = faulty(timeout_s=5)
+    workers = faulty(timeout_s=600)
     try:
         assert verdicts(workers, [([], "preload", "strict"), ([], "torch", "strict")]) == {0: "right", 1: "right"}
     finally:
@@ -431,7 +434,7 @@ def test_workers_have_no_preload_and_no_torch(monkeypatch):
 
 def test_workers_are_recycled(monkeypatch):
     monkeypatch.setattr(grade, "JOBS_PER_WORKER", 3)
-    workers = faulty(timeout_s=5)
+    workers = faulty(timeout_s=600)
     try:
         pids = set()
         for i in range(8):
@@ -446,21 +449,21 @@ def test_workers_are_recycled(monkeypatch):
 def test_workers_that_cannot_start_answer_error_instead_of_spinning():
     workers = grade.Workers(1, command=[sys.executable, "-c", "import sys; sys.exit(1)"])
     try:
-        assert set(verdicts(workers, [(["5"], "5", "strict")] * 5, budget_s=20).values()) == {"error"}
+        assert set(verdicts(workers, [(["5"], "5", "strict")] * 5).values()) == {"error"}
     finally:
         workers.close()
 
 
 def test_a_worker_ends_when_its_parent_is_killed():
     code = ("import grade, time, os\nw = grade.Workers(1)\nw.submit(0, ['2\\\\sqrt 2'], '\\\\sqrt 8', 'strict')\n"
-            "while not w.poll(1): pass\nprint(w.workers[0].process.pid, flush=True)\ntime.sleep(60)\n")
+            "while not w.poll(1): pass\nprint(w.workers[0].process.pid, flush=True)\ntime.sleep(600)\n")
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE,
                               cwd=os.path.dirname(os.path.abspath(grade.__file__)))
     pid = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 300
     while os.path.exists(f"/proc/{pid}") and time.monotonic() < end:
         with open(f"/proc/{pid}/stat") as f:
             if f.read().rpartition(")")[2].split()[0] == "Z":       # its new parent may be slow to reap
@@ -471,10 +474,10 @@ def test_a_worker_ends_when_its_parent_is_killed():
 
 
 def test_sympy_itself_is_killed_at_the_deadline(graders):
-    slow = grade.Workers(1, timeout_s=2)        # the second takes 0.03 s, and room for a busy machine
+    slow = grade.Workers(1, timeout_s=0.3)
     try:
-        found = verdicts(slow, [([r"x^{900}"], r"(x+1)^{900}(x+2)^{900}", "strict"),
-                                ([r"2\sqrt{2}"], r"\sqrt{8}", "strict")])
-        assert found == {0: "timeout", 1: "right"}
+        assert verdicts(slow, [([r"x^{900}"], r"(x+1)^{900}(x+2)^{900}", "strict")]) == {0: "timeout"}
+        slow.timeout_s = 600            # and the next job gets a new process
+        assert verdicts(slow, [([r"2\sqrt{2}"], r"\sqrt{8}", "strict")]) == {0: "right"}
     finally:
         slow.close()

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import full, run_script, save_tiny_kind, save_tiny_model, tiny_config
+from conftest import LOGPROB, RELATIVE, full, run_script, save_tiny_kind, save_tiny_model, tiny_config
 from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import FSDPModule
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -60,11 +60,11 @@ def test_packed_logprobs_and_entropy_equal_those_of_single_sequences(tied_model,
     got = logprobs_of(policy, rollouts, one_process[2], temperature, max_tokens)
     for i, rollout in enumerate(rollouts):
         want = plain_logprobs(tied_model, rollout, temperature)
-        assert torch.allclose(got[i][0], want[0], atol=2e-5), (i, (got[i][0] - want[0]).abs().max())
-        assert torch.allclose(got[i][1], want[1], atol=2e-5)
+        assert torch.allclose(got[i][0], want[0], atol=LOGPROB), (i, (got[i][0] - want[0]).abs().max())
+        assert torch.allclose(got[i][1], want[1], atol=LOGPROB)
     without = plain_logprobs(tied_model, rollouts[3], 1.0)[0]
     if temperature != 1.0:  # the trap: log-probs without the division by the temperature are far off
-        assert (got[3][0] - without).abs().max() > 0.05
+        assert (got[3][0] - without).abs().max() > 500 * LOGPROB  # 4.5
 
 
 def test_a_packed_sequence_does_not_see_its_neighbours(tied_model, one_process):
@@ -76,7 +76,7 @@ def test_a_packed_sequence_does_not_see_its_neighbours(tied_model, one_process):
     after = logprobs_of(policy, rollouts, one_process[2])
     for i in (0, 1, 2, 4):
         assert torch.equal(before[i][0], after[i][0])
-    assert not torch.allclose(before[3][0], after[3][0], atol=0.1)
+    assert (before[3][0] - after[3][0]).abs().max() > 500 * LOGPROB
 
 
 def test_packing_keeps_every_response_token_once_and_balances_micro_batches():
@@ -120,12 +120,13 @@ def test_fused_logprobs_equal_the_plain_ones_in_values_and_gradients(monkeypatch
     plain = logp.gather(-1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
     fused = model.TokenLogprobs.apply(hidden, weight, b, targets, 0.7, compile)
     inputs = [hidden, weight] + ([b] if bias else [])
+    # 100 words and 8 features, logits up to 17: the sum is off by 108 * 2^-24 * 17 = 1.1e-4 if every rounding points one way
     for p, f in zip(plain, fused, strict=True):
-        assert torch.allclose(p, f, atol=1e-5)
+        assert torch.allclose(p, f, atol=1e-4)
     want = torch.autograd.grad((plain[0] * go + plain[1] * ge).sum(), inputs)
     got = torch.autograd.grad((fused[0] * go + fused[1] * ge).sum(), inputs)
     for w, g in zip(want, got, strict=True):
-        assert torch.allclose(w, g, atol=1e-4)
+        assert torch.allclose(w, g, atol=5e-4)  # sums of 17 such tokens
 
 
 def test_fused_logprobs_of_bf16_are_summed_in_fp32():
@@ -135,8 +136,9 @@ def test_fused_logprobs_of_bf16_are_summed_in_fp32():
     exact = (hidden.double() @ weight.double().T).log_softmax(-1)
     got, entropy = model.TokenLogprobs.apply(hidden, weight, None, targets, 1.0)
     assert got.dtype == torch.float32
-    assert (got - exact.gather(-1, targets[:, None])[:, 0]).abs().max() < 1e-4
-    assert (entropy + (exact.exp() * exact).sum(-1)).abs().max() < 1e-4
+    rounding = 50_000**0.5 * 2.0**-24 * 25  # 3e-4: 50,000 summands, logits up to 25; one rounded to bf16 is 2^-9 * 25 = 0.05 off
+    assert (got - exact.gather(-1, targets[:, None])[:, 0]).abs().max() < rounding
+    assert (entropy + (exact.exp() * exact).sum(-1)).abs().max() < rounding
 
 
 def test_gradients_of_a_bf16_head_are_those_of_fp32_products_of_its_values():
@@ -191,9 +193,18 @@ def gradients(policy, rollouts, device, max_tokens=1000, rank=0, world=1, prompt
     return found
 
 
-def assert_same_gradients(a, b, tolerance=1e-5):
+def assert_same_gradients(a, b, tolerance=RELATIVE):
     for name in a:
         assert (a[name] - b[name]).norm() <= tolerance * (a[name].norm() + 1e-8), name
+
+
+def test_one_forgotten_token_of_53_would_be_seen_in_the_gradient_of_every_weight(tied_model, one_process):
+    policy = model.load_policy(tied_model, one_process[2], "float32")
+    rollouts = make_rollouts()
+    whole = gradients(policy, rollouts, one_process[2])
+    rollouts[3].response_ids, rollouts[3].rollout_logprobs = rollouts[3].response_ids[:-1], rollouts[3].rollout_logprobs[:-1]
+    missed = gradients(policy, rollouts, one_process[2])
+    assert min((missed[n] - g).norm() / g.norm() for n, g in whole.items()) > 20 * RELATIVE  # 0.008
 
 
 def test_the_gradient_does_not_depend_on_micro_batches(tied_model, one_process):
@@ -247,7 +258,8 @@ def test_compiled_blocks_in_bf16_under_fsdp_are_as_near_to_fp32_as_others(tmp_pa
         found = gradients(policy, make_rollouts(), one_process[2])
         whole = sum(g.square().sum() for g in exact.values())
         error[c] = float(sum((found[n] - g).square().sum() for n, g in exact.items()) / whole) ** 0.5
-    assert isinstance(policy, FSDPModule) and error[True] < 1.5 * error[False] < 0.03, error
+    # each of the few dozen roundings on the way is of 2^-9 = 0.002; a block that is wrong is off by 1
+    assert isinstance(policy, FSDPModule) and error[True] < 2 * error[False] < 0.06, error
 
 
 def test_compile_is_refused_where_it_could_not_work(monkeypatch):
@@ -347,7 +359,7 @@ def test_grad_norm_is_the_norm_before_clipping(tied_model, one_process):
     logprobs, entropy = model.token_logprobs(policy, batch, 0.7)
     loss = policy_loss(logprobs, logprobs.detach() + 0.1, advantages[batch.response_index], 0.2, 0.2) - 0.01 * entropy
     (weights[batch.response_index] * loss).sum().backward()
-    assert model.clip_and_step(policy, optimizer, 1e-3, 0.0) == pytest.approx(norm, rel=1e-4)
+    assert model.clip_and_step(policy, optimizer, 1e-3, 0.0) == pytest.approx(norm, rel=RELATIVE)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -364,8 +376,8 @@ def test_the_export_is_a_plain_directory_with_the_same_logprobs(tmp_path, one_pr
     assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) == len(AutoTokenizer.from_pretrained(path))
     got = logprobs_of(policy, make_rollouts(), one_process[2])
     for i, rollout in enumerate(make_rollouts()):
-        assert torch.allclose(got[i][0], plain_logprobs(tmp_path / "out", rollout, 1.0)[0], atol=2e-5)
-    assert not torch.allclose(got[0][0], plain_logprobs(path, make_rollouts()[0], 1.0)[0], atol=1e-2)
+        assert torch.allclose(got[i][0], plain_logprobs(tmp_path / "out", rollout, 1.0)[0], atol=LOGPROB)
+    assert not torch.allclose(got[0][0], plain_logprobs(path, make_rollouts()[0], 1.0)[0], atol=20 * LOGPROB)
 
 
 # Packed and alone differ by rounding only: about 20 sums of at most 96 products on the way to a logit, each off by at most

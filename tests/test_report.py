@@ -27,7 +27,7 @@ def runs(tmp_path_factory):
 def make(*arguments, ok=True):
     """report.py as a user would start it, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, os.path.join(ROOT, "report.py"), *map(str, arguments)], capture_output=True, timeout=120
+        [sys.executable, os.path.join(ROOT, "report.py"), *map(str, arguments)], capture_output=True, timeout=600
     )
     out, err = done.stdout.decode(), done.stderr.decode()
     assert "Traceback" not in out + err and (done.returncode == 0) == ok, out + err

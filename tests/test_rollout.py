@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from conftest import ROOT, run_script
+from conftest import LOGPROB, LOGPROB_MEAN, ROOT, run_script
 
 REPORTS = {}
 
@@ -15,7 +15,7 @@ def report(request, tied_model, untied_model):
     if request.param not in REPORTS:
         path = untied_model if "untied" in request.param else tied_model
         nproc, tp = (2, 2) if "parallel" in request.param else (2, 1) if "2 ranks" in request.param else (1, 1)
-        done = run_script(os.path.join(ROOT, "tests", "engine_worker.py"), path, tp, nproc=nproc, timeout=280)
+        done = run_script(os.path.join(ROOT, "tests", "engine_worker.py"), path, tp, nproc=nproc)
         lines = [line for line in done.stdout.splitlines() if line.startswith("REPORT ")]
         REPORTS[request.param] = json.loads(lines[0][7:]) | {"kind": request.param} if lines else done
     if not isinstance(REPORTS[request.param], dict):
@@ -24,16 +24,20 @@ def report(request, tied_model, untied_model):
 
 
 def test_engine_and_trainer_agree_after_every_update_of_every_tensor(report):
-    assert len(report["gaps"]) == 4 and max(report["gaps"]) < 1e-4
+    assert len(report["gaps"]) == 4
+    for largest, mean in report["gaps"]:
+        assert largest < LOGPROB and mean < LOGPROB_MEAN
 
 
 def test_every_way_to_get_it_wrong_would_be_seen(report):
-    assert report["gap_without_temperature"] > 0.05
-    assert report["gap_without_sync"] > 0.05
-    assert report["gap_without_cache_reset"] > 0.01
+    """The canary looks at the mean: its bound of 0.001 in fp32 lies above rounding (5e-4) and far below each of these."""
+    traps = ["gap_without_temperature", "gap_without_sync", "gap_without_cache_reset"]
     if "untied" not in report["kind"]:
-        assert report["gap_with_named_parameters"] > 0.01  # the tied head stays stale
-    assert report["gap_after_recovery"] < 1e-4
+        traps.append("gap_with_named_parameters")  # the tied head stays stale
+    for trap in traps:
+        largest, mean = report[trap]
+        assert largest > 100 * LOGPROB and mean > 50 * 0.001 > 50 * LOGPROB_MEAN, trap  # found: 0.9 to 16 and 0.1 to 2.5
+    assert report["gap_after_recovery"][0] < LOGPROB
 
 
 def test_a_tensor_that_does_not_reach_the_engine_ends_the_run_and_is_named(report):
@@ -63,13 +67,13 @@ def test_eos_is_in_the_response_when_it_was_sampled_and_never_added(report):
 def test_the_deadline_returns_everything_and_the_engine_goes_on(report):
     count, reasons, lengths_match = report["deadline"]
     assert count == 12 and "deadline" in reasons and lengths_match
-    assert report["gap_after_deadline"] < 1e-4
+    assert report["gap_after_deadline"][0] < LOGPROB
 
 
 def test_broken_input_and_broken_weights_are_refused_and_nothing_hangs(report):
     assert "token ids must be in" in report["bad_id"]
     assert "the weight sync did not happen" in report["bad_version"]
-    assert report["gap_after_refusals"] < 1e-4
+    assert report["gap_after_refusals"][0] < LOGPROB
     assert "not finite" in report["nan"]
 
 

@@ -9,7 +9,7 @@ import types
 
 import pytest
 import torch
-from conftest import ROOT, run_script
+from conftest import COLUMN, LOGPROB_MEAN, ROOT, run_script
 from runs import Server
 
 import check
@@ -98,7 +98,7 @@ def test_a_gradient_that_is_not_finite_on_one_of_two_ranks_is_skipped_by_both(ti
     rows = rows_of(tmp_path)
     assert [row["skipped_updates"] for row in rows] == [0, 1, 0]
     assert rows[1]["grad_norm"] is None  # NaN, as null
-    assert rows[2]["mismatch_mean"] < 1e-4 and rows[2]["grad_norm"] > 0  # weights and Adam state are still whole
+    assert rows[2]["mismatch_mean"] < LOGPROB_MEAN and rows[2]["grad_norm"] > 0  # weights and Adam state are still whole
     assert "SKIPPED 1 updates" in done.stdout
 
 
@@ -133,7 +133,7 @@ def test_out_of_memory_ends_with_code_4_and_the_same_command_goes_on_with_half_t
     assert "micro-batches of 100 tokens" in again.stdout
     for a, b in zip(clean, rows_of(tmp_path), strict=True):
         for name in ("reward", "response_len", "loss", "grad_norm", "entropy"):
-            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), (a["step"], name)
+            assert a[name] == pytest.approx(b[name], **COLUMN), (a["step"], name)
 
 
 def test_a_weight_sync_that_fails_half_way_is_broken_and_not_a_retry(monkeypatch):
@@ -390,14 +390,14 @@ def test_wandb_may_fail_anywhere_and_only_says_so(broken, monkeypatch):
 
 
 def test_a_slow_wandb_holds_nobody_up(monkeypatch):
-    module = types.SimpleNamespace(init=lambda **kw: time.sleep(30), Settings=lambda **kw: kw)
+    module = types.SimpleNamespace(init=lambda **kw: time.sleep(600), Settings=lambda **kw: kw)
     monkeypatch.setitem(sys.modules, "wandb", module)
     said, start = [], time.monotonic()
     log = rundir.Wandb(said.append, project="p")
     for step in range(1000):
         log.log({"step": step})
     log.close(wait_s=0.2)
-    assert time.monotonic() - start < 5 and "not waiting" in said[0]
+    assert time.monotonic() - start < 300 and "not waiting" in said[0]  # far from the 600 of init
 
 
 def prompts(n=40):
@@ -471,7 +471,7 @@ train_grpo.group_advantages = group_advantages
     assert backwards[1] < 0.7 * backwards[0]
     for a, b in zip(*rows, strict=True):
         for name in ("loss", "grad_norm", "entropy", "mismatch_mean", "trained_tokens", "reward", "response_len"):
-            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), (a["step"], name)
+            assert a[name] == pytest.approx(b[name], **COLUMN), (a["step"], name)
 
 
 def byte_fallback_tokenizer(folder):

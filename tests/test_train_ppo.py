@@ -3,13 +3,12 @@
 import json
 import os
 import re
-import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, full, laid_out_as, run_script, save_tiny_model
+from conftest import COLUMN, LOGPROB_MEAN, RELATIVE, ROOT, full, laid_out_as, run_script, save_tiny_model, without_an_engine
 from runs import assert_same, everything_of
 from test_policy import make_rollouts
 
@@ -293,7 +292,7 @@ def test_values_and_advantages_do_not_depend_on_micro_batches_and_find_their_tok
     whole = values_of(critic, rollouts, one_process[2])
     for max_tokens in (40, 1):
         cut = values_of(critic, rollouts, one_process[2], max_tokens)
-        assert cut.keys() == whole.keys() and all(np.allclose(cut[i], whole[i], atol=1e-5) for i in whole)
+        assert cut.keys() == whole.keys() and all(np.allclose(cut[i], whole[i], atol=RELATIVE * 24) for i in whole)  # values up to 24
     numbers = {i: np.arange(len(r.response_ids)) + 100.0 * i for i, r in enumerate(rollouts)}
     for batch in model.pack(rollouts, range(5), 40, 0, 1, one_process[2]):
         got = model.from_responses(batch, numbers)
@@ -522,7 +521,7 @@ def test_a_run_logs_the_critic_beside_all_columns_of_grpo(one_rank):
     assert [row["step"] for row in rows] == [1, 2, 3]
     for row in rows:
         assert set(COLUMNS) <= set(row), set(COLUMNS) - set(row)
-        assert row["mismatch_mean"] < 1e-4 and row["critic_grad_norm"] > 0 and row["value_loss"] > 0 and row["critic_lr"] == 1e-2
+        assert row["mismatch_mean"] < LOGPROB_MEAN and row["critic_grad_norm"] > 0 and row["value_loss"] > 0 and row["critic_lr"] == 1e-2
         assert row["seconds_values"] > 0 and row["kl_coef"] > 0
     assert [row["lr"] for row in rows] == [0, 3e-3, 3e-3] and [row["grad_norm"] > 0 for row in rows] == [False, True, True]
     assert rows[0]["value_mean"] == 0 and rows[1]["value_mean"] != 0 and rows[0]["explained_variance"] == pytest.approx(0)
@@ -557,7 +556,7 @@ def test_two_ranks_train_as_one_up_to_rounding(one_rank, tied_model, tmp_path):
     for a, b in zip(rows_of(one_rank[0]), rows_of(tmp_path), strict=False):
         for name in ("reward", "response_len", "entropy", "loss", "grad_norm", "value_loss", "value_mean", "return_mean",
                      "advantage_std", "explained_variance", "critic_grad_norm", "kl_coef", "kl"):
-            assert a[name] == pytest.approx(b[name], rel=3e-3, abs=2e-5), (a["step"], name)
+            assert a[name] == pytest.approx(b[name], **COLUMN), (a["step"], name)
 
 
 def test_a_run_killed_after_its_last_step_and_started_again_is_the_run_that_was_not_stopped(one_rank, tied_model, tmp_path):
@@ -580,7 +579,7 @@ def test_the_estimators_without_a_critic_run_and_save_none(tied_model, tmp_path,
         assert json.load(f)["models"] == ["model"]
 
 
-def test_a_critic_with_another_vocabulary_is_refused_within_seconds(tied_model, tmp_path):
+def test_a_critic_with_another_vocabulary_is_refused_before_an_engine_is_made(tied_model, tmp_path):
     from transformers import AutoTokenizer
 
     smaller = save_tiny_model(tmp_path / "smaller", vocab_size=120)
@@ -589,19 +588,17 @@ def test_a_critic_with_another_vocabulary_is_refused_within_seconds(tied_model, 
     tokenizer.add_tokens(["<new>"])
     tokenizer.save_pretrained(other)
     for critic in (smaller, other):
-        start = time.monotonic()
-        done = train(tmp_path, tied_model, "--critic_model", critic, nproc=None)
+        done = train(tmp_path, tied_model, "--critic_model", critic, nproc=None, env=without_an_engine(tmp_path))
         assert done.returncode != 0 and re.search(r"^error: critic_model .* has another vocabulary", done.stderr, re.M), done.stderr[-2000:]
-        assert "Traceback" not in done.stderr and time.monotonic() - start < 40
+        assert "Traceback" not in done.stderr
 
 
-def test_a_checkpoint_without_a_value_head_is_refused_within_seconds(tied_model, tmp_path, one_process):
+def test_a_checkpoint_without_a_value_head_is_refused_before_an_engine_is_made(tied_model, tmp_path, one_process):
     first = train(tmp_path, tied_model, "--num_steps", "1", "--max_response_len", "4")
     assert first.returncode == 0, first.stderr[-3000:]
     policy = model.load_policy(tied_model, one_process[2], "float32")
     run = str(tmp_path / "out/run")
     checkpoint.save_state(run, 1, policy, torch.optim.AdamW(policy.parameters()), {"prompts_seen": 8})
-    start = time.monotonic()
-    done = train(tmp_path, tied_model, "--num_steps", "2", "--max_response_len", "4", nproc=None)
+    done = train(tmp_path, tied_model, "--num_steps", "2", "--max_response_len", "4", nproc=None, env=without_an_engine(tmp_path))
     assert done.returncode != 0 and "error: out/run/step_000001 holds no critic" in done.stderr, done.stderr[-2000:]
-    assert "Traceback" not in done.stderr and time.monotonic() - start < 40
+    assert "Traceback" not in done.stderr
