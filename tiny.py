@@ -117,7 +117,7 @@ def main():
         for row in tiny_countdown(args.traces, args.seed, "train", MAX_NUMBER):
             line = {"prompt": build_prompt("tiny_countdown", row), "response": trace(row, rng)}
             f.write(json.dumps(line) + "\n")
-    os.replace(path + ".tmp", path)  # complete or not there: `make demo` looks for this file
+    os.replace(path + ".tmp", path)  # complete or not there: `make base` looks for this file
     print(f"{folder}: {model.num_parameters():,} untrained weights, {VOCAB_SIZE} tokens\n{path}: {args.traces:,} traces")
 
 

@@ -1,7 +1,7 @@
 """
 plan.py --cpu against real runs: peak memory of the process and seconds of a step, predicted and measured.
 
-    python bench/plan_check.py [--smollm out/smollm2] [--tiny out/demo-base/model] [--out results/FILE.md]
+    python bench/plan_check.py [--smollm out/smollm2] [--tiny demo_base/model] [--out results/FILE.md]
 
 Each case is a run of the script itself, one process of one thread, a few steps without evaluation or checkpoint.
 Predicted is the peak resident set (weights, gradients, Adam, activations, engine, and CPU_BASE_GB of a process that has
@@ -102,7 +102,7 @@ def measure(name, recipe, script, model, settings):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smollm", default="out/smollm2")
-    parser.add_argument("--tiny", default="out/demo-base/model")
+    parser.add_argument("--tiny", default="./demo_base/model")
     parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--out", default="")
     args = parser.parse_args()

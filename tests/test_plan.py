@@ -285,7 +285,7 @@ def test_heads_that_tensor_parallel_does_not_divide_are_refused_and_never_sugges
 
 
 def test_on_a_cpu_the_blocks_are_timed_and_the_rest_is_a_multiple(one_process, tied_model):
-    cfg = recipe("demo", "--model", tied_model, "--prompts_per_step", "4", "--group_size", "4")
+    cfg = recipe("demo", "--model", tied_model, "--prompts_per_step", "4", "--group_size", "4", "--updates_per_step", "1")
     shape = plan.architecture(tied_model)
     work = plan.cpu_work(shape, cfg, 8, [20, 10, 5])
     once, deeper = work.train(shape, [30, 20], 35), work.train(dataclasses.replace(shape, layers=20), [30, 20], 35)
@@ -294,7 +294,7 @@ def test_on_a_cpu_the_blocks_are_timed_and_the_rest_is_a_multiple(one_process, t
     assert deeper - head == pytest.approx(10 * (once - head)) and once > head >= 0
     assert work.adam(2e6) == pytest.approx(2 * work.adam(1e6)) and work.peaks.flops > 1e9
     found = plan.seconds(cfg, "train_grpo.py", shape, None, options("--cpu", "--gpus", "1"))
-    assert found["logprobs"] == 0 and 0 < found["rollout"] < 60 and 0 < found["train"] < 60
+    assert found["logprobs"] == 0 and 0 < found["rollout"] < 3600 and 0 < found["train"] < 3600
 
 
 def test_selective_recomputation_lies_between_all_and_nothing():
