@@ -255,7 +255,7 @@ def test_a_hybrid_is_refused_before_there_is_a_run(server, tmp_path, script, arg
     path = changed(tmp_path / "model", **HYBRID)
     write_examples(tmp_path / "at")
     settings = ["--data", "d.jsonl", "--num_steps", "1"] if script == "sft.py" else TINY
-    done = server.run(tmp_path / "at", script, [*settings, "--model", path, *args], timeout=60)
+    done = server.run(tmp_path / "at", script, [*settings, "--model", path, *args])
     assert done.returncode == 1 and "has layers of type linear_attention" in done.stderr, done.stderr[-2000:]
     assert len(re.findall(r"^error: .*", done.stderr, re.M)) == 1 and "Traceback" not in done.stderr
     assert not os.path.exists(tmp_path / "at" / "out")
@@ -267,12 +267,12 @@ def test_sft_takes_a_window_that_its_examples_do_not_reach(server, tmp_path):
         path = changed(tmp_path / f"model{window}", **WINDOW, sliding_window=window)
         write_examples(tmp_path / f"at{window}")
         done = server.run(tmp_path / f"at{window}", "sft.py", ["--data", "d.jsonl", "--num_steps", "1", "--tokens_per_step", "60",
-                                                               "--model", path], timeout=60)
+                                                               "--model", path])
         assert (done.returncode == 0) == (window == 13), done.stderr[-2000:]
         assert window == 13 or "sliding window of 12 tokens" in done.stderr
 
 
 def test_a_critic_that_is_not_computed_is_refused_by_check_too(server, tied_model, tmp_path):
     path = changed(tmp_path / "critic", **HYBRID)
-    done = server.run(tmp_path / "at", "train_ppo.py", [*TINY, "--model", tied_model, "--critic_model", path, "--check"], timeout=60)
+    done = server.run(tmp_path / "at", "train_ppo.py", [*TINY, "--model", tied_model, "--critic_model", path, "--check"])
     assert done.returncode == 1 and "has layers of type linear_attention" in done.stderr, done.stderr[-2000:]
