@@ -219,17 +219,18 @@ def test_a_second_signal_ends_the_run_at_once(server, tied_model, tmp_path):
     assert checkpoints(tmp_path / "out/run") == [] and not os.path.exists(tmp_path / "out/run/metrics.jsonl")
 
 
-CTRL_C = SIGNAL_AT.replace('"optimizer"', '"{point}"').replace("{wait}", "0").format(point="{point}", step=3, signals=[2])
+CTRL_C = SIGNAL_AT.replace('"optimizer"', '"{point}"').replace("{wait}", "0").format(point="{point}", step="{step}", signals=[2])
 
 
 @pytest.mark.parametrize("script, point", [("train_grpo.py", "rollout"), ("sft.py", "backward"),
                                            pytest.param("train_ppo.py", "save_write", marks=pytest.mark.slow)])
 def test_ctrl_c_is_one_line_and_code_130_and_the_stack_lies_in_the_crash_file(server, straight, tied_model, tmp_path, script, point):
-    setup = CTRL_C.format(point=point) + "checkpoint = __import__('checkpoint'); checkpoint.fault = fault\n"
-    done = start(server, tmp_path, script, tied_model, "--save_every", 1 if point == "save_write" else 2, setup=setup)
+    step = 4 if point == "save_write" else 3
+    setup = CTRL_C.format(point=point, step=step) + "__import__('checkpoint').fault = fault\n"
+    done = start(server, tmp_path, script, tied_model, setup=setup)
     [crash] = os.listdir(tmp_path / "out/run/crash")
     assert done.returncode == 130
-    assert done.stderr == (f"interrupted in step 3; the batch, all stacks and the last metrics are in out/run/crash/{crash}; "
+    assert done.stderr == (f"interrupted in step {step}; the batch, all stacks and the last metrics are in out/run/crash/{crash}; "
                            "the same command continues\n")
     text = open(tmp_path / "out/run/crash" / crash / "error.txt").read()
     assert "KeyboardInterrupt" in text and "Traceback" in text and f"{script}" in text
