@@ -227,9 +227,10 @@ CTRL_C = SIGNAL_AT.replace('"optimizer"', '"{point}"').replace("{wait}", "0").fo
 def test_ctrl_c_is_one_line_and_code_130_and_the_stack_lies_in_the_crash_file(server, straight, tied_model, tmp_path, script, point):
     step = 4 if point == "save_write" else 3
     setup = CTRL_C.format(point=point, step=step) + "__import__('checkpoint').fault = fault\n"
+    setup += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # tests started with & inherit that it is ignored
     done = start(server, tmp_path, script, tied_model, setup=setup)
+    assert done.returncode == 130, (done.returncode, done.stderr[-2000:], done.stdout[-1000:])
     [crash] = os.listdir(tmp_path / "out/run/crash")
-    assert done.returncode == 130
     assert done.stderr == (f"interrupted in step {step}; the batch, all stacks and the last metrics are in out/run/crash/{crash}; "
                            "the same command continues\n")
     text = open(tmp_path / "out/run/crash" / crash / "error.txt").read()
