@@ -83,9 +83,9 @@ def init_distributed(timeout_s=3600.0):
     """
     Join the processes that torchrun started, or be the only one under plain `python`.
 
-    -> (rank, world, device). gloo on CPU; on GPU nccl for tensors there and gloo for what `gather` pickles. Sets RANK and friends where they are missing, because vLLM's
-    external launcher reads them. A rank that waits longer than timeout_s for another one is an error: choose more than
-    a rollout may take, since ranks finish theirs at different times.
+    -> (rank, world, device). gloo on CPU; on GPU nccl for tensors there and gloo for what `gather` pickles. Sets RANK and
+    friends where they are missing, because vLLM's external launcher reads them. A rank that waits longer than timeout_s
+    for another one is an error: choose more than a rollout may take, since ranks finish theirs at different times.
     """
     import datetime
 

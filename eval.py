@@ -62,7 +62,7 @@ class Config:
     stop: tuple = ()                     # strings that end a response; EOS always does
     stop_ids: int | tuple = ()           # token ids that end a response, beside the model's EOS
     max_num_seqs: int = 256              # sequences decoded together in one engine
-    kv_cache_gb: float = 0.0             # per engine; 0 = room for max_num_seqs full sequences, at most 35 % of the GPU
+    kv_cache_gb: float = 0.0             # per engine; 0 = room for max_num_seqs full sequences, at most 35 % of its GPUs
     tensor_parallel: int = 1             # GPUs per engine
     deadline_s: float = 7200.0           # of one benchmark; after it, responses are cut off and count as truncated
     output: str = ""                     # directory of the results, or a .jsonl file; empty: out/eval/MODEL-HASH

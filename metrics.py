@@ -188,8 +188,8 @@ PHASES = ("rollout", "reward", "logprobs", "train", "sync", "eval", "save")
 def seconds(spent, tokens=0):
     """
     Timer phases -> columns, and `other`: the step less all that was timed (packing, summaries, writing the metrics). A
-    checkpoint is counted in the step after it, or in its own where an evaluation follows. tokens_per_second: prompt and response tokens over the whole step but
-    its evaluation and checkpoint, all ranks.
+    checkpoint is counted in the step after it, or in its own where an evaluation follows. tokens_per_second: prompt and
+    response tokens over the whole step but its evaluation and checkpoint, all ranks.
     """
     names = dict.fromkeys([*PHASES, *spent])
     row = {f"seconds_{name}": spent.get(name, 0.0) for name in names}

@@ -90,7 +90,7 @@ def entry(main):
 def remove_new_folder():
     """A start that is refused before its first step leaves no directory behind: the one that it made, with what it put there."""
     if (folder := LAST.get("made")) and "step" not in LAST:
-        keep = r"metrics\.jsonl|samples.*held_out|step_|corrupt_step_|out_of_memory|crash"
+        keep = r"metrics\.jsonl|step_|corrupt_step_|out_of_memory|crash"
         if not any(re.match(keep, name) for name in os.listdir(folder)):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -101,8 +101,9 @@ def remove_new_folder():
 
 # PyTorch's and Python's own classes need no text. These come as plain errors: vLLM's wake-up and CUDA's driver ("CUDA Error:
 # out of memory"), Triton, cuBLAS ("CUBLAS_STATUS_ALLOC_FAILED"), NCCL ("Failed to CUDA calloc async 608 bytes"), the host.
-MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|not enough memory|_ALLOC_FAILED|cudaErrorMemoryAllocation|"
-                    r"failed to (cuda |host )*[cm]?alloc|bad_alloc", re.IGNORECASE)
+# ("cannot allocate memory in static TLS block": a library was loaded too late, which is another matter)
+MEMORY = re.compile(r"out of memory|can(no|')t allocate memory(?! in static TLS)|not enough memory|_ALLOC_FAILED|"
+                    r"cudaErrorMemoryAllocation|failed to (cuda |host )*[cm]?alloc|bad_alloc", re.IGNORECASE)
 SIDE_BY_SIDE = ("the weights of trainer and engine do not fit beside each other, and neither smaller micro-batches nor a "
                 "smaller cache helps: take more GPUs, or --tensor_parallel")
 MODELS = "the models do not fit, and smaller micro-batches do not help: take more GPUs, or ask plan.py"

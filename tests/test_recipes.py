@@ -272,7 +272,7 @@ def test_the_countdown_solver_finds_what_is_solvable():
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_recipe_runs_one_real_step(script, tmp_path):
     """The script's own main(), a tiny random model, real vLLM; all recipes of a script in one process."""
-    done = run_script(os.path.join(ROOT, "tests/recipe_worker.py"), script, tmp_path / "work", 
+    done = run_script(os.path.join(ROOT, "tests/recipe_worker.py"), script, tmp_path / "work",
                       env={"PYTHONPATH": f"{ROOT}:{ROOT}/tests"})
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     rows = [json.loads(line.removeprefix("RECIPE ")) for line in done.stdout.splitlines() if line.startswith("RECIPE ")]

@@ -204,6 +204,7 @@ ROOM_ENOUGH = [
     RuntimeError("CUDA error: an illegal memory access was encountered"), OSError(28, "No space left on device"),
     torch.distributed.DistBackendError(NCCL + "Cuda failure 1 'invalid argument'"), FileNotFoundError(2, "gone", "out of memory.jsonl"),
     RuntimeError("out of resource: shared memory, Required: 262144, Hardware limit: 232448"), KeyError("memory"),
+    ImportError("/lib/libgomp-d22c30c5.so.1: cannot allocate memory in static TLS block"),  # on ARM hosts
 ]
 names = lambda errors: [f"{type(error).__name__}: {str(error)[-40:]}" for error in errors]  # noqa: E731
 
