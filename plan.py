@@ -20,6 +20,7 @@ import dataclasses
 import importlib
 import math
 import os
+import re
 import sys
 import tempfile
 import time
@@ -66,6 +67,8 @@ MODELS = {
     "out/smollm2": (30, 576, 9, 3, 64, 1536, 49152, True, "llama"),  # made by `make demo-smollm`
     "out/tiny-0/model": (4, 128, 4, 2, 32, 256, 64, True, "qwen2"),  # made by `make base` (tiny.py)
 }
+# Names that go on like this have another config than the one they begin with: it is asked for.
+NOT_THAT = re.compile(r"awq|gptq|fp8|bnb|gguf|mlx|qlora|int[48]|[48]-?bit|moe|1m\b", re.IGNORECASE)
 
 # Assumptions, not measurements; README and the output say so.
 MFU, MBU = 0.4, 0.6  # of the trainer's compute and of decoding's bandwidth
@@ -157,7 +160,7 @@ def config_of(name, depth=0):
     """Its config, or an object with the same names. out/<run>/model that is not there: what that recipe starts from."""
     file = os.path.join(os.path.expanduser(name), "config.json")
     base = name.rsplit("/", 1)[-1].removeprefix("Meta-")
-    known = [key for key in MODELS if name == key or base == key or base.startswith(key + "-")]
+    known = [key for key in MODELS if name == key or base == key or base.startswith(key + "-") and not NOT_THAT.search(base)]
     if not os.path.isfile(file) and known:
         *sizes, family = MODELS[max(known, key=len)]
         names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim",

@@ -281,6 +281,15 @@ def test_heads_that_tensor_parallel_does_not_divide_are_refused(name, tp, divide
         plan.predict(cfg, "train_grpo.py", chosen, times=False)
 
 
+@pytest.mark.parametrize("name", ["Qwen2.5-7B-Instruct-AWQ", "Qwen3-8B-FP8", "Llama-3.1-8B-bnb-4bit", "Qwen2.5-7B-Instruct-1M"])
+def test_a_quantized_or_otherwise_different_model_is_not_taken_for_the_one_its_name_begins_with(name, monkeypatch):
+    """The scripts refuse each of these by its config: without a connection nobody knows it, and the table is of others."""
+    monkeypatch.setattr(plan.data, "hub_reachable", lambda: False)
+    with pytest.raises(ConfigError, match="could not be fetched"):
+        plan.architecture(f"org/{name}")
+    assert plan.architecture("Qwen/Qwen3-4B-Instruct-2507") == plan.architecture("Qwen3-4B")
+
+
 def test_a_tensor_parallel_that_does_not_divide_the_heads_is_never_suggested():
     """28 heads: of 2, 4 and 8 parts the last is passed over. Were it tried, its refusal would leave nothing to suggest."""
     tight = options("--gpus", "8", "--gpu_memory_gb", "20")
