@@ -14,6 +14,7 @@ caller's namespace; the result is one frozen instance, and `origin` says where e
 import ast
 import dataclasses
 import difflib
+import enum
 import inspect
 import json
 import os
@@ -63,9 +64,11 @@ def load_config(cls, argv=None):
             if bare and want is str:
                 raise ConfigError(f"command line: {flag} wants a value")
             text = "True" if bare else argv.pop(0)
+        text = text.capitalize() if text in ("true", "false") and want is bool else text
         value = text if want is str else literal(text)  # --name 1e-4 stays what was typed
         if want is tuple and type(value) not in (tuple, list):
-            value = text  # --stop 42 is the text "42"
+            # --stop 42 is the text "42"; a shell hands --stop '\n' over as a backslash and an n
+            value = text.replace("\\n", "\n").replace("\\t", "\t") if not text.replace("\\n", "").replace("\\t", "") else text
         values[name], origin[name] = check(cls, name, value, where="command line"), "command line"
 
     return cls(**values), origin
@@ -84,30 +87,42 @@ def read_recipe(path, script):
         sys.path.insert(0, here)
     try:
         recipe = runpy.run_path(path)
+        refuse_lines_that_set_nothing(path)
+    except ConfigError:
+        raise
     except SyntaxError as error:
-        raise ConfigError(f"{path}, line {error.lineno}: not Python: {error.msg}") from error
+        where = f"{path}, line {error.lineno}" if error.lineno else path
+        raise ConfigError(f"{where}: not Python: {error.msg}") from error
+    except SystemExit as error:
+        raise ConfigError(f"{path} ends the process itself (exit); a recipe only sets names") from error
     except Exception as error:  # a recipe is the user's Python: whatever it raises is told in one line
-        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     wants = recipe.get("_script") or inherited_script(path) or script
     if wants != script:
         raise ConfigError(f"{path} is a recipe for {wants}, not {script}: run `torchrun ... {wants} {path}`")
-    refuse_lines_that_set_nothing(path)
-    return {k: v for k, v in recipe.items() if not k.startswith("_")}
+    names = {k: v for k, v in recipe.items() if not k.startswith("_")}
+    if not names:  # an empty file, or one with all of it below `if __name__ == "__main__":`
+        raise ConfigError(f"{path} sets nothing: write `name = value` lines, or leave the recipe out")
+    return names
 
 
 def refuse_lines_that_set_nothing(path):
-    """`lr: 3e-6` and `lr == 3e-6` are Python, but leave lr as it was."""
-    with open(path, encoding="utf-8") as f:
+    """`lr: 3e-6`, `lr == 3e-6` and `{"lr": 3e-6}` are Python, but leave lr as it was. A call, a text or a := may stand alone."""
+    with open(path, "rb") as f:  # as bytes: then Python looks for the encoding itself, a BOM or a coding line
         lines = ast.parse(f.read()).body
     for line in lines:
-        if isinstance(line, ast.AnnAssign) and line.value is None or isinstance(line, ast.Expr) and \
-                isinstance(line.value, (ast.Compare, ast.Name, ast.Tuple)):
-            raise ConfigError(f"{path}, line {line.lineno}: `{ast.unparse(line)}` sets nothing: write `name = value`")
+        alone = line.value if isinstance(line, ast.Expr) else None
+        text = isinstance(alone, ast.Constant) and isinstance(alone.value, (str, type(...)))
+        if isinstance(line, ast.AnnAssign) and line.value is None or \
+                alone is not None and not text and not isinstance(alone, (ast.Call, ast.NamedExpr)):
+            shown = " ".join(ast.unparse(line).split())
+            shown = shown if len(shown) <= 80 else shown[:77] + "..."
+            raise ConfigError(f"{path}, line {line.lineno}: `{shown}` sets nothing: write `name = value`")
 
 
 def inherited_script(path):
     """`from recipes.stage1 import *` does not bring names with an underscore: ask that module for its _script."""
-    with open(path, encoding="utf-8") as f:
+    with open(path, "rb") as f:
         imports = [node for node in ast.parse(f.read()).body if isinstance(node, ast.ImportFrom)]
     found = [getattr(sys.modules.get(node.module), "_script", None) for node in imports if node.names[0].name == "*"]
     return next((script for script in found if script), None)
@@ -124,7 +139,7 @@ def check(cls, name, value, where):
     if what := not_plain(value):
         raise ConfigError(f"{where}: {name} is set to {what}: settings are plain values, so give the name of "
                           f"one that exists, as in {name} = 'name'")
-    want = hints[name]
+    value, want = plain(value), hints[name]
     if typing.get_origin(want) is typing.Literal:
         if any(value == choice and type(value) is type(choice) for choice in typing.get_args(want)):
             return value
@@ -132,7 +147,7 @@ def check(cls, name, value, where):
         raise ConfigError(f"{where}: {name} must be one of {choices}; got {value!r}")
     options = typing.get_args(want) if isinstance(want, types.UnionType) else (want,)
     if type(value) is int and float in options and int not in options:
-        value = float(value)  # --lr 1 is fine
+        value = float(value) if abs(value) < 1e300 else float("inf")  # --lr 1 is fine
     if type(value) is float and int in options and float not in options and value.is_integer():
         value = int(value)  # --num_steps 1e3 is fine
     if type(value) is list and tuple in options:
@@ -146,6 +161,21 @@ def check(cls, name, value, where):
         raise ConfigError(f"{where}: {name} wants {wanted}, got {value!r}")
     if type(value) is float and not abs(value) < float("inf"):
         raise ConfigError(f"{where}: {name} must be a finite number, got {value!r}")
+    return value
+
+
+def plain(value):
+    """The plain value that a recipe's value stands for: numpy's and torch's scalars, paths, enums of text or numbers, dicts."""
+    if isinstance(value, dict):
+        return {plain(key): plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(plain, value)) if type(value) in (list, tuple) else tuple(map(plain, value))
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # np.float64(1e-6), np.array(1e-6), torch.tensor(1e-6)
+        return value.item()
     return value
 
 

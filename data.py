@@ -33,6 +33,7 @@ import math
 import os
 import re
 import socket
+import sys
 import urllib.parse
 from pathlib import Path
 
@@ -83,10 +84,11 @@ def gsm8k_gold(row):
 def answer_or_box(row):
     """An answer column if there is one, else what the solution says: its last closed \\boxed{} (MATH, Minerva), or all of it."""
     nested = row.get("reward_model")  # verl's place for it
-    golds = [row.get("gt_answer"), row.get("answer"), row.get("ground_truth"),  # SimpleRL has the first two; the first is clean
-             nested.get("ground_truth") if isinstance(nested, dict) else None]
+    golds = [row.get("gt_answer"),  # SimpleRL has it beside `answer`, and it is the clean one
+             nested.get("ground_truth") if isinstance(nested, dict) else None, row.get("ground_truth"),
+             row.get("answer")]  # last: beside the others it may be the worked solution, as in verl's extra_info
     for gold in golds:
-        if filled(gold):
+        if filled(gold) and gold not in ("notfound", "proof"):  # NuminaMath 1.5 says so where there is none
             return gold
     gold = gold_of_solution(row["solution"]) if isinstance(row.get("solution"), str) else None
     if gold is None:
@@ -246,6 +248,9 @@ def clean_row(kind, source, raw):
         raise raw
     if not isinstance(raw, dict):
         raise BadRow("not an object")
+    if len(raw) == 1 and isinstance(inside := next(iter(raw.values())), list) and inside and isinstance(inside[0], dict) \
+            and "prompt" not in raw:
+        raise BadRow(f"all rows in one object under {next(iter(raw))!r}: save that list alone")
     nested = raw.get("extra_info")  # where verl's files, SimpleRL-Zoo's among them, keep question and answer
     whole = {**(nested if isinstance(nested, dict) else {}), **raw}
     row = {key: value for key, value in whole.items() if key not in DROP}
@@ -432,8 +437,9 @@ def files_of_split(kind, source, split, folder):
              or [f for f in files if not says[f]])
     names = {re.sub(r"-\d+-of-\d+.*", "", str(f.parent / stem[f])) + f.name[len(stem[f]):] for f in files}
     if len(names) != 1:
+        join = ", or name the parts of one as NAME-00000-of-00002.jsonl" if len(files) > 1 else ""
         found = f"several files that fit: {', '.join(f.name for f in files[:6])}" if files else "no data file that fits"
-        raise DataError(f"data {kind!r}, split {split!r}: {str(folder)!r} has {found}; give the path of one file")
+        raise DataError(f"data {kind!r}, split {split!r}: {str(folder)!r} has {found}; give the path of one file{join}")
     shards = re.search(r"-\d+-of-(\d+)", stem[files[0]])
     if shards and len(files) != int(shards[1]):
         raise DataError(f"data {kind!r}, split {split!r}: {str(folder)!r} has {len(files)} files of {int(shards[1])} "
@@ -448,6 +454,7 @@ FOREIGN = {
     b"version https://git-lfs": "a Git LFS pointer, not the data: run `git lfs pull`",
     b"PK\x03\x04": "a ZIP archive or an Excel table: unpack it, or save it as CSV",
     b"(\xb5/\xfd": "compressed with Zstandard: unzstd it",
+    b"\xff\xfe\0\0": "UTF-32: save it as UTF-8 (iconv -f UTF-32 -t UTF-8)",
     b"\xff\xfe": "UTF-16: save it as UTF-8 (iconv -f UTF-16 -t UTF-8)",
     b"\xfe\xff": "UTF-16: save it as UTF-8 (iconv -f UTF-16 -t UTF-8)", b"<": "a page of HTML or XML, perhaps an error page",
     b"%PDF": "a PDF", b"SQLite format": "an SQLite database", b"\x93NUMPY": "a NumPy array", b"\x80": "a Python pickle",
@@ -554,13 +561,26 @@ def read_csv(text, suffix):
 def read_parquet(file):
     import pyarrow.parquet
 
-    return pyarrow.parquet.read_table(file).to_pylist()
+    return rows_of(pyarrow.parquet.read_table(file))
+
+
+def rows_of(table):
+    """The rows of an Arrow table as dicts; 0.1 of a float32 column stays 0.1 and does not become 0.10000000149011612."""
+    import pyarrow
+
+    rows = table.to_pylist()
+    for name, kind in zip(table.schema.names, table.schema.types, strict=True):
+        if pyarrow.types.is_float32(kind) or pyarrow.types.is_float16(kind):
+            short = np.float32 if pyarrow.types.is_float32(kind) else np.float16
+            for row in rows:
+                row[name] = None if row[name] is None else float(str(short(row[name])))
+    return rows
 
 
 def read_arrow(file):  # what Dataset.save_to_disk writes
     import datasets
 
-    return datasets.Dataset.from_file(str(file)).to_list()
+    return rows_of(datasets.Dataset.from_file(str(file)).data.table)
 
 
 # ---------------------------------------------------------------- prompts
@@ -825,6 +845,8 @@ def main():
     args = parser.parse_args()
     if args.seed is not None and args.seed < 0:
         parser.error(f"--seed {args.seed} must not be negative")
+    if args.count < 1:
+        parser.error(f"--count {args.count} must be at least 1")
     paths = dict(named_path(path, args.names) for path in args.path)
     name = args.names[0]
     if args.leak:
@@ -839,8 +861,13 @@ def main():
     else:
         rows = load_rows(name, args.split, paths.get(name), limit=args.count)
     for row in rows:
-        print(build_prompt(args.template, row) if args.template else json.dumps(row, ensure_ascii=False))
+        print(build_prompt(args.template, row) if args.template else json.dumps(row, ensure_ascii=False, default=str))
 
 
 if __name__ == "__main__":
-    main()
+    sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

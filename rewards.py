@@ -10,6 +10,7 @@ The texts are hostile: no eval, no regex that can backtrack, time linear in the 
 processes (grade.py). A truncated completion is never correct and has the failure value of its format.
 """
 import argparse
+import copy
 import difflib
 import json
 import math
@@ -639,6 +640,7 @@ def check_answer(reward, answer):
         demand(isinstance(answer, dict) and {"solution_text_format", "names", "solution"} <= set(answer),
                "answer needs solution_text_format, names and solution")
         names, solution = answer["names"], answer["solution"]
+        demand(isinstance(names, (list, tuple)) and isinstance(solution, (list, tuple)), "names and solution are lists")
         demand(len(names) == len(solution) > 0 and all(isinstance(n, str) and n for n in names),
                "as many names as roles")
         lines = [f"({i + 1}) {name} is a {'knight' if is_knight else 'knave'}"
@@ -658,7 +660,8 @@ def run(reward, equal, response, answer, truncated=False, num_tokens=None, max_t
     a bug may end a run of days; Scorer counts and tells them.
     """
     try:
-        sample = Sample(strip_eos(response), answer, bool(truncated), num_tokens, max_tokens, notes=notes)
+        # a copy: a reward that takes something out of the answer must not change what the next response is graded against
+        sample = Sample(strip_eos(response), copy.deepcopy(answer), bool(truncated), num_tokens, max_tokens, notes=notes)
         sample.flags |= {"truncated"} if truncated else set()
         return checked(REWARDS[reward](sample, equal))
     except (Exception, SystemExit) as e:  # SystemExit: ConfigError and DataError are such
@@ -840,7 +843,7 @@ def explain(reward, response, answer, **kwargs):
     check(reward)
     notes = []
     result = run(reward, ask_now, response, answer, notes=notes, **kwargs)
-    lines = [f"{reward}: {' '.join(REWARDS[reward].__doc__.split()).partition('. ')[0]}",
+    lines = [f"{reward}: {' '.join((REWARDS[reward].__doc__ or 'no docstring').split()).partition('. ')[0]}",
              f"response {len(response):,} characters: {shown(response)}", f"answer   {shown(answer)}", ""]
     width = max([len(rule) for rule, _ in notes], default=0)
     lines += [f"  {rule:<{width}}  {shown(finding)}" for rule, finding in notes] + [""]

@@ -148,7 +148,7 @@ def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, deadl
 
     options = dict(temperature=temperature, max_tokens=max_tokens, logprobs=0, flat_logprobs=True,
                    stop_token_ids=list(stop_ids), stop=list(stop_strings) or None, include_stop_str_in_output=True,
-                   detokenize=bool(stop_strings), output_kind=RequestOutputKind.FINAL_ONLY)
+                   detokenize=bool(stop_strings), skip_special_tokens=not stop_strings, output_kind=RequestOutputKind.FINAL_ONLY)
     if repetition_stop:
         from vllm.sampling_params import RepetitionDetectionParams
 

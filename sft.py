@@ -27,7 +27,7 @@ import policy as model
 import rundir
 from config import ConfigError, load_config
 from eval import resolve_model
-from templates import check_chat, render_chat
+from templates import check_chat, not_written, render_chat
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ def load_examples(path, tokenizer, max_len, chat=None):
     stops with ConfigError.
     """
     if not os.path.isfile(path):
-        raise ConfigError(f"data file {path!r} is not there: give a JSONL file with one prompt and response a line")
+        what = "a directory" if os.path.isdir(path) else "not there"
+        raise ConfigError(f"data file {path!r} is {what}: give a JSONL file with one prompt and response a line")
     lines = prompts.read_file(Path(path))
     if not lines:
         raise ConfigError(f"data file {path!r} is empty: give a JSONL file with one prompt and response a line")
@@ -106,7 +107,8 @@ def has_messages(path):
 
 
 REASONING = ("reasoning_content", "reasoning", "thinking")  # names under which chat templates look for it
-NOT_TRAINED = ("system", "history", "context", "tools", "functions", "images", *REASONING)  # beside prompt and response
+NOT_TRAINED = ("system", "system_prompt", "instruction", "input", "history", "context", "tools", "functions", "images", "cot",
+               "rationale", "thought", *REASONING)  # beside prompt and response
 MARK = "[END-OF-CONTENT]"  # which no template writes by itself
 
 
@@ -116,17 +118,20 @@ def to_prompt(row, tokenizer, chat=None):
         raise ValueError(str(row))
     if not isinstance(row, dict):
         raise ValueError("not an object")
-    if lost := [key for key in NOT_TRAINED if row.get(key)]:
-        raise ValueError(f"holds {', '.join(lost)}, which would be lost: put it into the prompt, the response or the messages")
     pair = [row.get("prompt"), row.get("response")]
+    if row.get("messages") is None and None in pair:
+        raise ValueError(f"wanted are prompt and response, or messages; the line has {', '.join(row)}")
+    turns = row["messages"] if isinstance(row.get("messages"), list) else []
+    said = [*pair, *(turn.get("content") for turn in turns if isinstance(turn, dict))]
+    if lost := [key for key in NOT_TRAINED if row.get(key) and not any(isinstance(row[key], str) and isinstance(text, str)
+                                                                       and row[key] in text for text in said)]:
+        raise ValueError(f"holds {', '.join(lost)}, which would be lost: put it into the prompt, the response or the messages")
     if row.get("messages") is not None:
-        if pair != [None, None]:
+        if any(text is not None and text not in said[2:] for text in pair):  # hub sets repeat the first message as `prompt`
             raise ValueError("holds both messages and a prompt or response")
         prompt, response = from_messages(row["messages"], tokenizer, chat)
         return tokenizer(prompt, add_special_tokens=False)["input_ids"], response
-    if None in pair:
-        raise ValueError(f"wanted are prompt and response, or messages; the line has {', '.join(row)}")
-    if not all(isinstance(text, str) for text in pair) or not row["response"]:
+    if not all(isinstance(text, str) for text in pair) or not row["response"].strip():
         raise ValueError("prompt and response must be text, and the response not empty")
     if (tag := opened_by(row["prompt"])) and row["response"].lstrip().startswith(tag):
         raise ValueError(f"{tag} stands at the end of the prompt and again at the start of the response")
@@ -144,13 +149,18 @@ def from_messages(messages, tokenizer, chat=None):
     for message in messages:
         if not isinstance(message.get("content"), str):
             raise ValueError(f"the content of a message must be text, not {type(message.get('content')).__name__}")
-        if lost := [key for key in message if key not in ("role", "content", *REASONING) and message[key]]:
+        known = ("role", "content", *REASONING, *["weight"] * (message is messages[-1]))
+        if lost := [key for key in message if key not in known and message[key]]:
             raise ValueError(f"a message holds {', '.join(lost)}, which would be lost")
+    if messages[-1].get("weight") not in (None, 1):
+        raise ValueError(f"the last message has weight {messages[-1]['weight']}, and only that message is trained, as a whole")
     *before, last = messages
     content, reasoning = last["content"], [last[key] for key in REASONING if last.get(key)]
     if last.get("role") != "assistant" or not content.strip() or not all(isinstance(text, str) for text in reasoning):
         raise ValueError("the last message must be the assistant's, with a content that is not empty")
     prompt = render_chat(tokenizer, before, chat)
+    if (left_out := not_written(tokenizer, before, prompt, chat)) is not None:
+        raise ValueError(f"the chat template does not write the message of role {left_out.get('role')!r}")
     whole, marked = (render_chat(tokenizer, [*before, {**last, "content": text}], chat, add_generation_prompt=False)
                      for text in (content, content + MARK))
     head, _, tail = marked.rpartition(MARK)  # tail: how the template ends a turn

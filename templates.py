@@ -269,6 +269,9 @@ def build_prompt(template, row, tokenizer=None, chat=None):
         text = render_chat(tokenizer, messages, chat)
     except Exception as error:  # whatever the model's Jinja raises, e.g. "System role not supported"
         raise ConfigError(f"the tokenizer's chat template refuses prompt template {template!r}: {error}") from error
+    if (left_out := not_written(tokenizer, messages, text, chat)) is not None:
+        raise ConfigError(f"the tokenizer's chat template leaves out the {left_out['role']} text of prompt template {template!r}: "
+                          "use a template without one, such as chat, or another model")
     return re.sub(r"<think>\s*\Z", "", text) if template in STRIP_THINK_PREFILL else text
 
 
@@ -282,6 +285,21 @@ def render_chat(tokenizer, messages, chat=None, add_generation_prompt=True):
     day = datetime.datetime.fromisoformat(chat.get("date") or CHAT_DATE)
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt,
                                          **{**(chat.get("kwargs") or {}), "strftime_now": day.strftime})
+
+
+def not_written(tokenizer, messages, text, chat=None):
+    """
+    The first message that the chat template passes over in silence, None if there is none. It is written where `text` holds
+    it, but for white space, or changes with it. Answers of earlier turns may lose their thinking, so they are not looked at.
+    """
+    written = "".join(text.split())
+    for i, message in enumerate(messages):
+        content = message["content"]
+        if message.get("role") != "assistant" and "".join(content.split()) not in written:
+            changed = [*messages[:i], {**message, "content": f"{content}x"}, *messages[i + 1:]]
+            if render_chat(tokenizer, changed, chat) == text:
+                return message
+    return None
 
 
 def check_chat(cfg, tokenizer=None, rendered=True):

@@ -42,6 +42,7 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_default(t
 @pytest.mark.parametrize("argv, value", [
     (["--lr", "1"], {"lr": 1.0}), (["--group_size", "1e1"], {"group_size": 10}), (["--adv-std=False"], {"adv_std": False}),
     (["--adv_std"], {"adv_std": True}), (["--name", "7"], {"name": "7"}), (["--stop", "['</answer>']"], {"stop": ("</answer>",)}),
+    (["--stop", r"\n\n"], {"stop": ("\n\n",)}), (["--stop", r"\nabla"], {"stop": (r"\nabla",)}), (["--adv_std", "false"], {"adv_std": False}),
     (["--stop", "</answer>"], {"stop": ("</answer>",)}), (["--stop", "42"], {"stop": ("42",)}), (["--stop="], {"stop": ()}),
     (["--data", "{'a': 0.5, 'b': 0.5}"], {"data": {"a": 0.5, "b": 0.5}}), (["--lr=-1e-3"], {"lr": -1e-3}),
 ])
@@ -84,6 +85,11 @@ def test_a_bad_flag_is_one_line_that_names_it(argv, message):
     ("def helper(x): return x\n", "no setting 'helper' (--help lists them); a helper's name begins with an underscore: _helper"),
     ("class Helper: pass\n", "_Helper"), ("from math import sqrt\nlr = sqrt(4)\n", "_sqrt"), ("half = 0.5\n", "'half'"),
     ("lr: 3e-6\n", "line 1: `lr: 3e-06` sets nothing: write `name = value`"), ("lr = 1e-6\nlr == 3e-6\n", "line 2: `lr == 3e-06`"),
+    ('{"lr": 3e-6,\n "group_size": 4}\n', "line 1: `{'lr': 3e-06, 'group_size': 4}` sets nothing"), ("3e-6\n", "sets nothing"),
+    ("", "sets nothing"), ("# lr = 3e-6\n", "sets nothing"), ("if __name__ == '__main__':\n    lr = 3e-6\n", "sets nothing"),
+    ("lr = 3e-6\nimport sys\nsys.exit()\n", "ends the process itself"), ("raise ValueError('a\\nb')\n", "ValueError: a b"),
+    ("lr = 10**400\n", "finite"), ("import numpy as _np\nlr = _np.array([1e-6])\n", "lr wants float, got array([1.e-06])"),
+    ("stop = {'</answer>'}\n", "stop wants tuple"), ("import numpy as _np\nlr = _np.float64('nan')\n", "finite"),
 ])
 def test_a_bad_recipe_is_one_line_that_names_the_file(tmp_path, text, message):
     with pytest.raises(ConfigError) as error:
@@ -97,6 +103,26 @@ def test_a_recipe_may_compute_and_inherit_and_hide_names(tmp_path, monkeypatch):
     cfg, _ = load(recipe(tmp_path, "from stage_one import *\nimport math\n_half = 0.5\nlr = lr * _half\n"
                              "def _f(): pass\nadv_std: bool = False\n"))
     assert (cfg.lr, cfg.group_size, cfg.adv_std) == (5e-7, 16, False)
+
+
+@pytest.mark.parametrize("line, value", [
+    ("lr = np.float64(2e-6)", 2e-6), ("lr = np.logspace(-6, -5, 3)[0]", 1e-6), ("lr = np.array(0.25)", 0.25), ("lr = np.int64(1)", 1.0),
+    ("group_size = np.int32(4)", 4), ("group_size = np.float32(4)", 4), ("adv_std = np.bool_(False)", False),
+    ("name = np.str_('a')", "a"), ("name = pathlib.Path('a') / 'b'", "a/b"), ("data = {'x': np.float32(0.5)}", {"x": 0.5}),
+    ("data = {'x': pathlib.Path('y')}", {"x": "y"}), ("data = collections.OrderedDict(x=1)", {"x": 1}),
+    ("stop = [np.str_('a')]", ("a",)), ("kl_in = enum.Enum('E', {'A': 'loss_k3'}).A", "loss_k3"),
+])
+def test_a_plain_value_in_another_dress_is_that_value(line, value, tmp_path):
+    cfg, _ = load(recipe(tmp_path, f"import numpy as np, pathlib, collections, enum\n{line}\n"))
+    found = getattr(cfg, line.split()[0])
+    assert found == value and type(found) is type(value)
+    assert not isinstance(value, dict) or [type(one) for one in found.values()] == [type(one) for one in value.values()]
+
+
+@pytest.mark.parametrize("raw", [b"\xef\xbb\xbflr = 3e-6\r\n", "# coding: latin-1\n# gr\xf6\xdfe\nlr = 3e-6\n".encode("latin-1")])
+def test_a_recipe_is_read_in_the_encoding_that_python_reads_it_in(raw, tmp_path):
+    (tmp_path / "r.py").write_bytes(raw)
+    assert load(str(tmp_path / "r.py"))[0].lr == 3e-6
 
 
 def test_a_dict_may_be_written_as_python_or_as_json():

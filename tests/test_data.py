@@ -340,6 +340,17 @@ class ChatSettings:
 THINKS = HEAD + "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
 
 
+def test_a_chat_template_that_leaves_out_the_system_text_is_refused():
+    row = {"question": "1+1?"}
+    for template in ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", "{{ messages[-1].content }}"):
+        tokenizer = byte_tokenizer(adds=(), chat_template=template)
+        assert templates.build_prompt("chat", row, tokenizer) == "1+1?"
+        with pytest.raises(ConfigError, match="leaves out the system text of prompt template 'open_r1_demo'"):
+            templates.build_prompt("open_r1_demo", row, tokenizer)
+    shouts = byte_tokenizer(adds=(), chat_template="{% for m in messages %}{{ m.content|upper }}{% endfor %}")
+    assert templates.build_prompt("open_r1_demo", row, shouts).endswith("1+1?")  # written, if in another way
+
+
 def test_arguments_reach_the_chat_template_and_change_the_fingerprint(tmp_path):
     tokenizer = byte_tokenizer(chat_template=THINKS)
     path = str(write_jsonl(tmp_path / "r.jsonl", [{"question": "1+1?", "answer": "2"}]))
@@ -475,6 +486,18 @@ def test_jsonl_json_parquet_and_directories_give_the_same_rows(tmp_path):
     for path in ("a.json", "a.parquet", "hub"):
         assert data.load_rows("math_12k", "train", tmp_path / path) == wanted
     assert len(data.load_rows("math_12k", "test", tmp_path / "hub")) == 1
+
+
+def test_a_number_of_a_float32_column_is_the_one_that_was_written(tmp_path):
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    table = pa.table({"question": ["a", "b"], "answer": pa.array([0.1, 2.7], pa.float32())})
+    pyarrow.parquet.write_table(table, tmp_path / "r.parquet")
+    datasets.Dataset(table).save_to_disk(tmp_path / "saved")
+    for path in (tmp_path / "r.parquet", tmp_path / "saved"):
+        assert [row["answer"] for row in data.load_rows("custom", "train", path)] == ["0.1", "2.7"]
 
 
 def test_a_directory_written_by_save_to_disk_can_be_read(tmp_path):
@@ -660,6 +683,8 @@ def test_the_gold_is_the_answer_and_open_r1_takes_only_a_solution_that_holds_one
 
 
 def test_a_solution_without_an_answer_is_a_bad_row(tmp_path):
+    with pytest.raises(ConfigError, match="no answer, and no closed"):
+        data.load_rows("custom", "train", write_jsonl(tmp_path / "c.jsonl", [{"question": "x", "answer": "proof", "solution": "It is clear."}]))
     for solution in ("Two and three make five.", r"They make \boxed{5", "a $5$ b $6$"):
         with pytest.raises(ConfigError, match="no answer, and no closed"):
             data.load_rows("custom", "train", write_jsonl(tmp_path / "c.jsonl", [{"question": "x", "solution": solution}]))
@@ -671,6 +696,9 @@ def test_a_solution_without_an_answer_is_a_bad_row(tmp_path):
     {"prompt": [{"role": "user", "content": "1+1?"}], "solution": r"It is \boxed{2}."},
     {"prompt": "another", "question": "1+1?", "answer": "2"}, {"question": None, "problem": "1+1?", "answer": "2"},
     {"prompt": "another", "extra_info": {"question": "1+1?", "answer": "2"}},
+    {"reward_model": {"ground_truth": "2"}, "extra_info": {"question": "1+1?", "answer": "One and one make two.", "split": "train"}},
+    {"question": "1+1?", "answer": "One and one make two.", "ground_truth": "2"},
+    {"problem": "1+1?", "answer": "notfound", "solution": r"It is \boxed{2}."},
 ])
 def test_the_columns_of_verl_trl_and_others_are_read(row, tmp_path):
     [read] = data.load_rows("custom", "train", write_jsonl(tmp_path / "c.jsonl", [row]))
@@ -723,6 +751,8 @@ def test_the_files_that_people_have_are_read(name, raw, tmp_path):
     ("a.jsonl", LINES.decode().encode("utf-16"), "UTF-16: save it as UTF-8"), ("a.csv", table(",").decode().encode("utf-16-le"), "UTF-16"),
     ("a.csv", table(",") + b'"caf\xe9",1\n', "line 5 is not UTF-8"), ("a.json", b'[{"question": "\xe9"}]', "line 1 is not UTF-8"),
     ("a.jsonl", b'{"question": "\xe9", "answer": "1"}', "1 not UTF-8"), ("a.json", b'{"data": [\n{"a": 1}]}', "one object with 'data'"),
+    ("a.json", b'{"data": [{"a": 1}]}', "all rows in one object under 'data': save that list alone"),
+    ("a.jsonl", LINES.decode().encode("utf-32"), "UTF-32"),
     ("a.json", b'[{"question": "x"', "Expecting"), ("a.parquet", LINES, "no Parquet file"), ("a.arrow", LINES, "cannot read"),
     ("a.zip", b"PK\x03\x04xx", "ZIP archive or an Excel table"), ("a.jsonl.zst", b"(\xb5/\xfdxx", "Zstandard"),
     ("a.jsonl", b"<!DOCTYPE html>", "HTML"), ("a.pkl", b"\x80\x04x", "pickle"), ("a.jsonl", b"\0\5\x16\7", "not text"),
@@ -978,6 +1008,19 @@ def test_leak_check_takes_prompts_and_names_and_compares_countdown_as_problems(t
         ("custom/0", "math500/1")]
     assert len(data.leak_check([{"nums": [1, 2, 3], "target": 6}], [{"nums": [3, 1, 2], "target": 6},
                                                                     {"nums": [3, 1, 2], "target": 5}])) == 1
+
+
+def test_the_command_line_prints_any_row_and_stops_when_nobody_reads_on(tmp_path):
+    import datetime
+
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    rows = [{"question": f"q{i}", "answer": "5", "day": datetime.date(2024, 7, 26), "image": b"\xff"} for i in range(4000)]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "r.parquet")
+    command = f"{sys.executable} {data.__file__} custom --path {tmp_path}/r.parquet --count 4000 | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert json.loads(done.stdout)["day"] == "2024-07-26" and done.stderr == ""
 
 
 def test_the_command_line_prints_rows_prompts_and_leaks(tmp_path):

@@ -578,6 +578,24 @@ def test_an_own_reward_may_return_numpy_numbers_and_a_score_without_parts(monkey
     assert rewards.add_parts(score("own", "x", "5"), {"tag_count": 1.0}, "x", 1, 2).total == 2.0
 
 
+def test_a_reward_that_changes_the_answer_changes_only_its_own_copy(monkeypatch):
+    monkeypatch.setitem(rewards.REWARDS, "mine", lambda sample, equal: sample.finish({"mine": float(sample.answer["numbers"].pop())}))
+    answer = {"target": 3, "numbers": [1, 2]}
+    assert [rewards.score("mine", "x", answer).total for _ in range(3)] == [2.0, 2.0, 2.0]
+    assert answer == {"target": 3, "numbers": [1, 2]}
+
+
+def test_a_reward_without_a_docstring_is_explained_too(monkeypatch):
+    monkeypatch.setitem(rewards.REWARDS, "mine", lambda sample, equal: sample.finish({"mine": 1.0}))
+    assert "mine: no docstring" in rewards.explain("mine", "x", "5")
+
+
+@pytest.mark.parametrize("names, solution", [(3, [True]), (None, None), ("Ann", "k"), (["Ann"], True)])
+def test_names_and_roles_that_are_no_lists_are_a_value_error(names, solution):
+    with pytest.raises(ValueError, match="names and solution are lists"):
+        rewards.check_answer("logic_rl_kk", {"names": names, "solution": solution, "solution_text_format": "x"})
+
+
 def test_a_published_reward_that_a_fork_replaced_and_that_raises_is_worth_0(monkeypatch):
     monkeypatch.setitem(rewards.REWARDS, "math", lambda sample, equal: sample.no_such_thing)
     assert (score("math", "x", "5").total, score("math", "x", "5").flags) == (0.0, {"error"})

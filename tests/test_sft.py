@@ -54,6 +54,8 @@ def test_check_shows_date_and_arguments_of_the_chat_template(tmp_path, capsys):
 
 USER = {"role": "user", "content": "1+1?"}
 PREFILL = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+# passes over other roles in silence, as many templates do
+ONLY_USERS = "{% for m in messages if m.role in ('user', 'assistant') %}{{ m.content }}{% endfor %}"
 # as Qwen3 does it: thinking is written out of either place for the last turn, and an empty one where there is none
 QWEN3 = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}"
          "{% set parts = m.content.split('</think>') %}"
@@ -101,12 +103,16 @@ def test_the_thinking_of_a_message_is_trained_once(template, row, prompt, respon
     (R1, turn("2", reasoning_content="because"), "does not write the reasoning"), (CHATML, turn("2", thinking="because"), "reasoning"),
     (PREFILL, turn("2"), "opens <think> for the assistant, and its message never closes it"),
     (CHATML, turn("2", tool_calls=[{"function": {"name": "f"}}]), "holds tool_calls, which would be lost"),
-    (CHATML, {**turn("2"), "tools": [{}]}, "holds tools, which would be lost"), (CHATML, turn("2", weight=1), "holds weight"),
+    (CHATML, {**turn("2"), "tools": [{}]}, "holds tools, which would be lost"), (CHATML, turn("2", weight=0), "has weight 0"),
     (CHATML, turn(None), "must be text, not NoneType"), (CHATML, turn(["yes", "no"]), "must be text, not list"),
     (CHATML, turn([{"type": "text", "text": "2"}]), "must be text, not list"), (CHATML, turn(2), "must be text, not int"),
     (CHATML, turn(" "), "not empty"), (CHATML, {"messages": [USER, USER]}, "must be the assistant's"),
     (CHATML, {"messages": [turn("2")["messages"][1]]}, "at least two"), (CHATML, {"messages": "hello"}, "at least two"),
     (CHATML, {**turn("2"), "prompt": "1+1?", "response": "3"}, "both messages and a prompt"),
+    (ONLY_USERS, {"messages": [{"role": "human", "content": "1+1?"}, turn("2")["messages"][1]]}, "does not write .* role 'human'"),
+    (ONLY_USERS, {"messages": [{"role": "developer", "content": "be brief"}, *turn("2")["messages"]]}, "role 'developer'"),
+    (None, {"prompt": "1+1?", "response": "2", "system_prompt": "be brief"}, "holds system_prompt"),
+    (None, {"prompt": "1+1?", "response": "2", "cot": "one and one"}, "holds cot"), (None, {"prompt": "a", "response": " \n"}, "not empty"),
     (None, {"prompt": "1+1?", "response": "2", "system": "be brief"}, "holds system, which would be lost"),
     (None, {"prompt": "1+1?", "response": "2", "reasoning": "a"}, "holds reasoning"),
     (None, {"prompt": "1+1? <think>\n", "response": "<think>a</think>2"}, "<think> stands at the end of the prompt and again"),
@@ -152,9 +158,16 @@ def test_sft_reads_the_same_files_as_the_other_scripts(tmp_path):
         [(prompt, response)] = sft.load_examples(str(tmp_path / name), tokenizer, 200)
         assert tokenizer.decode(prompt) == "a" and response == tokenizer("b")["input_ids"] + [tokenizer.eos_token_id]
     (tmp_path / "empty.jsonl").write_bytes(b"\n")
-    for name, message in {"empty.jsonl": "is empty", "none.jsonl": "is not there"}.items():
+    for name, message in {"empty.jsonl": "is empty", "none.jsonl": "is not there", ".": "is a directory"}.items():
         with pytest.raises(ConfigError, match=message):
             sft.load_examples(str(tmp_path / name), tokenizer, 200)
+
+
+@pytest.mark.parametrize("row", [
+    {**turn("2"), "prompt": "1+1?", "prompt_id": "a"}, turn("2", weight=1), {**turn("2"), "instruction": "1+1?", "system": ""},
+])
+def test_what_a_line_says_twice_is_not_lost(row):
+    assert trained(row, CHATML) == trained(turn("2"), CHATML)
 
 
 def test_a_response_that_ends_in_eos_does_not_get_another(tmp_path):
