@@ -88,7 +88,7 @@ def answer_or_box(row):
              nested.get("ground_truth") if isinstance(nested, dict) else None, row.get("ground_truth"),
              row.get("answer")]  # last: beside the others it may be the worked solution, as in verl's extra_info
     for gold in golds:
-        if filled(gold) and gold not in ("notfound", "proof"):  # NuminaMath 1.5 says so where there is none
+        if filled(gold) and gold not in ("notfound", "proof", "nan"):  # NuminaMath 1.5 and pandas' astype(str) say so where there is none
             return gold
     gold = gold_of_solution(row["solution"]) if isinstance(row.get("solution"), str) else None
     if gold is None:

@@ -269,6 +269,20 @@ def sampled(engine, prompts=4):
                                  max_tokens=4, stop_ids=[1], deadline_s=1e9, version=0, vocab_size=9))
 
 
+@pytest.mark.parametrize("strings, skipped", [((), True), (("<|im_end|>",), False)])
+def test_a_stop_string_that_is_a_special_token_is_not_taken_out_of_the_text_that_is_searched(strings, skipped, without_vllm):
+    asked = []
+
+    def enqueue(prompts, options, **_):
+        asked.extend(options)
+        raise common.Broken("enough")
+
+    with pytest.raises(common.Broken):
+        list(rollout.generate(types.SimpleNamespace(enqueue=enqueue), [(0, [5])], [[0]], temperature=1.0, max_tokens=4, stop_ids=[1],
+                              deadline_s=9, version=0, vocab_size=9, stop_strings=strings))
+    assert [(one["skip_special_tokens"], one["detokenize"]) for one in asked] == [(skipped, not skipped)]
+
+
 def ended(main, capsys):
     with pytest.raises(SystemExit) as end:
         rundir.entry(main)
