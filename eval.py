@@ -397,9 +397,10 @@ def main():
         common.print0(f"no step 0: {error.reason}")
         path, hf_config, tokenizer, stop_ids = resolve_model(os.path.join(cfg.sweep, "model"),
                                                                 cfg.max_response_len, **how)
-    stop_ids = sorted({*stop_ids, *([cfg.stop_ids] if isinstance(cfg.stop_ids, int) else cfg.stop_ids)})
-    if not all(isinstance(i, int) and 0 <= i < hf_config.vocab_size for i in stop_ids):
-        raise ConfigError(f"stop_ids = {cfg.stop_ids} must be token ids, 0 to {hf_config.vocab_size - 1}")
+    more = [cfg.stop_ids] if isinstance(cfg.stop_ids, int) else list(cfg.stop_ids)
+    if not all(type(i) is int and 0 <= i < hf_config.vocab_size for i in more):
+        raise ConfigError(f"stop_ids = {cfg.stop_ids} must be token ids, 0 to {hf_config.vocab_size - 1}; a text is for --stop")
+    stop_ids = sorted({*stop_ids, *more})
     tasks = benchmarks.make_tasks(cfg, tokenizer, hf_config.vocab_size, stop_ids, dtype)
     common.print0(benchmarks.plan(tasks))
     prompt_len = max(len(p.ids) for task in tasks for p in task.prompts)
@@ -420,6 +421,8 @@ def main():
     folder, extra = output_of(cfg, tasks, prints)
     if not os.path.isdir(os.path.dirname(extra) or "."):
         raise ConfigError(f"output = {extra!r}: there is no directory {os.path.dirname(extra)!r}")
+    if os.path.exists(extra) and not journal.is_ours(extra):
+        raise ConfigError(f"output = {extra!r} is there and holds no completions of eval.py: it would be overwritten; give another name")
     folders = {step: os.path.join(folder, f"step_{step:06d}") if cfg.sweep else folder for step in targets}
     for step in targets:  # what lies there and does not fit is found before weights are loaded
         for task in tasks:

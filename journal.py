@@ -53,6 +53,16 @@ def write_settings(folder, name, settings, seconds=None):
           json.dumps(before | {name: {"settings": settings, "seconds": seconds}}, indent=1))
 
 
+def is_ours(file):
+    """Whether a file begins with a completion as eval.py writes it; so does an empty one."""
+    try:
+        with open(file, encoding="utf-8") as f:
+            first = f.readline()
+        return not first.strip() or set(KEYS) <= set(json.loads(first))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 def write(file, text):
     """All of it or nothing."""
     with open(file + ".tmp", "w") as f:

@@ -384,6 +384,8 @@ BAD = [
     (["--suite", "kk", "--reward", "logic_rl"], "did you mean 'logic_rl_kk'"),
     (["--suite", "kk", "--template", "logic_rl"], "no prompt template is called 'logic_rl'"),
     (["--data", "tiny_countdown", "--stop_ids", "5000"], "must be token ids, 0 to 127"),
+    (["--data", "tiny_countdown", "--stop_ids", "<eos>"], "must be token ids, 0 to 127; a text is for --stop"),
+    (["--data", "tiny_countdown", "--output", "rows.jsonl"], "holds no completions of eval.py"),
     (["--data", "tiny_countdown", "--max_response_len", "510"], "is more than the 512 positions"),
     (["--model", "out/nothing"], "model directory 'out/nothing' is not there"),
     (["--sweep", "empty"], "is no run's directory: it has no config.json"),
@@ -398,6 +400,7 @@ def test_bad_input_is_one_line_and_an_exit_code_before_weights_load(tied_model, 
     """In one process, each through the script's own entry: starting Python fifteen times would take a minute."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "none.jsonl").write_text("")
+    (tmp_path / "rows.jsonl").write_text('{"question": "1 + 1", "answer": "2"}\n')  # no results: a user's own data
     (tmp_path / "started").mkdir()
     (tmp_path / "sft").mkdir()
     (tmp_path / "sft" / "config.json").write_text('{"settings": {"model": "m", "data": "d"}}')
