@@ -29,7 +29,8 @@ class ConfigError(SystemExit):
     exit_code (docs/faults.md has the table), plain Python with 1."""
 
     def __init__(self, message, exit_code=1):
-        super().__init__(f"error: {message}")
+        # one line, whatever a library's message or the repr of an array holds
+        super().__init__("error: " + " ".join(line.strip() for line in str(message).splitlines()))
         self.exit_code = exit_code
 
 
@@ -96,7 +97,7 @@ def read_recipe(path, script):
     except SystemExit as error:
         raise ConfigError(f"{path} ends the process itself (exit); a recipe only sets names") from error
     except Exception as error:  # a recipe is the user's Python: whatever it raises is told in one line
-        raise ConfigError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
     wants = recipe.get("_script") or inherited_script(path) or script
     if wants != script:
         raise ConfigError(f"{path} is a recipe for {wants}, not {script}: run `torchrun ... {wants} {path}`")

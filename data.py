@@ -87,9 +87,9 @@ def answer_or_box(row):
     golds = [row.get("gt_answer"),  # SimpleRL has it beside `answer`, and it is the clean one
              nested.get("ground_truth") if isinstance(nested, dict) else None, row.get("ground_truth"),
              row.get("answer")]  # last: beside the others it may be the worked solution, as in verl's extra_info
-    for gold in golds:
-        if filled(gold) and gold not in ("notfound", "proof", "nan"):  # NuminaMath 1.5 and pandas' astype(str) say so where there is none
-            return gold
+    golds = [gold for gold in golds if filled(gold) and gold not in ("notfound", "proof", "nan")]  # NuminaMath 1.5's and pandas' nothing
+    if golds:  # a flag or a struct under one of these names does not hide the answer under another
+        return next((gold for gold in golds if gold != [] and not isinstance(gold, (bool, dict))), golds[0])
     gold = gold_of_solution(row["solution"]) if isinstance(row.get("solution"), str) else None
     if gold is None:
         raise BadRow("no answer, and no closed \\boxed{} in the solution")
@@ -211,6 +211,9 @@ def read_rows(name, split, path=None, limit=None):
         raw = read_hub(kind, source, split) if path is None else read_path(kind, source, split, path)
         if not raw:
             raise DataError(f"data {name!r}, split {split!r}: no rows in {path or source.hub}")
+        [name_of_all, inside] = next(iter(raw[0].items()), ("", None)) if len(raw) == 1 and isinstance(raw[0], dict) else ("", None)
+        if isinstance(inside, list) and len(raw[0]) == 1 and inside and isinstance(inside[0], dict) and "role" not in inside[0]:
+            raise DataError(f"data {name!r}: {path or source.hub} has all rows in one object under {name_of_all!r}: save that list alone")
         rows, bad = [], []
         for index, row in enumerate(raw):
             try:
@@ -248,9 +251,6 @@ def clean_row(kind, source, raw):
         raise raw
     if not isinstance(raw, dict):
         raise BadRow("not an object")
-    if len(raw) == 1 and isinstance(inside := next(iter(raw.values())), list) and inside and isinstance(inside[0], dict) \
-            and "prompt" not in raw:
-        raise BadRow(f"all rows in one object under {next(iter(raw))!r}: save that list alone")
     nested = raw.get("extra_info")  # where verl's files, SimpleRL-Zoo's among them, keep question and answer
     whole = {**(nested if isinstance(nested, dict) else {}), **raw}
     row = {key: value for key, value in whole.items() if key not in DROP}
@@ -566,15 +566,20 @@ def read_parquet(file):
 
 def rows_of(table):
     """The rows of an Arrow table as dicts; 0.1 of a float32 column stays 0.1 and does not become 0.10000000149011612."""
-    import pyarrow
-
     rows = table.to_pylist()
-    for name, kind in zip(table.schema.names, table.schema.types, strict=True):
-        if pyarrow.types.is_float32(kind) or pyarrow.types.is_float16(kind):
-            short = np.float32 if pyarrow.types.is_float32(kind) else np.float16
+    for name, kind in zip(table.schema.names, map(str, table.schema.types), strict=True):
+        if "float" in kind and "double" not in kind:  # Arrow's names: halffloat, float and double, alone or inside a list or struct
             for row in rows:
-                row[name] = None if row[name] is None else float(str(short(row[name])))
+                row[name] = shortest(row[name], np.float16 if "halffloat" in kind else np.float32)
     return rows
+
+
+def shortest(value, kind):
+    if isinstance(value, dict):
+        return {key: shortest(one, kind) for key, one in value.items()}
+    if isinstance(value, list):
+        return [shortest(one, kind) for one in value]
+    return float(str(kind(value))) if isinstance(value, float) else value
 
 
 def read_arrow(file):  # what Dataset.save_to_disk writes

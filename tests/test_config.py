@@ -89,6 +89,7 @@ def test_a_bad_flag_is_one_line_that_names_it(argv, message):
     ("", "sets nothing"), ("# lr = 3e-6\n", "sets nothing"), ("if __name__ == '__main__':\n    lr = 3e-6\n", "sets nothing"),
     ("lr = 3e-6\nimport sys\nsys.exit()\n", "ends the process itself"), ("raise ValueError('a\\nb')\n", "ValueError: a b"),
     ("lr = 10**400\n", "finite"), ("import numpy as _np\nlr = _np.array([1e-6])\n", "lr wants float, got array([1.e-06])"),
+    ("import numpy as _np\nlr = _np.eye(2)\n", "lr wants float, got array([[1., 0.], [0., 1.]])"),
     ("stop = {'</answer>'}\n", "stop wants tuple"), ("import numpy as _np\nlr = _np.float64('nan')\n", "finite"),
 ])
 def test_a_bad_recipe_is_one_line_that_names_the_file(tmp_path, text, message):

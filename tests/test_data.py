@@ -495,6 +495,9 @@ def test_a_number_of_a_float32_column_is_the_one_that_was_written(tmp_path):
 
     table = pa.table({"question": ["a", "b"], "answer": pa.array([0.1, 2.7], pa.float32())})
     pyarrow.parquet.write_table(table, tmp_path / "r.parquet")
+    inside = pa.array([{"ground_truth": [0.1]}, {"ground_truth": [2.7]}], pa.struct([("ground_truth", pa.list_(pa.float32()))]))
+    pyarrow.parquet.write_table(pa.table({"question": ["a", "b"], "reward_model": inside}), tmp_path / "nested.parquet")
+    assert [row["answer"] for row in data.load_rows("custom", "train", tmp_path / "nested.parquet")] == [["0.1"], ["2.7"]]
     datasets.Dataset(table).save_to_disk(tmp_path / "saved")
     for path in (tmp_path / "r.parquet", tmp_path / "saved"):
         assert [row["answer"] for row in data.load_rows("custom", "train", path)] == ["0.1", "2.7"]
@@ -698,6 +701,7 @@ def test_a_solution_without_an_answer_is_a_bad_row(tmp_path):
     {"prompt": "another", "extra_info": {"question": "1+1?", "answer": "2"}},
     {"reward_model": {"ground_truth": "2"}, "extra_info": {"question": "1+1?", "answer": "One and one make two.", "split": "train"}},
     {"question": "1+1?", "answer": "One and one make two.", "ground_truth": "2"},
+    {"question": "1+1?", "answer": "2", "ground_truth": {"target": 2}}, {"question": "1+1?", "answer": "2", "ground_truth": True},
     {"problem": "1+1?", "answer": "notfound", "solution": r"It is \boxed{2}."},
 ])
 def test_the_columns_of_verl_trl_and_others_are_read(row, tmp_path):
