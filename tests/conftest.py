@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from importlib.util import find_spec
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the suite runs on the CPU, also on a machine with GPUs
@@ -13,6 +14,10 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the suite runs on the CPU, also on a 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+# Compiled kernels of a kind of processor of their own: a cache that another kind filled, or an interrupted run, crashes
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(
+    tempfile.gettempdir(), f"onebox-inductor-{os.getuid()}-{torch.backends.cpu.get_cpu_capability().replace(' ', '')}"))
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # How far two fp32 computations on a model of save_tiny_model may lie apart, on whatever processor: a sum of n terms is rounded
