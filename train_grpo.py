@@ -391,6 +391,7 @@ def main():
     saver = checkpoint.Saver(run.path, cfg.save_every, cfg.keep_checkpoints, run.say)
     stop = checkpoint.Stop(device, cfg.max_hours)
     if "row" in saved:  # that checkpoint was written before the evaluation of its step
+        rundir.LAST.update(step=saved["step"])
         row, kept = run.unfinished(saved["step"])
         evaluated = last_evaluation(row or evaluate_and_log(saved["step"], saved["row"], kept))
         checkpoint.prune_or_say(run.path, cfg.keep_checkpoints)

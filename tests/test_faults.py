@@ -240,6 +240,13 @@ def test_ctrl_c_is_one_line_and_code_130_and_the_stack_lies_in_the_crash_file(se
     assert_same(everything_of(straight(script)), everything_of(tmp_path))
 
 
+def test_ctrl_c_in_an_evaluation_names_its_step_also_when_that_is_made_again(server, tied_model, tmp_path):
+    setup = CTRL_C.format(point="evaluate", step=2) + "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    for _ in range(2):  # the second start finds the checkpoint of step 2 and no row
+        done = start(server, tmp_path, "train_grpo.py", tied_model, setup=setup)
+        assert done.returncode == 130 and done.stderr.startswith("interrupted in step 2; "), done.stderr[-2000:]
+
+
 @pytest.mark.parametrize("script, code, setup, told", [
     ("train_grpo.py", 4, "import speed\ndef no(*args): raise speed.ConfigError('out of memory in the dry step', exit_code=4)\n"
      "speed.dry_step = no", "out of memory in the dry step"),
