@@ -558,7 +558,8 @@ finally:
                                                    ("error", 1, {"PYTORCH_ALLOC_CONF": "max_split_size_mb:512"}, "None")])
 def test_a_script_leaves_its_process_group_however_it_ends_and_lets_gpu_memory_grow_unless_told_otherwise(
         how, code, env, found, monkeypatch):
-    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)  # set by this process's own import of common
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):  # the first is set by this process's own import of common
+        monkeypatch.delenv(name, raising=False)
     done = run_script("-c", GROUP, how, env=env)
     assert (done.returncode, done.stdout) == (code, f"left {found}\n"), done.stderr
 
