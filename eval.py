@@ -86,7 +86,8 @@ def resolve_model(name, need_len, weights=True, trained=True, tensor_parallel=1)
 
     weights False: of a hub model fetch the small files only. trained False: only vLLM will compute it, so that it may
     have layers that policy.py does not train. Raises ConfigError: not there (NoModel), no tokenizer, no EOS, a tokenizer
-    larger than the vocabulary, an architecture that is not computed here, or too short a context.
+    larger than the vocabulary, an architecture that is not computed here, too short a context, or weights that are not
+    whole or not those of the config.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -108,7 +109,8 @@ def resolve_model(name, need_len, weights=True, trained=True, tensor_parallel=1)
             reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
             reason = reason if reachable else "no connection, and it is not in the cache"
             raise NoModel(f"model {name!r} is not a directory here and could not be fetched from the hub ({reason})") from error
-    if weights and not any(file.endswith((".safetensors", ".bin")) for file in os.listdir(path)):
+    holds_weights = any(file.endswith((".safetensors", ".bin")) for file in os.listdir(path))
+    if weights and not holds_weights:
         raise ConfigError(f"model {name!r} has no weights: no .safetensors file in {path}")
     what = "config.json"
     try:
@@ -132,11 +134,10 @@ def resolve_model(name, need_len, weights=True, trained=True, tensor_parallel=1)
         raise ConfigError(f"the tokenizer of {name!r} has ids up to {sampler.token_bound(tokenizer) - 1}, its model only "
                           f"{config.vocab_size} tokens")
     stop_ids = {tokenizer.eos_token_id, *eos_ids(path, name, config.vocab_size)}
-    longest = policy.positions_of(config) or need_len
-    if need_len > longest:
-        raise ConfigError(f"max_prompt_len + max_response_len = {need_len} is more than the {longest} positions of {name!r}: "
-                          "shorten them, or stretch its positions with rope_scaling (yarn) in its config.json")
+    policy.check_positions(config, need_len, name)
     policy.check_tensor_parallel(config, tensor_parallel, name)
+    if trained and (weights or looks_local) and holds_weights:
+        policy.check_weights(path, config, name)
     return path, config, tokenizer, sorted(stop_ids)
 
 

@@ -152,6 +152,7 @@ def architecture(name, need_len=0, tensor_parallel=1):
 
     config = config_of(name)
     model.check_architecture(config, need_len, name)
+    model.check_positions(config, need_len, name)
     model.check_tensor_parallel(config, tensor_parallel, name)
     return speed.shape_of(config)
 

@@ -7,6 +7,7 @@ Letters in shape comments: N tokens of a micro-batch, S sequences in it, T respo
 
 import functools
 import importlib.util
+import json
 import math
 import os
 import shutil
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
@@ -102,6 +104,9 @@ def load_hf(path):
     if left_out := sorted(info["missing_keys"]) or sorted(map(str, info["mismatched_keys"])):
         raise ConfigError(f"model {path!r}: its files hold no {left_out[0]} that fits its config ({len(left_out)} in all), which "
                           "would start at random: is the directory whole?")
+    if hf.config.tie_word_embeddings and hf.get_output_embeddings().weight is not hf.get_input_embeddings().weight:
+        raise ConfigError(f"model {path!r}: its config.json says tie_word_embeddings, but its files hold another lm_head.weight "
+                          "than the embeddings: set tie_word_embeddings to false there")
     if not hasattr(hf.get_decoder(), "layers"):
         raise ConfigError(f"model: {hf.config.model_type} keeps its blocks elsewhere than in .layers, which policy.py shards; "
                           "Llama, Qwen, Mistral and their kin do")
@@ -228,11 +233,16 @@ def check_architecture(config, need_len=0, name=""):
     if layers and "sliding_attention" not in layers and hasattr(config, "use_sliding_window"):
         window = None  # Qwen's configs name a window that none of their layers uses
     rope = rope_of(config)
+    known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None) if kind in SUPPORTED else None  # None: only sizes, of plan.py
+    partial = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None)
     experts = [key for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
                if getattr(config, key, None)]
     scales = [key for key in ("final_logit_softcapping", "attn_logit_softcapping", "logits_scaling", "logit_scale")
               if getattr(config, key, None) not in (None, 1)]
     classes = getattr(config, "architectures", None) or ()
+    # the engine goes by these names, the trainer by the model_type (LLaMAForCausalLM is how old Llama files spell it)
+    own_code = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM", "").rpartition(".")[2]
+    others = [c for c in (*classes[:1], own_code) if c and known and c.lower() != known.__name__.lower()]
     reason = ""
     if hasattr(config, "text_config") or hasattr(config, "llm_config"):
         reason = "is a model of several parts, its text model in a config inside the config"
@@ -250,6 +260,14 @@ def check_architecture(config, need_len=0, name=""):
         reason = f"sets {scales[0]} = {getattr(config, scales[0])}"
     elif kind not in SUPPORTED:
         reason = "is not among the architectures that were tested"
+    elif others:
+        reason = f"has the architecture {others[0]}, which is not the {known.__name__} of its model_type"
+    elif kind != "gemma" and getattr(config, "hidden_act", "silu") != "silu":
+        reason = f"has the activation {config.hidden_act}, for which the engine has silu only"
+    elif kind != "phi3" and partial not in (None, 1):  # transformers does not read it there, vLLM does
+        reason = f"sets partial_rotary_factor = {partial}"
+    elif type(rope.get("factor", 1.0)) not in (int, float):
+        reason = f"has rotary positions of factor {rope['factor']!r}, instead of a number"
     elif getattr(config, "dual_chunk_attention_config", None):
         reason = "uses dual chunk attention"
     elif rope["rope_type"] not in ("default", "linear", "yarn", "llama3", "longrope"):  # dynamic depends on the whole batch
@@ -267,6 +285,59 @@ def check_architecture(config, need_len=0, name=""):
                           f"(rope_type longrope), and sequences here have up to {need_len}: keep them to {short}")
 
 
+def check_weights(path, config, name):
+    """
+    ConfigError unless the files hold every weight of the model in its shape, and none that the model would leave out (a bias,
+    a layer). Only the files' headers are read, so that this comes before anything is loaded or written.
+    """
+    with torch.device("meta"):
+        whole_model = own_class(config)(config)
+    wanted = {key: list(weight.shape) for key, weight in whole_model.state_dict().items()}
+    held = weights_in(path, name)
+    trunk = whole_model.base_model_prefix + "."
+    if not any(key.startswith(trunk) for key in held):  # saved without its head: transformers adds the prefix
+        held = {key if key in wanted else trunk + key: shape for key, shape in held.items()}
+    tied = whole_model.config.tie_word_embeddings
+    for key, shape in wanted.items():
+        if held.get(key, shape if tied and key == "lm_head.weight" else None) != shape:
+            found = f"has the shape {held[key]}" if key in held else "is not in its files"
+            raise ConfigError(f"model {name!r}: {key} of shape {shape} {found}: is the directory whole, and its config.json "
+                              "the one that belongs to these weights?")
+    left_out = [key for key in held if key not in wanted and key.startswith((trunk, "lm_head.")) and "rotary_emb." not in key]
+    if left_out:
+        raise ConfigError(f"model {name!r}: its files hold {sorted(left_out)[0]} ({len(left_out)} such), which a "
+                          f"{config.model_type} of this config.json leaves out: is it the one that belongs to these weights?")
+
+
+def weights_in(path, name):
+    """{weight: shape} of the files that transformers would load from a directory; ConfigError where one is not whole."""
+    held, file = {}, None
+    for single in ("model.safetensors", "pytorch_model.bin"):
+        try:
+            if os.path.exists(os.path.join(path, file := single)):
+                files = [single]
+            elif os.path.exists(os.path.join(path, file := single + ".index.json")):
+                with open(os.path.join(path, file), encoding="utf-8") as f:
+                    files = sorted(set(json.load(f)["weight_map"].values()))
+            else:
+                continue
+            for file in files:
+                if file.endswith(".bin"):
+                    loaded = torch.load(os.path.join(path, file), map_location="meta", weights_only=True)  # reads no weight
+                    held |= {key: list(weight.shape) for key, weight in loaded.items()}
+                else:
+                    with safe_open(os.path.join(path, file), "pt") as f:
+                        held |= {key: f.get_slice(key).get_shape() for key in f.keys()}
+        except Exception as error:  # a torn or missing file, a pointer of git-lfs: each kind of file has errors of its own
+            reason = f"cannot be read ({(str(error).splitlines() or [type(error).__name__])[0][:100]})"
+            reason = "is not there" if isinstance(error, FileNotFoundError) else reason
+            raise ConfigError(f"model {name!r}: its {file} {reason}: fetch it again, whole (git lfs pull, where it came with "
+                              "git)") from error
+        return held
+    raise ConfigError(f"model {name!r} has no weights that transformers would load: neither model.safetensors nor "
+                      f"pytorch_model.bin, whole or with an index, in {path}")
+
+
 def rope_of(config):
     """The rotary settings of a config: rope_parameters of transformers 5, or rope_scaling before it; {} for plain ones."""
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
@@ -280,6 +351,14 @@ def positions_of(config):
         original = rope.get("original_max_position_embeddings") if rope["rope_type"] == "yarn" else None
         longest = max(longest, int((original or longest) * rope.get("factor", 1)))
     return longest
+
+
+def check_positions(config, need_len, name=""):
+    """ConfigError where sequences of need_len tokens have more positions than the model."""
+    longest = positions_of(config) or need_len
+    if need_len > longest:
+        raise ConfigError(f"max_prompt_len + max_response_len = {need_len} is more than the {longest} positions of {name!r}: "
+                          "shorten them, or stretch its positions with rope_scaling (yarn) in its config.json")
 
 
 def check_tensor_parallel(config, tensor_parallel, name=""):

@@ -192,7 +192,8 @@ YARN = dict(rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_posi
     (YARN, 2049, "more than the 2048 positions"),
     ({}, 513, "with rope_scaling (yarn)"),
     (dict(model_type="mine", auto_map={"AutoConfig": "mine.Config"}), 26, "contains custom code"),
-    (dict(auto_map={"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}), 26, ""),  # transformers' own class
+    (dict(auto_map={"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Qwen2ForCausalLM"}), 26, ""),  # a copy of it
+    (dict(auto_map={"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}), 26, "has the architecture Model"),
     (dict(num_attention_heads="two"), 26, "its config.json does not load"),
     ({**WINDOW, "sliding_window": 25}, 26, "sliding window of 25"),
     ({**WINDOW, "sliding_window": 26}, 26, ""),

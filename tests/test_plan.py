@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, run_script
+from conftest import ROOT, run_script, save_tiny_model
 
 import plan
 import speed
@@ -317,3 +317,10 @@ def test_selective_recomputation_lies_between_all_and_nothing():
     assert kept[True] < kept["selective"] < kept[False]
     products = 2 * (2 * 2048 + 2 * 256 + 2 * 2048 + 2 * 11008) + 4 * 16
     assert kept["selective"] - kept[True] == 1000 * 36 * products
+
+
+def test_a_recipe_that_needs_more_positions_than_the_model_has_is_refused(tmp_path):
+    path = save_tiny_model(tmp_path / "model")  # 512 positions
+    assert plan.architecture(path, 512).layers == 2
+    with pytest.raises(ConfigError, match="513 is more than the 512 positions"):
+        plan.architecture(path, 513)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import LOGPROB, RELATIVE, full, run_script, save_tiny_kind, save_tiny_model, tiny_config
+from conftest import LOGPROB, RELATIVE, change_json, full, run_script, save_tiny_kind, save_tiny_model, tiny_config
 from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import FSDPModule
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import checkpoint
 import policy as model
 from config import ConfigError
+from eval import resolve_model
 from train_grpo import policy_loss, token_weights
 
 
@@ -443,6 +444,11 @@ REFUSED = [
     ("llama", dict(layer_types=["chunked_attention", "full_attention"]), "chunked_attention"),
     ("llama", dict(rope_scaling={"rope_type": "dynamic", "factor": 4.0}), "rope_type dynamic"),
     ("llama", dict(rope_scaling={"rope_type": "foo", "factor": 4.0}), "rope_type foo"),
+    ("llama", dict(architectures=["MyLlamaForCausalLM"]), "MyLlamaForCausalLM, which is not the LlamaForCausalLM"),
+    ("qwen2", dict(auto_map={"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}), "OwnForCausalLM"),
+    ("llama", dict(hidden_act="relu"), "activation relu"),  # vLLM: ValueError, once the engine starts
+    ("llama", dict(partial_rotary_factor=0.5), "partial_rotary_factor = 0.5"),  # engine and trainer: 4 nats apart
+    ("llama", dict(rope_scaling={"rope_type": "linear", "factor": "4"}), "factor '4'"),
     ("mistral", dict(sliding_window=499), "sliding window of 499 tokens"),
     ("phi3", dict(sliding_window=499), "sliding window of 499 tokens"),
     ("qwen2", dict(use_sliding_window=True, sliding_window=499, max_window_layers=1), "sliding window of 499 tokens"),
@@ -463,6 +469,8 @@ def test_what_policy_does_not_compute_is_refused_by_its_config_alone(kind, setti
 ACCEPTED = [
     ("qwen2", dict(use_sliding_window=False, sliding_window=16)),
     ("qwen2", dict(use_sliding_window=True, sliding_window=16, max_window_layers=2)),  # no layer has it
+    ("llama", dict(architectures=["LLaMAForCausalLM"])),  # as files of 2023 spell it
+    ("phi3", dict(partial_rotary_factor=0.75, auto_map={"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"})),  # Phi-4-mini
     ("mistral", dict(sliding_window=500)),
     ("phi3", dict(sliding_window=500)),
     ("qwen3", dict(use_sliding_window=True, sliding_window=500, max_window_layers=1)),
@@ -550,3 +558,77 @@ if __name__ == "__main__":  # a rank of test_the_gradient_does_not_depend_on_ran
     if rank == 0:
         torch.save(result, sys.argv[2])
     print(json.dumps({"rank": rank}))
+
+
+def change_weights(change):
+    def damage(path):
+        file = os.path.join(path, "model.safetensors")
+        save_file(change(load_file(file)), file, metadata={"format": "pt"})
+    return damage
+
+
+def cut(path, name="model.safetensors", size=2000):
+    with open(os.path.join(path, name), "r+b") as f:
+        f.truncate(size)
+
+
+def lose_a_shard(path):
+    hf = AutoModelForCausalLM.from_pretrained(path)
+    os.remove(os.path.join(path, "model.safetensors"))
+    hf.save_pretrained(path, max_shard_size="40KB")
+    os.remove(os.path.join(path, "model-00002-of-00010.safetensors"))
+
+
+def only_an_adapter(path):
+    os.rename(os.path.join(path, "model.safetensors"), os.path.join(path, "adapter_model.safetensors"))
+
+
+NOT_WHOLE = {
+    "a tensor is missing": (change_weights(lambda w: {k: v for k, v in w.items() if k != "model.layers.1.mlp.up_proj.weight"}),
+                            "model.layers.1.mlp.up_proj.weight of shape [96, 64] is not in its files"),
+    "a tensor has another shape": (change_weights(lambda w: w | {"model.norm.weight": torch.ones(60)}), "has the shape [60]"),
+    "a bias that the class does not have": (
+        change_weights(lambda w: w | {"model.layers.0.self_attn.o_proj.bias": torch.ones(64)}), "o_proj.bias (1 such), which"),
+    "more layers than the config says": (
+        lambda path: change_json(os.path.join(path, "config.json"), num_hidden_layers=1, layer_types=None, max_window_layers=1),
+        "model.layers.1.input_layernorm.weight (12 such)"),
+    "no head, and none tied": (
+        lambda path: change_json(os.path.join(path, "config.json"), tie_word_embeddings=False), "lm_head.weight of shape"),
+    "a torn file": (cut, "model.safetensors cannot be read"),
+    "an empty file": (lambda path: cut(path, size=0), "model.safetensors cannot be read"),
+    "a lost shard": (lose_a_shard, "model-00002-of-00010.safetensors is not there"),
+    "an adapter": (only_an_adapter, "no weights that transformers would load"),
+}
+
+
+@pytest.mark.parametrize("damage, said", NOT_WHOLE.values(), ids=NOT_WHOLE)
+def test_weights_that_are_not_those_of_the_config_are_refused_by_their_names_alone(damage, said, tmp_path, monkeypatch):
+    """Loading would start a missing tensor at random, and drop one too many without a word, in the trainer and in vLLM."""
+    path = save_tiny_model(tmp_path / "model")
+    damage(path)
+    monkeypatch.setattr(model, "load_hf", None)  # nothing is loaded
+    with pytest.raises(ConfigError) as error:
+        resolve_model(path, 20)
+    assert said in str(error.value) and path in str(error.value) and "\n" not in str(error.value)
+
+
+def test_weights_in_each_form_that_transformers_writes_are_taken(tmp_path):
+    plain, sharded, old = (save_tiny_model(tmp_path / name) for name in ("plain", "sharded", "old"))
+    hf = AutoModelForCausalLM.from_pretrained(sharded)
+    for path in (sharded, old):
+        os.remove(os.path.join(path, "model.safetensors"))
+    hf.save_pretrained(sharded, max_shard_size="40KB")
+    torch.save(hf.state_dict(), os.path.join(old, "pytorch_model.bin"))  # holds lm_head.weight, the embeddings once more
+    change_weights(lambda w: w | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(16)})(plain)  # old Llama files
+    for path in (plain, sharded, old):
+        resolve_model(path, 20)
+        for name, weight in model.load_hf(path).state_dict().items():
+            assert torch.equal(weight, hf.state_dict()[name])
+
+
+def test_a_tied_model_whose_files_hold_another_head_is_refused(tmp_path):
+    """transformers would not tie it, and the export, which leaves a tied head out, would lose it."""
+    path = save_tiny_model(tmp_path / "model")
+    change_weights(lambda w: w | {"lm_head.weight": w["model.embed_tokens.weight"] + 1})(path)
+    with pytest.raises(ConfigError, match="set tie_word_embeddings to false there"):
+        model.load_hf(path)
