@@ -266,6 +266,8 @@ def check_architecture(config, need_len=0, name=""):
         reason = f"has the activation {config.hidden_act}, for which the engine has silu only"
     elif kind != "phi3" and partial not in (None, 1):  # transformers does not read it there, vLLM does
         reason = f"sets partial_rotary_factor = {partial}"
+    elif kind == "qwen3" and getattr(config, "attention_bias", False):  # transformers has a bias on o_proj, vLLM none
+        reason = "sets attention_bias"
     elif type(rope.get("factor", 1.0)) not in (int, float):
         reason = f"has rotary positions of factor {rope['factor']!r}, instead of a number"
     elif getattr(config, "dual_chunk_attention_config", None):

@@ -448,6 +448,7 @@ REFUSED = [
     ("qwen2", dict(auto_map={"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}), "OwnForCausalLM"),
     ("llama", dict(hidden_act="relu"), "activation relu"),  # vLLM: ValueError, once the engine starts
     ("llama", dict(partial_rotary_factor=0.5), "partial_rotary_factor = 0.5"),  # engine and trainer: 4 nats apart
+    ("qwen3", dict(attention_bias=True), "sets attention_bias"),  # engine and trainer: 0.12 nats apart
     ("llama", dict(rope_scaling={"rope_type": "linear", "factor": "4"}), "factor '4'"),
     ("mistral", dict(sliding_window=499), "sliding window of 499 tokens"),
     ("phi3", dict(sliding_window=499), "sliding window of 499 tokens"),
