@@ -285,7 +285,7 @@ def test_changed_examples_are_refused_with_exit_code_2_unless_allowed(server, ti
 
 def test_a_run_whose_directory_model_and_data_moved_continues_and_another_model_is_refused(server, tied_model, tmp_path):
     def run(name, model, data, steps):
-        args = [*SFT, "--name", name, "--model", model, "--data", data, "--num_steps", steps]
+        args = [*SFT, "--name", name, "--model", model, "--data", data, "--num_steps", steps, "--lr_min_ratio", "1"]  # a constant lr
         return server.run(tmp_path, "sft.py", args)
 
     write_examples(tmp_path)
