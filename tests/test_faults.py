@@ -273,7 +273,7 @@ def test_max_hours_ends_the_run_after_the_step_in_which_they_are_over(server, st
 
 
 def test_changed_examples_are_refused_with_exit_code_2_unless_allowed(server, tied_model, tmp_path):
-    args = [*SCRIPTS["sft.py"], "--model", tied_model]
+    args = [*SCRIPTS["sft.py"], "--model", tied_model, "--lr_min_ratio", "1"]  # a constant lr: another number of steps may follow
     write_examples(tmp_path)
     assert server.run(tmp_path, "sft.py", [*args, "--num_steps", 2]).returncode == 0
     write_examples(tmp_path, count=41)
@@ -312,7 +312,8 @@ def test_changed_prompts_and_another_tokenizer_are_refused(server, tmp_path):
     for name, part in (("train.jsonl", rows[:30]), ("test.jsonl", rows[30:])):
         with open(tmp_path / name, "w") as f:
             f.writelines(json.dumps(row) + "\n" for row in part)
-    args = [*GRPO, "--data", "countdown", "--data_path", "train.jsonl", "--eval_path", "test.jsonl", "--data_limit", "0", "--model", model]
+    args = [*GRPO, "--data", "countdown", "--data_path", "train.jsonl", "--eval_path", "test.jsonl", "--data_limit", "0", "--model", model,
+            "--lr_schedule", "constant"]
     assert server.run(tmp_path, "train_grpo.py", [*args, "--num_steps", 2]).returncode == 0
     with open(tmp_path / "test.jsonl", "a") as f:
         f.write(json.dumps({"nums": [7, 7, 7], "target": 21}) + "\n")
