@@ -20,14 +20,15 @@ os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(
     tempfile.gettempdir(), f"onebox-inductor-{os.getuid()}-{torch.backends.cpu.get_cpu_capability().replace(' ', '')}"))
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-# How far two fp32 computations on a model of save_tiny_model may lie apart, on whatever processor: a sum of n terms is rounded
-# by sqrt(n) times u = 2^-24 of its size, in an order of the processor's own (64 wide, 96 in the MLP, 184 keys: at most 14 u).
-# Attention multiplies what comes in: a score is a product of two vectors that carry the error, and scores spread by 6
-# (weights of std 0.3 make queries and keys of std 0.3 * sqrt(64) = 2.4, scores of 2.4^2), so 2 * 6 a layer, in two layers.
+# How far two fp32 computations on a model of save_tiny_model may lie apart, on whatever processor: a sum of n terms
+# is rounded by sqrt(n) times u = 2^-24 of its size, in an order of the processor's own (64 wide, 96 in the MLP, 184
+# keys: at most 14 u). Attention multiplies what comes in: a score is a product of two vectors that carry the error,
+# and scores spread by 6 (weights of std 0.3 make queries and keys of std 0.3 * sqrt(64) = 2.4, scores of 2.4^2), so
+# 2 * 6 a layer, in two layers.
 RELATIVE = 14 * 2.0**-24 * (2 * 6) ** 2  # 1.2e-4: a hidden state, a value or a gradient, by its norm
 LOGPROB = RELATIVE * 13 / 0.7            # 2.2e-3: the worst log-prob, whose logit is 13 at most, at temperature 0.7 or more
 LOGPROB_MEAN = RELATIVE * 3 / 0.7        # 5e-4: the mean of many, whose logits have a std of 3
-COLUMN = {"rel": 24 * RELATIVE, "abs": 400 * 2.0**-24}  # pytest.approx of a column: 12 updates of two models; 400 tokens that cancel
+COLUMN = {"rel": 24 * RELATIVE, "abs": 400 * 2.0**-24}  # of a metric: 12 updates of two models; 400 tokens that cancel
 # Found are 1e-5 (gradients), 1.3e-4 and 1e-5 at most, on AVX2, AVX-512 and without either. What is really wrong is off by
 # 0.008 to 1 (gradients) and by 3 to 16 (log-probs): see the negative twins in test_rollout.py and test_policy.py.
 
