@@ -50,12 +50,12 @@ endif
 # Started again it resumes, or says that it is complete.
 demo: $(STAMP)
 	$(RUN) train_grpo.py recipes/demo.py --seed $(SEED) --name demo$(SUFFIX) --model $(MODEL)
-	@cat out/demo$(SUFFIX)/report.log
+	@test ! -f out/demo$(SUFFIX)/report.log || cat out/demo$(SUFFIX)/report.log
 
 # The same task, model and reward with PPO: a critic in place of groups.
 demo-ppo: $(STAMP)
 	$(RUN) train_ppo.py recipes/demo_ppo.py --seed $(SEED) --name demo-ppo$(SUFFIX) --model $(MODEL)
-	@cat out/demo-ppo$(SUFFIX)/report.log
+	@test ! -f out/demo-ppo$(SUFFIX)/report.log || cat out/demo-ppo$(SUFFIX)/report.log
 
 # From scratch: an untrained tiny model and search traces -> cold start, in minutes. Seed 0 makes what lies in demo_base/ again,
 # to rounding. To train from it: make demo MODEL=out/demo-base/model; to ship it: python bench/demo_base.py

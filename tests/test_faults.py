@@ -313,7 +313,7 @@ def test_changed_prompts_and_another_tokenizer_are_refused(server, tmp_path):
         with open(tmp_path / name, "w") as f:
             f.writelines(json.dumps(row) + "\n" for row in part)
     args = [*GRPO, "--data", "countdown", "--data_path", "train.jsonl", "--eval_path", "test.jsonl", "--data_limit", "0", "--model", model,
-            "--lr_schedule", "constant"]
+            "--lr_schedule", "constant", "--eval_prompts", 20]  # all of them, so that the new one is among them
     assert server.run(tmp_path, "train_grpo.py", [*args, "--num_steps", 2]).returncode == 0
     with open(tmp_path / "test.jsonl", "a") as f:
         f.write(json.dumps({"nums": [7, 7, 7], "target": 21}) + "\n")
@@ -324,7 +324,7 @@ def test_changed_prompts_and_another_tokenizer_are_refused(server, tmp_path):
     with open(tmp_path / "test.jsonl", "w") as f:
         f.writelines(json.dumps(row) + "\n" for row in rows[30:])
     tokenizer = server.run(tmp_path, "train_grpo.py", args)
-    assert held_out.returncode == 2 or "resumed" in held_out.stdout  # the first 3 held-out rows may be the same
+    assert held_out.returncode == 2 and "held-out data are not those" in held_out.stderr
     assert tokenizer.returncode == 1 and "model's files are not those" in tokenizer.stderr
 
 
