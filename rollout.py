@@ -63,6 +63,8 @@ def make_engine(path, *, config, dtype, prompt_len, response_len, max_num_seqs, 
 
     older.complete(LLM)
     on_cpu = device.type == "cpu"
+    if on_cpu and tensor_parallel > 1:
+        name_shared_memory(gather([os.urandom(8).hex()])[0])
     max_len = prompt_len + response_len
     need = kv_cache_bytes(config, max_num_seqs, max_len, dtype, tensor_parallel)
     limit = 4e9 if on_cpu else 0.35 * torch.cuda.get_device_properties(device).total_memory  # of each GPU
@@ -109,6 +111,17 @@ def make_engine(path, *, config, dtype, prompt_len, response_len, max_num_seqs, 
     if dtype != "float32":
         say(describe_head(getattr(engine.llm_engine.model_config, "head_dtype", None)))
     return engine
+
+
+def name_shared_memory(start):
+    """
+    Add `start` to the name of the memory through which vLLM's CPU ranks meet. vLLM's own name is the same for every run of
+    a machine: two runs would meet in it, and what a killed one left in /dev/shm would refuse the next. (not public)
+    """
+    from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
+
+    name = _CPUSHMDistributed.make_group_name
+    _CPUSHMDistributed.make_group_name = staticmethod(lambda communicator: f"{name(communicator)}-{start}")
 
 
 def describe_head(head_dtype):

@@ -31,6 +31,10 @@ random.seed(7)
 np.random.seed(7)
 torch.manual_seed(7)
 local_world_size = os.environ.get("LOCAL_WORLD_SIZE")
+left_behind = "/dev/shm/-tp:0-[0-1]-cpushm_0"  # as a run that was killed leaves it
+made = rank == 0 and tensor_parallel > 1 and not os.path.exists(left_behind)
+if made:
+    open(left_behind, "wb").close()
 engine = sampler.make_engine(path, config=config, dtype="float32", prompt_len=200, response_len=40, max_num_seqs=32,
                              kv_cache_gb=0, tensor_parallel=tensor_parallel, seed=0, rank=rank, device=device)
 report = {"rng_untouched": before == (random.random(), np.random.rand(), torch.rand(1).item()),
@@ -165,5 +169,7 @@ with torch.no_grad():
     policy.hf.model.norm.weight.fill_(float("nan"))
 sampler.sync_weights(policy.hf, engine, torch.float32, 7)
 report["nan"] = refusal(lambda: sample(7))
+if made:
+    os.remove(left_behind)
 if rank == 0:
     print("REPORT " + json.dumps(report), flush=True)

@@ -229,7 +229,7 @@ def test_a_directory_without_a_tokenizer_is_told_so(left, tmp_path):
 @pytest.mark.parametrize("tensor_parallel, said", [(1, ""), (2, ""), (3, "does not divide the 4 attention heads"),
                                                    (4, "does not divide the 98 rows")])
 def test_heads_and_rows_are_cut_into_whole_parts(tensor_parallel, said, tmp_path):
-    path = changed(tmp_path, num_attention_heads=4, num_key_value_heads=2, intermediate_size=98)
+    path = save_tiny_kind(tmp_path, "qwen2", num_attention_heads=4, num_key_value_heads=2, intermediate_size=98)
     with contextlib.nullcontext() if not said else pytest.raises(ConfigError, match=said):
         resolve_model(path, 26, tensor_parallel=tensor_parallel)
 
