@@ -14,7 +14,7 @@ reward = "tinyzero_countdown"
 # linearly to 0): 16 x 16, 1 update: 5e-4, 16 steps 93.2; 7e-4, 14 steps 93.5; 1e-3, 14 steps 90.6. 16 x 16, 4
 # updates: 3e-4, 10 steps 93.4; 4e-4, 12 steps 90.6 and 92.8. Training success stood higher than that: more problems a
 # step help. 64 x 4, 4 updates, 2e-4, 16 steps: 93.4, 94.8, 94.5 with seeds 0, 1, 2. 64 x 8, 8 updates, 2e-4, 10
-# steps: 95.8, 95.0, 95.4.
+# steps: 95.8, 95.0, 95.4, whose logs are in results/2026-11-27_demo; those of the trials before were not kept.
 num_steps = 10
 eval_every = 5
 save_every = 0
