@@ -56,6 +56,9 @@ def check_recipe(cfg):
                                         paths=cfg.data_path or None, **load)
     held_out, held_out_groups = data.load_prompts(cfg.eval_data or cfg.data, cfg.template, cfg.reward, tokenizer,
                                                   split="test", paths=cfg.eval_path or cfg.data_path or None, **load)
+    if cfg.eval_prompts and (both := {p.text for p in prompts} & {p.text for p in held_out}):
+        say(f"warning: {len(both)} of the {len(held_out)} held-out prompts are training prompts, which a run refuses: give "
+            "--eval_path with other rows, or --eval_prompts 0")
     for what, found, its_groups in (("train", prompts, groups), ("held-out", held_out, held_out_groups)):
         for group in its_groups:
             lens = [len(p.ids) for p in found[group.start:group.start + group.size]]

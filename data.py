@@ -207,7 +207,7 @@ def read_rows(name, split, path=None, limit=None):
         rows = [(row.get("index", i), row) for i, row in enumerate(rows)]
     else:
         if path is None and source.hub is None:
-            raise DataError(f"data {kind!r} has no public copy: give the path of a .jsonl or .parquet file")
+            raise DataError(f"data {kind!r} has no public copy: give the path of a .jsonl or .parquet file (--data_path)")
         raw = read_hub(kind, source, split) if path is None else read_path(kind, source, split, path)
         if not raw:
             raise DataError(f"data {name!r}, split {split!r}: no rows in {path or source.hub}")

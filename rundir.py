@@ -597,7 +597,7 @@ def save_code(folder):
     os.makedirs(os.path.join(folder, "recipes"), exist_ok=True)
     for sub in (".", "recipes"):
         for name in sorted(os.listdir(os.path.join(here, sub))):
-            if name.endswith((".py", ".txt")):
+            if name.endswith((".py", ".txt", ".html")):  # .html: the page that report.py fills
                 shutil.copyfile(os.path.join(here, sub, name), os.path.join(folder, sub, name))
     with open(os.path.join(folder, "git.txt"), "w") as f:
         f.write(f"commit {commit()}\n{git('diff', 'HEAD')}")

@@ -17,7 +17,7 @@ reward = "tinyzero_countdown"
 # steps: 95.8, 95.0, 95.4, whose logs are in results/2026-11-27_demo; those of the trials before were not kept.
 num_steps = 10
 eval_every = 5
-save_every = 0
+save_every = 5
 eval_prompts = 200
 eval_samples = 4
 

@@ -15,7 +15,7 @@ reward = "tinyzero_countdown"
 # (logs: results/2026-11-27_demo; those of the trials before were not kept).
 num_steps = 8
 eval_every = 4
-save_every = 0
+save_every = 4
 eval_prompts = 200
 eval_samples = 4
 
