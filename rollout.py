@@ -6,6 +6,7 @@ Nothing here knows rewards or losses. Written against vLLM 0.32, public calls on
 """
 
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -252,6 +253,7 @@ def sample_and_score(prompts, seeds, *, engine, tokenizer, scorer, timer, temper
     return sorted(everyone, key=lambda r: (r.prompt, r.sample))
 
 
+@functools.lru_cache(maxsize=8)  # get_vocab() makes a dict of all tokens, and every step and evaluation asks
 def token_bound(tokenizer):
     """One more than the highest id that this tokenizer has a text for: ids may have gaps, so that len() is too low."""
     return max(tokenizer.get_vocab().values(), default=-1) + 1
