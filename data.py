@@ -39,10 +39,10 @@ from pathlib import Path
 
 import numpy as np
 
-from config import ConfigError
-from puzzles import GENERATED, countdown, countdown_fields, generate, knights_and_knaves, solvable, tiny_countdown
+from onebox.config import ConfigError
+from tasks.puzzles import GENERATED, countdown, countdown_fields, generate, knights_and_knaves, solvable, tiny_countdown
 from rewards import READS, boxes
-from templates import TEMPLATES, build_prompt, encode_prompt, special_tokens
+from tasks.templates import TEMPLATES, build_prompt, encode_prompt, special_tokens
 
 __all__ = ["countdown", "solvable", "tiny_countdown", "knights_and_knaves", "load_rows", "build_prompt",
            "encode_prompt", "Prompt", "Group", "load_prompts", "fingerprint", "prompt_order", "draw", "leak_check"]

@@ -6,8 +6,8 @@ Success of a model, or of every checkpoint of a run, on benchmarks; engine, prom
     python eval.py --sweep out/demo       # every checkpoint; without --suite on the run's own held-out data
     python eval.py --model M --data tiny_countdown --template tiny_countdown --reward tinyzero_countdown
 
-benchmarks.py says what a name stands for, journal.py keeps completions as they finish (the same command goes on after a
-kill), scoring.py holds the statistics. During training, evaluate() below does the same with the run's own engine.
+tasks/benchmarks.py says what a name stands for, onebox/journal.py keeps completions as they finish (the same command goes on after a
+kill), onebox/statistics.py holds the statistics. During training, evaluate() below does the same with the run's own engine.
 """
 
 import dataclasses
@@ -22,28 +22,28 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-import common  # first: it looks for its launcher and sets what libraries read when they are imported
+from onebox import distributed  # first: it looks for its launcher and sets what libraries read when they are imported
 
 import torch
 import torch.distributed as dist
 
-import benchmarks
+from tasks import benchmarks
 import data
-import journal
+from onebox import journal
 import rewards
 import rollout as sampler
-import rundir
-import samples as kept_samples
-import scoring
-from config import ConfigError, load_config
-from metrics import summarise
+from onebox import rundir
+from onebox import samples as kept_samples
+from onebox import statistics
+from onebox.config import ConfigError, load_config
+from onebox.metrics import summarise
 
 
 @dataclass(frozen=True)
 class Config:
     model: str = "out/demo/model"        # Hugging Face directory or hub id
     sweep: str = ""                      # a run's directory, out/demo: every checkpoint instead of `model`
-    suite: str = ""                      # benchmarks with commas, gsm8k,math500,...: benchmarks.py has the names
+    suite: str = ""                      # benchmarks with commas, gsm8k,math500,...: tasks/benchmarks.py has the names
     data: str | dict = ""                # instead of suite: source name, or {name: weight}; both empty: tiny_countdown
     data_path: str | dict = ""           # directory with gsm8k_test.jsonl etc., a file, {name: path}; else the hub
     split: str = ""                      # of the data; empty = the benchmark's, mostly test
@@ -163,7 +163,7 @@ def eos_ids(path, name, vocab_size):
         eos = eos if isinstance(eos, list) else [eos]
         good = [i for i in eos if type(i) is int and 0 <= i < vocab_size]
         if wrong := [i for i in eos if i is not None and i not in good]:
-            common.print0(f"model {name!r}: eos_token_id of its {file} holds {str(wrong)[1:-1]}, which is no id of its {vocab_size} "
+            distributed.print0(f"model {name!r}: eos_token_id of its {file} holds {str(wrong)[1:-1]}, which is no id of its {vocab_size} "
                           "tokens: left out")
         if good:
             return good
@@ -192,7 +192,7 @@ def evaluate(prompts, seed, samples, temperature, *, version, keep=8, **sample):
     per_problem {uid: [share of samples right (None without samples), greedy right 0 or 1]}
     """
     timer = sample["timer"]
-    inner = common.Timer(timer.device)  # generating for an evaluation is not the step's rollout time
+    inner = distributed.Timer(timer.device)  # generating for an evaluation is not the step's rollout time
     start = timer.now()
     sampled = []
     if samples:
@@ -222,7 +222,7 @@ def evaluate(prompts, seed, samples, temperature, *, version, keep=8, **sample):
 
 
 def sample_seeds(seed, uid, samples):
-    return [common.stable_seed(seed, "eval", uid, k) for k in samples]
+    return [distributed.stable_seed(seed, "eval", uid, k) for k in samples]
 
 
 def share_right(rollouts):
@@ -307,7 +307,7 @@ def kind_of(reward):
 
 def targets_of(cfg):
     """-> {step: directory with weights}: every checkpoint, and the exported model where it is of another step."""
-    from checkpoint import exported_step, saved_steps
+    from onebox.checkpoint import exported_step, saved_steps
 
     saved, export = saved_steps(cfg.sweep), os.path.join(cfg.sweep, "model")
     targets = {step: os.path.join(cfg.sweep, f"step_{step:06d}") for step in saved}
@@ -354,10 +354,10 @@ def complete(task, folder, settings, rank, sample):
         journal.compact(folder, task.name, done)
     dist.barrier()
     if missing and done:
-        common.print0(f"{task.name}: {len(done)} of {len(order)} completions are there")
+        distributed.print0(f"{task.name}: {len(done)} of {len(order)} completions are there")
     if missing:
         arguments = sample()  # may load the engine: no time of this benchmark
-        session = common.gather([f"{time.time():.3f}"] if rank == 0 else [])[0]
+        session = distributed.gather([f"{time.time():.3f}"] if rank == 0 else [])[0]
         log = journal.Journal(folder, task.name, rank, session)
         ask(task, [key for key in missing if key[1] != "greedy"], task.settings["temperature"], log, arguments)
         ask(task, [key for key in missing if key[1] == "greedy"], 0.0, log, arguments)
@@ -367,7 +367,7 @@ def complete(task, folder, settings, rank, sample):
         return None
     rows = journal.read_rows(folder, task.name, settings, set(order), cut_off=True)
     rows, seconds = journal.finish(folder, task.name, settings, rows, order)
-    return {"benchmark": task.name, **scoring.summarise(rows, seconds, same_answer)}
+    return {"benchmark": task.name, **statistics.summarise(rows, seconds, same_answer)}
 
 
 def same_answer(a, b):
@@ -381,7 +381,7 @@ def same_answer(a, b):
 
 def main():
     cfg, origin = load_config(Config)
-    rank, world, device = common.init_distributed(cfg.deadline_s + 3600)
+    rank, world, device = distributed.init_distributed(cfg.deadline_s + 3600)
     if cfg.sweep:
         cfg = sweep_settings(cfg, origin)
     check_config(cfg, world)
@@ -395,7 +395,7 @@ def main():
     except NoModel as error:
         if not cfg.sweep or not os.path.exists(os.path.join(cfg.sweep, "model", "config.json")):
             raise
-        common.print0(f"no step 0: {error.reason}")
+        distributed.print0(f"no step 0: {error.reason}")
         path, hf_config, tokenizer, stop_ids = resolve_model(os.path.join(cfg.sweep, "model"),
                                                                 cfg.max_response_len, **how)
     more = [cfg.stop_ids] if isinstance(cfg.stop_ids, int) else list(cfg.stop_ids)
@@ -403,7 +403,7 @@ def main():
         raise ConfigError(f"stop_ids = {cfg.stop_ids} must be token ids, 0 to {hf_config.vocab_size - 1}; a text is for --stop")
     stop_ids = sorted({*stop_ids, *more})
     tasks = benchmarks.make_tasks(cfg, tokenizer, hf_config.vocab_size, stop_ids, dtype)
-    common.print0(benchmarks.plan(tasks))
+    distributed.print0(benchmarks.plan(tasks))
     prompt_len = max(len(p.ids) for task in tasks for p in task.prompts)
     import policy as model
 
@@ -414,7 +414,7 @@ def main():
     if cfg.sweep:
         model.check_architecture(hf_config, prompt_len + cfg.max_response_len, cfg.model)
     try:
-        prints = common.gather([weights_fingerprint(p) for p in targets.values()] if rank == 0 else [])
+        prints = distributed.gather([weights_fingerprint(p) for p in targets.values()] if rank == 0 else [])
     except FileNotFoundError as error:
         raise ConfigError(f"{error.filename} went away while it was read: the run goes on and removes old checkpoints; "
                           "start again") from error
@@ -437,7 +437,7 @@ def main():
     before = {step: journal.read_table(os.path.join(folders[step], "results.json")) for step in targets}
     table = journal.read_table(os.path.join(folder, "table.json")) if cfg.sweep else []
 
-    scorer, timer = rewards.Scorer(), common.Timer(device)
+    scorer, timer = rewards.Scorer(), distributed.Timer(device)
     engine, policy, held = None, None, None  # `held`: the step whose weights the engine has
 
     def sample(step):
@@ -469,8 +469,8 @@ def main():
             if rank == 0:
                 rows.append(row)
                 of_step = f"step {step:4d}  " if cfg.sweep else ""
-                low, high = scoring.percent(row["low"]), scoring.percent(row["high"])
-                common.print0(f"{of_step}{task.name}: {scoring.percent(row['avg_at_k'])} % avg@{row['k']} of "
+                low, high = statistics.percent(row["low"]), statistics.percent(row["high"])
+                distributed.print0(f"{of_step}{task.name}: {statistics.percent(row['avg_at_k'])} % avg@{row['k']} of "
                               f"{row['problems']} problems, 95 % [{low}, {high}], {row['seconds']:.0f} s")
         if rank == 0:
             everything += [{"step": step, **row} for row in rows]
@@ -484,14 +484,14 @@ def main():
                 for task in tasks:
                     with open(journal.file_of(folders[0], task.name)) as done:
                         f.write(done.read())
-        head, lines = (scoring.sweep_cells(everything) if cfg.sweep else
-                       (scoring.RESULT_HEAD, [scoring.result_cells(row) for row in everything]))
-        common.print0(f"\n{cfg.sweep or cfg.model}\n{scoring.to_text(head, lines)}\n\nwritten to {folder}/")
+        head, lines = (statistics.sweep_cells(everything) if cfg.sweep else
+                       (statistics.RESULT_HEAD, [statistics.result_cells(row) for row in everything]))
+        distributed.print0(f"\n{cfg.sweep or cfg.model}\n{statistics.to_text(head, lines)}\n\nwritten to {folder}/")
 
 
 def load_weights(policy, path, source, device, dtype):
     """The weights of one checkpoint, in a policy that is made when first needed; every rank together."""
-    import checkpoint
+    from onebox import checkpoint
     import policy as model
 
     if os.path.exists(os.path.join(source, "config.json")):  # an exported model, or the start

@@ -27,7 +27,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, AutoCo
 from transformers.utils.logging import disable_progress_bar
 
 import older
-from common import ConfigError, gather, whole
+from onebox.distributed import ConfigError, gather, whole
 
 try:
     from flash_attn import flash_attn_varlen_func  # CUDA only; without it PyTorch's own varlen kernel there
@@ -233,7 +233,7 @@ def check_architecture(config, need_len=0, name=""):
     if layers and "sliding_attention" not in layers and hasattr(config, "use_sliding_window"):
         window = None  # Qwen's configs name a window that none of their layers uses
     rope = rope_of(config)
-    known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None) if kind in SUPPORTED else None  # None: only sizes, of plan.py
+    known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None) if kind in SUPPORTED else None  # None: only sizes, of tools/plan.py
     partial = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None)
     experts = [key for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
                if getattr(config, key, None)]

@@ -7,7 +7,7 @@ A completion and its reference answer -> a score. Every reward of the published 
 
 `response` is the completion alone (a prefilled <think> belongs to the prompt), decoded with its special tokens.
 The texts are hostile: no eval, no regex that can backtrack, time linear in the length, sympy only in killable
-processes (grade.py). A truncated completion is never correct and has the failure value of its format.
+processes (tasks/math_equal.py). A truncated completion is never correct and has the failure value of its format.
 """
 import argparse
 import copy
@@ -22,7 +22,7 @@ import time
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
-import grade
+from tasks import math_equal
 
 
 @dataclass(frozen=True)
@@ -650,7 +650,7 @@ def check_answer(reward, answer):
         golds = answer if isinstance(answer, (list, tuple)) else [answer]
         demand(golds and all(isinstance(gold, str) for gold in golds), "the gold is a string or a list of strings")
         for gold in gold_answers(answer):
-            demand(grade.tidy(gold) and len(gold) <= 1000, "a gold holds an answer, bare or in a closed \\boxed{}")
+            demand(math_equal.tidy(gold) and len(gold) <= 1000, "a gold holds an answer, bare or in a closed \\boxed{}")
 
 
 def run(reward, equal, response, answer, truncated=False, num_tokens=None, max_tokens=None, notes=None):
@@ -721,14 +721,14 @@ _pool, _pool_owner, _pool_lock, _known = None, 0, threading.Lock(), {}
 def ask_now(golds, prediction, rules):
     """One verdict, through one grader process of this module, started when first needed."""
     global _pool, _pool_owner
-    right = grade.decide(golds, prediction, rules)
+    right = math_equal.decide(golds, prediction, rules)
     if right is not None:
         return "right" if right else "wrong"
     with _pool_lock:
         question = (tuple(golds), prediction, rules)
         if question not in _known:
             if _pool is None or _pool_owner != os.getpid():         # after a fork the pipes belong to the parent
-                _pool, _pool_owner = grade.Workers(num_workers=1), os.getpid()
+                _pool, _pool_owner = math_equal.Workers(num_workers=1), os.getpid()
             _pool.submit(question, *question)
             verdicts = {}
             while question not in verdicts:
@@ -754,7 +754,7 @@ class Scorer:
     """
 
     def __init__(self, num_workers=2, timeout_s=3.0, part_weights=None):
-        self.graders, self.part_weights = grade.Workers(num_workers, timeout_s), part_weights or {}
+        self.graders, self.part_weights = math_equal.Workers(num_workers, timeout_s), part_weights or {}
         self.scores, self.waiting, self.known = {}, {}, {}
         self.failed = {}  # {key: (reward, what went wrong, response, worth)}, not yet told
         self.failures, self.told = {}, {}  # {reward: how many responses}, {reward: the number last told}
@@ -765,7 +765,7 @@ class Scorer:
 
         def equal(golds, prediction, rules):
             question = (tuple(golds), prediction, rules)
-            right = grade.decide(golds, prediction, rules)
+            right = math_equal.decide(golds, prediction, rules)
             if right is not None or question in self.known:
                 return self.known.get(question) or ("right" if right else "wrong")
             if question not in self.waiting:

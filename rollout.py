@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 
 import older
-from common import Broken, gather, print0, progress, visible, whole
-from rundir import LAST, SIDE_BY_SIDE, NoMemory, halve_cache, memory_of, out_of_memory
+from onebox.distributed import Broken, gather, print0, progress, visible, whole
+from onebox.rundir import LAST, SIDE_BY_SIDE, NoMemory, halve_cache, memory_of, out_of_memory
 
 # Before vllm is imported: the engine core in this process, and no pinning of the trainer's threads on CPU.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -98,7 +98,7 @@ def make_engine(path, *, config, dtype, prompt_len, response_len, max_num_seqs, 
         logprobs_mode="processed_logprobs",  # at the sampling temperature; the default would be at T = 1
         generation_config="vllm",  # do not take top_p and the like from the model's generation_config.json
         enable_sleep_mode=not on_cpu,  # raises on CPU
-        disable_custom_all_reduce=True,  # its CUDA graphs cannot share what lies in expandable segments (common.py)
+        disable_custom_all_reduce=True,  # its CUDA graphs cannot share what lies in expandable segments (onebox/distributed.py)
         disable_log_stats=True,
         use_tqdm_on_load=False,
     )

@@ -16,18 +16,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
-import common  # first: it looks for its launcher and sets what libraries read when they are imported
+from onebox import distributed  # first: it looks for its launcher and sets what libraries read when they are imported
 
 import numpy as np
 import torch
 
-import checkpoint
+from onebox import checkpoint
 import data as prompts
 import policy as model
-import rundir
-from config import ConfigError, load_config
+from onebox import rundir
+from onebox.config import ConfigError, load_config
 from eval import resolve_model
-from templates import check_chat, not_written, render_chat
+from tasks.templates import check_chat, not_written, render_chat
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def load_examples(path, tokenizer, max_len, chat=None):
         else:
             examples.append((prompt_ids, response_ids))
     if bad:
-        common.print0(f"{path}: {len(bad)} of {len(lines)} lines not used; first: " + "; ".join(bad[:3]))
+        distributed.print0(f"{path}: {len(bad)} of {len(lines)} lines not used; first: " + "; ".join(bad[:3]))
     if len(bad) > 0.01 * len(lines) or not examples:
         raise ConfigError(f"{path}: {len(bad)} of {len(lines)} lines cannot be used (more than 1 %); first: {'; '.join(bad[:3])}")
     return examples
@@ -198,19 +198,19 @@ def main():
         if getattr(cfg, name) < least:
             raise ConfigError(f"{name} = {getattr(cfg, name)} must be at least {least}")
     model.check_compile(cfg.compile, cfg.checkpointing)
-    rank, world, device = common.init_distributed()
+    rank, world, device = distributed.init_distributed()
     dtype = cfg.dtype if cfg.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
     path, hf_config, tokenizer, stop_ids = resolve_model(cfg.model, 0)
     chat = check_chat(cfg, tokenizer, not cfg.chat_template_kwargs or has_messages(cfg.data))
     examples = load_examples(cfg.data, tokenizer, min(cfg.max_len, cfg.tokens_per_step), chat)
     model.check_architecture(hf_config, max(len(p) + len(r) for p, r in examples), cfg.model)
     if cfg.check:
-        return common.print0(f"{len(examples)} examples; first: {tokenizer.decode(examples[0][0] + examples[0][1])!r}")
+        return distributed.print0(f"{len(examples)} examples; first: {tokenizer.decode(examples[0][0] + examples[0][1])!r}")
     text = json.dumps(examples).encode()
     fingerprints = {"model": checkpoint.fingerprint_of_model(path), "training": hashlib.sha256(text).hexdigest()}
     folder = rundir.run_folder(cfg, fingerprints)
     if (done := checkpoint.exported_step(f"{folder}/model")) >= cfg.num_steps:
-        return common.print0(f"{folder} is complete: step {done} of {cfg.num_steps}. Its model is {folder}/model")
+        return distributed.print0(f"{folder} is complete: step {done} of {cfg.num_steps}. Its model is {folder}/model")
     run = rundir.Run(cfg, origin, script="sft.py", fingerprints=fingerprints)
     saved = checkpoint.find(run.path, fingerprints, cfg.allow_data_change, run.say)  # {"step": 0}: there is none yet
     micro_batch_tokens = rundir.token_budget(run.path, cfg.max_tokens_per_gpu, run.say)
@@ -220,12 +220,12 @@ def main():
     optimizer = model.make_adam(policy, cfg.lr, cfg.adam_beta1, cfg.adam_beta2, cfg.weight_decay)
     saved = checkpoint.load(run.path, saved, policy, optimizer, run.say)
     run.forget_after(saved["step"] or -1)
-    timer, seen, window = common.Timer(device), saved.get("examples_seen", 0), [0.0, 0, 0]
+    timer, seen, window = distributed.Timer(device), saved.get("examples_seen", 0), [0.0, 0, 0]
     saver = checkpoint.Saver(run.path, cfg.save_every, cfg.keep_checkpoints, run.say)
     stop = checkpoint.Stop(device, cfg.max_hours)
 
-    for step in common.progress(range(saved["step"] + 1, cfg.num_steps + 1), desc="sft", unit="step"):
-        common.seed_generators(cfg.seed, step, rank)
+    for step in distributed.progress(range(saved["step"] + 1, cfg.num_steps + 1), desc="sft", unit="step"):
+        distributed.seed_generators(cfg.seed, step, rank)
         rundir.LAST.update(step=step)
         # 1) whole examples in the order of this seed and epoch, until the step has its tokens
         batch, tokens = [], 0
@@ -248,15 +248,15 @@ def main():
             loss = -logprobs.sum() / num_tokens
             (loss * world).backward()  # undo FSDP's mean over ranks
             loss_sum += float(loss.detach())
-            common.fault("backward", step)
+            distributed.fault("backward", step)
         lr = learning_rate(step, cfg)
         grad_norm = model.clip_and_step(policy, optimizer, cfg.grad_clip, lr)
-        common.fault("optimizer", step)
+        distributed.fault("optimizer", step)
         if not np.isfinite(grad_norm):
-            raise common.Broken(f"step {step}: the gradient is not finite; lower lr or look at the examples of this step")
+            raise distributed.Broken(f"step {step}: the gradient is not finite; lower lr or look at the examples of this step")
 
         # 3) log and save
-        loss = common.sum_over_ranks({"loss": loss_sum}, device)["loss"]
+        loss = distributed.sum_over_ranks({"loss": loss_sum}, device)["loss"]
         spent = timer.take()["step"]
         run.metrics({"step": step, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens, "seconds_step": spent,
                      "tokens_per_second": tokens / spent, "epoch": seen / len(examples)})
@@ -265,7 +265,7 @@ def main():
             run.say(f"step {step:5d}/{cfg.num_steps} | loss {loss:.4f} | |g| {grad_norm:.2f} | lr {lr:.2e} | "
                     f"epoch {seen / len(examples):.2f} | {window[1] / window[0] / 1000:.1f}k tok/s")
             window = [0.0, 0, 0]
-        common.fault("metrics", step)
+        distributed.fault("metrics", step)
         last, stopped = step == cfg.num_steps, stop.reason()
         if last or stopped or saver.due(step):
             state = {"examples_seen": seen, "fingerprints": fingerprints}

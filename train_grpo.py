@@ -11,23 +11,23 @@ tokens of a packed micro-batch. Every rank sees all rollouts of the step: the ba
 from dataclasses import dataclass
 from typing import Literal
 
-import common  # first: it looks for its launcher and sets what libraries read when they are imported
+from onebox import distributed  # first: it looks for its launcher and sets what libraries read when they are imported
 
 import torch
 
-import checkpoint
+from onebox import checkpoint
 import data
 import policy as model
 import rewards
 import rollout as sampler
-import rundir
-import samples
-import speed
-from check import check_recipe, self_test
-from config import ConfigError, load_config
+from onebox import rundir
+from onebox import samples
+from onebox import flops
+from tools.check import check_recipe, self_test
+from onebox.config import ConfigError, load_config
 from eval import check_rewards, evaluate, resolve_model
-from metrics import StepStats, console_line, hacked, last_evaluation, more_seconds, no_signal, seconds, summarise
-from templates import check_chat, is_chat
+from onebox.metrics import StepStats, console_line, hacked, last_evaluation, more_seconds, no_signal, seconds, summarise
+from tasks.templates import check_chat, is_chat
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ def main():
     cfg, origin = load_config(Config)
     if cfg.check:
         return check_recipe(cfg)
-    rank, world, device = common.init_distributed(cfg.rollout_deadline_s + 3600)
+    rank, world, device = distributed.init_distributed(cfg.rollout_deadline_s + 3600)
     check_config(cfg, world)
     dtype = cfg.dtype if cfg.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
     engines, engine_rank = world // cfg.tensor_parallel, rank // cfg.tensor_parallel
@@ -306,7 +306,7 @@ def main():
                     "held-out": data.fingerprint(eval_set)}
     folder = rundir.run_folder(cfg, fingerprints)
     if (done := checkpoint.exported_step(f"{folder}/model")) >= cfg.num_steps:
-        return common.print0(f"{folder} is complete: step {done} of {cfg.num_steps}. Its model is {folder}/model")
+        return distributed.print0(f"{folder} is complete: step {done} of {cfg.num_steps}. Its model is {folder}/model")
     run = rundir.Run(cfg, origin, script="train_grpo.py", fingerprints=fingerprints)
     saved = checkpoint.find(run.path, fingerprints, cfg.allow_data_change, run.say)  # {"step": 0}: there is none yet
     micro_batch_tokens = rundir.token_budget(run.path, cfg.max_tokens_per_gpu, run.say)
@@ -331,11 +331,11 @@ def main():
     sampler.sleep(engine, device)
     if cfg.dry_step == "on" or (cfg.dry_step == "auto" and device.type == "cuda"):
         models = {"policy": (policy, optimizer)}
-        speed.dry_step(models, reference, cfg, micro_batch_tokens, hf_config.vocab_size, world, device, run.say)
-    peaks, shape = speed.machine_peaks(device, dtype), speed.shape_of(hf_config)
+        flops.dry_step(models, reference, cfg, micro_batch_tokens, hf_config.vocab_size, world, device, run.say)
+    peaks, shape = flops.machine_peaks(device, dtype), flops.shape_of(hf_config)
     run.say(f"peak of a process: {peaks.flops / 1e12:.3g} TFLOP/s, {peaks.bandwidth / 1e9:.3g} GB/s ({peaks.source})")
     scorer = rewards.Scorer(part_weights=cfg.reward_parts)
-    timer = common.Timer(device)
+    timer = distributed.Timer(device)
     bound = cfg.mismatch_bound or (1e-3 if dtype == "float32" else 0.05)
     sample = dict(engine=engine, tokenizer=tokenizer, scorer=scorer, timer=timer, max_tokens=cfg.max_response_len,
                   stop_ids=stop_ids, stop_strings=cfg.stop, repetition_stop=cfg.repetition_stop,
@@ -367,7 +367,7 @@ def main():
         found, found_kept = held_out(step)
         with timer("sync"):
             sampler.sleep(engine, device)
-        common.fault("evaluate", step)
+        distributed.fault("evaluate", step)
         row = row | {k: v for k, v in found.items() if k.startswith("eval")} | more_seconds(row, timer.take())
         if warning := hacked(evaluated, row):
             run.say(warning)
@@ -382,7 +382,7 @@ def main():
             sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), 0, device)
         row, kept = held_out(0)
         run.samples(0, kept)
-        nothing_yet = dict.fromkeys([*StepStats(device).row(), *speed.COLUMNS, "zero_variance_groups",
+        nothing_yet = dict.fromkeys([*StepStats(device).row(), *flops.COLUMNS, "zero_variance_groups",
                                      "advantage_std"])  # null
         run.metrics({"step": 0, **nothing_yet, **row, "lr": 0.0, "prompts_seen": 0, **seconds(timer.take())})
         run.say(f"step {0:4d}/{cfg.num_steps} | held-out {row['eval_correct']:.1%} sampled, "
@@ -401,15 +401,15 @@ def main():
     # ------------------------------------------------------------------------------------------------------------
     for step in range(saved["step"] + 1, cfg.num_steps + 1):
         rundir.LAST.update(step=step, rollouts=())  # for a crash report
-        common.seed_generators(cfg.seed, step, rank)
+        distributed.seed_generators(cfg.seed, step, rank)
         # 1) sample and score: this rank's share of the prompts, scored as they finish, then shared with all ranks
         with timer("sync"):
             sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), step, device)
-        common.fault("sync", step)
+        distributed.fault("sync", step)
         groups, rollouts, agreeing, by_uid = [], [], 0, {}
         for _ in range(1 + cfg.dynamic_sampling):
             asked = data.draw(prompts, mixture, cfg.seed, prompts_seen, cfg.prompts_per_step)
-            seeds = [[common.stable_seed(cfg.seed, p.uid, prompts_seen + i, k) for k in range(cfg.group_size)]
+            seeds = [[distributed.stable_seed(cfg.seed, p.uid, prompts_seen + i, k) for k in range(cfg.group_size)]
                      for i, p in enumerate(asked)]  # by the number of the draw: no two groups of a run share one
             prompts_seen += cfg.prompts_per_step
             by_uid |= {p.uid: p for p in asked}
@@ -421,7 +421,7 @@ def main():
             groups += varied if cfg.dynamic_sampling else fresh
             if len(groups) >= cfg.prompts_per_step:
                 break
-        common.fault("rollout", step)
+        distributed.fault("rollout", step)
         groups = groups[:cfg.prompts_per_step]
         with timer("sync"):
             sampler.sleep(engine, device)
@@ -454,7 +454,7 @@ def main():
                 micro_batches += model.pack(flat, silent, micro_batch_tokens, rank, world, device, learns=False)
             updates.append((micro_batches, weights_R.to(device), learnt))
         batches = [batch for micro_batches, _, _ in updates for batch in micro_batches]
-        loads = speed.micro_batch_loads(batches, device)
+        loads = flops.micro_batch_loads(batches, device)
         stats = StepStats(device)
         with timer("logprobs"), torch.no_grad():
             for batch in batches:
@@ -470,7 +470,7 @@ def main():
             stats.check_mismatch(bound)
 
         # 4) update
-        common.fault("logprobs", step)
+        distributed.fault("logprobs", step)
         lr = learning_rate(step, cfg.lr, cfg.lr_schedule, cfg.warmup_steps, cfg.num_steps, cfg.lr_min_ratio)
         with timer("train"):
             for micro_batches, weights_R, learnt in updates:
@@ -486,7 +486,7 @@ def main():
                         (loss * world).backward()  # undo FSDP's mean over ranks: the weights already count all of them
                     advantages = with_penalty(advantages, old_logprobs, batch, cfg)
                     stats.add(batch, logprobs.detach(), entropy.detach(), old_logprobs, advantages, loss.detach(), cfg)
-                    common.fault("backward", step)
+                    distributed.fault("backward", step)
                 stats.reduce()
                 stats.check_mismatch(bound)  # before the step: a broken engine must not touch the weights
                 if learnt:
@@ -495,10 +495,10 @@ def main():
                     optimizer.zero_grad(set_to_none=True)
                     stats.grad_norm = 0.0
                     stats.skipped_updates += 1
-                common.fault("optimizer", step)
+                distributed.fault("optimizer", step)
                 bad_steps = 0 if stats.finite() else bad_steps + 1
                 if bad_steps == 3:
-                    raise common.Broken(f"step {step}: three updates in a row had a gradient that is not finite; "
+                    raise distributed.Broken(f"step {step}: three updates in a row had a gradient that is not finite; "
                                         "none was applied. Lower lr, or look at the last metrics")
 
         # 5) save, evaluate, log; in this order, so that a kill in the evaluation costs nothing but its time
@@ -513,7 +513,7 @@ def main():
         in_loss = [flat[i] for *_, learnt in updates for i in learnt]
         measured = [r for i, r in enumerate(flat) if trained[i] and not learning[i]]
         passes = 3 + (len(updates) > 1) + (reference is not None)  # in forwards: a backward is two
-        row |= speed.efficiency(row, rollouts=rollouts, trained=in_loss, measured=measured, policy_passes=passes,
+        row |= flops.efficiency(row, rollouts=rollouts, trained=in_loss, measured=measured, policy_passes=passes,
                                 loads=loads, **limits)
         evaluates = cfg.eval_prompts and (last or (cfg.eval_every and step % cfg.eval_every == 0))
         saved_first = evaluates and (last or saver.due(step))
@@ -528,7 +528,7 @@ def main():
             run.say(warning)
         if not last and cfg.report_every and step % cfg.report_every == 0:
             run.report()
-        common.fault("metrics", step)
+        distributed.fault("metrics", step)
         stopped = stop.reason()  # "", a signal or max_hours; the same on all ranks
         if (not saved_first and (last or stopped or saver.due(step))) or (stopped and saver.failures):
             save(step, must=last or stopped)

@@ -16,25 +16,25 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
 
-import common  # first: it looks for its launcher and sets what libraries read when they are imported
+from onebox import distributed  # first: it looks for its launcher and sets what libraries read when they are imported
 
 import numpy as np
 import torch
 
-import checkpoint
+from onebox import checkpoint
 import data
 import policy as model
 import rewards
 import rollout as sampler
-import rundir
-import samples
-import speed
-from check import check_recipe, self_test
-from config import ConfigError, load_config
+from onebox import rundir
+from onebox import samples
+from onebox import flops
+from tools.check import check_recipe, self_test
+from onebox.config import ConfigError, load_config
 from eval import check_rewards, evaluate, resolve_model
-from metrics import StepStats, console_line, hacked, last_evaluation, more_seconds, no_signal, seconds, summarise
+from onebox.metrics import StepStats, console_line, hacked, last_evaluation, more_seconds, no_signal, seconds, summarise
 from rewards import dense_repetition
-from templates import check_chat, is_chat
+from tasks.templates import check_chat, is_chat
 
 
 @dataclass(frozen=True)
@@ -427,7 +427,7 @@ def main():
     cfg, origin = load_config(Config)
     if cfg.check:
         return check_recipe(cfg)
-    rank, world, device = common.init_distributed(cfg.rollout_deadline_s + 3600)
+    rank, world, device = distributed.init_distributed(cfg.rollout_deadline_s + 3600)
     check_config(cfg, world)
     dtype = cfg.dtype if cfg.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
     engines, engine_rank = world // cfg.tensor_parallel, rank // cfg.tensor_parallel
@@ -454,7 +454,7 @@ def main():
         fingerprints["critic"] = checkpoint.fingerprint_of_model(critic_path)
     folder = rundir.run_folder(cfg, fingerprints)
     if (done := checkpoint.exported_step(f"{folder}/model")) >= cfg.num_steps:
-        return common.print0(f"{folder} is complete: step {done} of {cfg.num_steps}. Its model is {folder}/model")
+        return distributed.print0(f"{folder} is complete: step {done} of {cfg.num_steps}. Its model is {folder}/model")
     run = rundir.Run(cfg, origin, script="train_ppo.py", fingerprints=fingerprints)
     saved = checkpoint.find(run.path, fingerprints, cfg.allow_data_change, run.say)  # {"step": 0}: there is none yet
     micro_batch_tokens = rundir.token_budget(run.path, cfg.max_tokens_per_gpu, run.say)
@@ -488,11 +488,11 @@ def main():
     sampler.sleep(engine, device)
     if cfg.dry_step == "on" or (cfg.dry_step == "auto" and device.type == "cuda"):
         models = {"policy": (policy, optimizer), **pairs}
-        speed.dry_step(models, reference, cfg, micro_batch_tokens, hf_config.vocab_size, world, device, run.say)
-    peaks, shape = speed.machine_peaks(device, dtype), speed.shape_of(hf_config)
+        flops.dry_step(models, reference, cfg, micro_batch_tokens, hf_config.vocab_size, world, device, run.say)
+    peaks, shape = flops.machine_peaks(device, dtype), flops.shape_of(hf_config)
     run.say(f"peak of a process: {peaks.flops / 1e12:.3g} TFLOP/s, {peaks.bandwidth / 1e9:.3g} GB/s ({peaks.source})")
     scorer = rewards.Scorer(part_weights=cfg.reward_parts)
-    timer = common.Timer(device)
+    timer = distributed.Timer(device)
     bound = cfg.mismatch_bound or (1e-3 if dtype == "float32" else 0.05)
     sample = dict(engine=engine, tokenizer=tokenizer, scorer=scorer, timer=timer, max_tokens=cfg.max_response_len,
                   stop_ids=stop_ids, stop_strings=cfg.stop, repetition_stop=cfg.repetition_stop,
@@ -500,7 +500,7 @@ def main():
                   leader=rank % cfg.tensor_parallel == 0, vocab_size=hf_config.vocab_size)
     limits = dict(shape=shape, peaks=peaks, world=world, tensor_parallel=cfg.tensor_parallel, dtype=dtype,
                   max_num_seqs=cfg.max_num_seqs, round_size=cfg.prompts_per_step * cfg.group_size,
-                  critic_shape=None if critic is None else speed.shape_of(critic.trunk.config))
+                  critic_shape=None if critic is None else flops.shape_of(critic.trunk.config))
 
     def held_out(step):
         row, kept, per_problem = evaluate(eval_set, cfg.seed, cfg.eval_samples, cfg.temperature, version=step, **sample)
@@ -525,7 +525,7 @@ def main():
         found, found_kept = held_out(step)
         with timer("sync"):
             sampler.sleep(engine, device)
-        common.fault("evaluate", step)
+        distributed.fault("evaluate", step)
         row = row | {k: v for k, v in found.items() if k.startswith("eval")} | more_seconds(row, timer.take())
         if warning := hacked(evaluated, row):
             run.say(warning)
@@ -542,7 +542,7 @@ def main():
         row, kept = held_out(0)
         run.samples(0, kept)
         nothing_yet = dict.fromkeys([*StepStats(device).row(), *StepStats(device).value_row(), *explain_values({}, {}, {}),
-                                     *speed.COLUMNS, "zero_variance_groups", "critic_lr", "kl_coef"])  # null
+                                     *flops.COLUMNS, "zero_variance_groups", "critic_lr", "kl_coef"])  # null
         run.metrics({"step": 0, **nothing_yet, **row, "lr": 0.0, "prompts_seen": 0, **seconds(timer.take())})
         run.say(f"step {0:4d}/{cfg.num_steps} | held-out {row['eval_correct']:.1%} sampled, "
                 f"{row['eval_correct_greedy']:.1%} greedy | before any update")
@@ -560,18 +560,18 @@ def main():
     # ------------------------------------------------------------------------------------------------------------
     for step in range(saved["step"] + 1, cfg.num_steps + 1):
         rundir.LAST.update(step=step, rollouts=())  # for a crash report
-        common.seed_generators(cfg.seed, step, rank)
+        distributed.seed_generators(cfg.seed, step, rank)
         # 1) sample and score: this rank's share of the prompts, scored as they finish, then shared with all ranks
         with timer("sync"):
             sampler.wake_and_sync(policy.hf, engine, getattr(torch, dtype), step, device)
-        common.fault("sync", step)
+        distributed.fault("sync", step)
         asked = data.draw(prompts, mixture, cfg.seed, prompts_seen, cfg.prompts_per_step)
-        seeds = [[common.stable_seed(cfg.seed, p.uid, prompts_seen + i, k) for k in range(cfg.group_size)]
+        seeds = [[distributed.stable_seed(cfg.seed, p.uid, prompts_seen + i, k) for k in range(cfg.group_size)]
                  for i, p in enumerate(asked)]  # by the number of the draw: no two groups of a run share one
         prompts_seen += cfg.prompts_per_step
         by_uid = {p.uid: p for p in asked}
         rollouts = sampler.sample_and_score(asked, seeds, temperature=cfg.temperature, version=step, **sample)
-        common.fault("rollout", step)
+        distributed.fault("rollout", step)
         with timer("sync"):
             sampler.sleep(engine, device)
         rundir.LAST.update(rollouts=rollouts, longest=max(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
@@ -592,7 +592,7 @@ def main():
             updates.append((micro_batches, weights_R.to(device), chosen))
         batches = [batch for micro_batches, _, _ in updates for batch in micro_batches]
         off_policy = len(updates) * cfg.epochs_per_step > 1
-        loads = speed.micro_batch_loads(batches, device)
+        loads = flops.micro_batch_loads(batches, device)
         stats = StepStats(device)
         with timer("logprobs"), torch.no_grad():
             for batch in batches:
@@ -633,7 +633,7 @@ def main():
         train_policy = step > late
         lr = learning_rate(step - late, cfg.lr, cfg.lr_schedule, cfg.warmup_steps, cfg.num_steps - late, cfg.lr_min_ratio)
         critic_lr = learning_rate(step, cfg.critic_lr, cfg.critic_lr_schedule, cfg.warmup_steps, cfg.num_steps, cfg.lr_min_ratio)
-        common.fault("logprobs", step)
+        distributed.fault("logprobs", step)
         with timer("train"):
             for micro_batches, weights_R, chosen in updates * cfg.epochs_per_step:
                 for batch in micro_batches:
@@ -652,7 +652,7 @@ def main():
                         loss = (weights * value_loss(values, batch.old_values, batch.returns, cfg.value_clip)).sum()
                         (loss * world).backward()
                         stats.add_values(batch, values.detach(), loss.detach(), cfg.value_clip)
-                    common.fault("backward", step)
+                    distributed.fault("backward", step)
                 stats.reduce()
                 stats.check_mismatch(bound)  # before the step: a broken engine must not touch the weights
                 penalised = cfg.entropy_coef != 0 or (cfg.kl_in in ("loss_k2", "loss_k3") and kl_coef != 0)
@@ -664,10 +664,10 @@ def main():
                     stats.skipped_updates += int(train_policy)
                 if critic is not None and len(chosen):
                     stats.critic_norms.append(model.clip_and_step(critic, critic_optimizer, cfg.grad_clip, critic_lr))
-                common.fault("optimizer", step)
+                distributed.fault("optimizer", step)
                 bad_steps = 0 if stats.finite() else bad_steps + 1
                 if bad_steps == 3:
-                    raise common.Broken(f"step {step}: three updates in a row had a gradient that is not finite; "
+                    raise distributed.Broken(f"step {step}: three updates in a row had a gradient that is not finite; "
                                         "none was applied. Lower lr, or look at the last metrics")
 
         # 5) save, evaluate, log; in this order, so that a kill in the evaluation costs nothing but its time
@@ -684,7 +684,7 @@ def main():
         in_loss = [rollouts[i] for *_, chosen in updates for i in chosen.tolist()]
         passes = (3 if train_policy else 1) * cfg.epochs_per_step  # in forwards: a backward is two
         passes += (reference is not None) + (off_policy or cfg.kl_in == "reward_k1")
-        row |= speed.efficiency(row, rollouts=rollouts, trained=in_loss, policy_passes=passes, loads=loads,
+        row |= flops.efficiency(row, rollouts=rollouts, trained=in_loss, policy_passes=passes, loads=loads,
                                 critic_passes=0 if critic is None else 3 * cfg.epochs_per_step + 1, **limits)
         evaluates = cfg.eval_prompts and (last or (cfg.eval_every and step % cfg.eval_every == 0))
         saved_first = evaluates and (last or saver.due(step))
@@ -699,7 +699,7 @@ def main():
             run.say(warning)
         if not last and cfg.report_every and step % cfg.report_every == 0:
             run.report()
-        common.fault("metrics", step)
+        distributed.fault("metrics", step)
         stopped = stop.reason()  # "", a signal or max_hours; the same on all ranks
         if (not saved_first and (last or stopped or saver.due(step))) or (stopped and saver.failures):
             save(step, must=last or stopped)

@@ -144,7 +144,7 @@ def hf_config(name, max_len=40960):
     """The transformers config of a model in plan.MODELS."""
     import transformers
 
-    import plan
+    from tools import plan
 
     *sizes, family = plan.MODELS[name]
     names = (
@@ -196,14 +196,14 @@ def responses(tokens, longest, prompt_len, vocab_size):
     """Ragged rollouts of `tokens` packed tokens in all, longest first and then shorter ones; ids are arbitrary."""
     import numpy as np
 
-    import speed
+    from onebox import flops
 
     found, left, i = [], tokens, 0
     shares = (1.0, 0.45, 0.7, 0.25, 0.55, 0.35, 0.85, 0.2)
     while left > prompt_len + 1:
         n = min(left, max(prompt_len + 2, int(longest * shares[i % len(shares)])))
         ids = (np.arange(n + 1) * 7919 + i) % vocab_size
-        found.append(speed.FakeRollout(ids[:prompt_len], ids[prompt_len:], np.zeros(n + 1 - prompt_len)))
+        found.append(flops.FakeRollout(ids[:prompt_len], ids[prompt_len:], np.zeros(n + 1 - prompt_len)))
         left, i = left - n, i + 1
     return sorted(found, key=lambda r: -len(r.response_ids))
 
@@ -225,16 +225,16 @@ def torch_varlen():
 def trainer(args, name):
     import torch
 
-    import common
-    import plan
+    from onebox import distributed
+    from tools import plan
     import policy as model
-    import speed
+    from onebox import flops
 
     torch.manual_seed(0)
-    _, _, device = common.init_distributed()
+    _, _, device = distributed.init_distributed()
     on_gpu, smoke, start = device.type == "cuda", args.smoke, time.monotonic()
     dtype = "bfloat16" if on_gpu else "float32"
-    shape, peaks = plan.architecture(name), speed.machine_peaks(device, dtype)
+    shape, peaks = plan.architecture(name), flops.machine_peaks(device, dtype)
     kinds = {
         "flash-attn": model.flash_attn_varlen_func,
         "torch varlen": torch_varlen() if on_gpu else None,
@@ -299,7 +299,7 @@ def measure(args, cell, what, policy, optimizer, shape, peaks, device):
     import torch
 
     import policy as model
-    import speed
+    from onebox import flops
     from train_grpo import policy_loss
 
     longest = cell["tokens"] if cell.get("one") else max(4, cell["tokens"] // 4)
@@ -324,7 +324,7 @@ def measure(args, cell, what, policy, optimizer, shape, peaks, device):
             adam.append(now() - before - spent[-1])
     policy.zero_grad(set_to_none=True)
     seconds, tokens = min(spent[1:]), sum(batch.lens)
-    flops = 3 * speed.forward_flops(shape, batch.lens, len(batch.rows))
+    flops = 3 * flops.forward_flops(shape, batch.lens, len(batch.rows))
     write(
         args.out,
         args.part,
@@ -348,21 +348,21 @@ def engine(args, name):
     """Rollouts, weight sync, and GRPO steps with made-up rewards; skipped where vLLM is not installed."""
     import torch
 
-    import common
-    import plan
+    from onebox import distributed
+    from tools import plan
     import policy as model
     import rollout as sampler
-    import speed
+    from onebox import flops
     import train_grpo as grpo
 
     try:
         import vllm
     except ImportError as error:
         return write(args.out, args.part, "all", note=f"skipped: vLLM is not installed ({error})")
-    _, _, device = common.init_distributed()
+    _, _, device = distributed.init_distributed()
     on_gpu, smoke = device.type == "cuda", args.smoke
     dtype = "bfloat16" if on_gpu else "float32"
-    shape, peaks = plan.architecture(name), speed.machine_peaks(device, dtype)
+    shape, peaks = plan.architecture(name), flops.machine_peaks(device, dtype)
     prompt_len, response_len, prompts, group = (8, 16, 2, 4) if smoke else (256, 1024, 32, 8)
     config = hf_config(name)
     folder = os.path.join(args.out, "model")
@@ -400,7 +400,7 @@ def engine(args, name):
         return time.perf_counter()
 
     cfg = grpo.Config(max_tokens_per_gpu=64 if smoke else 16384)
-    read, _ = speed.decode_work(
+    read, _ = flops.decode_work(
         shape, [prompt_len] * prompts * group, [response_len] * prompts * group, prompts * group, 2 if on_gpu else 4
     )
     for step in range(3):
@@ -408,7 +408,7 @@ def engine(args, name):
         sampler.wake_and_sync(policy.hf, llm, getattr(torch, dtype), step, device)
         marks.append(now())
         asked = [(i, [(i * 31 + j * 7) % shape.vocab for j in range(prompt_len)]) for i in range(prompts)]
-        seeds = [[common.stable_seed(0, step, i, k) for k in range(group)] for i in range(prompts)]
+        seeds = [[distributed.stable_seed(0, step, i, k) for k in range(group)] for i in range(prompts)]
         rollouts = sorted(
             sampler.generate(
                 llm,
@@ -440,7 +440,7 @@ def engine(args, name):
         if step == 0 and not smoke:
             continue  # warms up
         lens = [len(r.prompt_ids) + len(r.response_ids) - 1 for r in rollouts]
-        flops = 3 * speed.forward_flops(shape, lens, tokens)
+        flops = 3 * flops.forward_flops(shape, lens, tokens)
         size = shape.params * (2 if on_gpu else 4)
         gap = f"gap to the trainer {sum(gaps) / len(gaps):.2g}"
         write(args.out, args.part, "weight sync with wake-up", gb_per_second=size / sync / 1e9, seconds=sync)

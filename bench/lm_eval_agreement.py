@@ -113,13 +113,13 @@ def ours(args):
     import torch
     from transformers import AutoModelForCausalLM
 
-    import common
+    from onebox import distributed
     import data
     import rewards
     import rollout as sampler
     from eval import resolve_model
 
-    rank, _, device = common.init_distributed()
+    rank, _, device = distributed.init_distributed()
     path, config, tokenizer, stop_ids = resolve_model(args.model, 2048)
     tasks = [task for task in MAX_TOKENS if os.path.exists(os.path.join(args.out, f"harness_{task}.jsonl"))]
     rows = {}

@@ -107,14 +107,14 @@ def main():
     parser.add_argument("--out", default="")
     args = parser.parse_args()
 
-    import common
-    import plan
-    import rundir
+    from onebox import distributed
+    from tools import plan
+    from onebox import rundir
     import torch
-    from config import load_config
+    from onebox.config import load_config
 
     torch.set_num_threads(1)
-    common.init_distributed()
+    distributed.init_distributed()
     lines = [
         f"{rundir.machine()}, torch {torch.__version__}, one process of one thread a run",
         "",

@@ -28,7 +28,7 @@ def worker(kind, folder, case):
     from transformers import AutoConfig
 
     import policy as model
-    from common import init_distributed
+    from onebox.distributed import init_distributed
     from train_ppo import gae, policy_loss, token_weights, value_loss, whiten
 
     torch.set_num_threads(1)

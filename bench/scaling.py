@@ -33,13 +33,13 @@ def worker(num_tokens, vocab, group_size, hidden, layers):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    import common
+    from onebox import distributed
     import policy as model
     from train_grpo import group_advantages, policy_loss, token_weights
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    rank, world, device = common.init_distributed()
+    rank, world, device = distributed.init_distributed()
     hf = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocab,

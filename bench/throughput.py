@@ -38,9 +38,9 @@ def main():
     args = parser.parse_args()
     import torch
 
-    import common
+    from onebox import distributed
     import policy as model
-    import puzzles
+    from tasks import puzzles
     import rollout as sampler
     from eval import resolve_model
 
@@ -59,7 +59,7 @@ def main():
         made = len(list(make(count)))
         add(f"generator: {name}", f"{made / (time.perf_counter() - start):,.0f} problems/s")
 
-    device = common.init_distributed()[2]
+    device = distributed.init_distributed()[2]
     path, config, _, _ = resolve_model(args.model, 512)
     policy = model.load_policy(path, device, "float32")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, fused=True)

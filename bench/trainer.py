@@ -84,7 +84,7 @@ def worker(kind, folder, case, dtype):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from common import init_distributed
+    from onebox.distributed import init_distributed
     import policy as model
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

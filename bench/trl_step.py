@@ -95,7 +95,7 @@ def worker(case_path, gradients_path):
     import torch
 
     import policy as model
-    from common import init_distributed, whole
+    from onebox.distributed import init_distributed, whole
     from train_grpo import group_advantages, policy_loss, token_weights
 
     with open(case_path) as f:

@@ -69,13 +69,13 @@ def worker(case_path):
     case = steps.case
     os.chdir(ROOT)
     shutil.rmtree(f"out/{RUN}", ignore_errors=True)  # no run to continue
-    import common
+    from onebox import distributed
     import rewards
-    import rundir
+    from onebox import rundir
     import train_grpo
     from vllm import LLM
 
-    seed_generators, metrics = common.seed_generators, rundir.Run.metrics
+    seed_generators, metrics = distributed.seed_generators, rundir.Run.metrics
 
     def begin(*parts):  # the first thing of a step
         steps.between()
@@ -87,7 +87,7 @@ def worker(case_path):
                           grad_norm=row["grad_norm"])
         metrics(run, row)
 
-    common.seed_generators, rundir.Run.metrics = begin, end
+    distributed.seed_generators, rundir.Run.metrics = begin, end
     LLM.enqueue = steps.force_lengths(LLM.enqueue)
     rewards.REWARDS["bench"] = lambda sample, equal: sample.finish({"checksum": reward(sample.text)})
     settings = {

@@ -1,4 +1,4 @@
-"""The demo's cold start: the embedded model on search traces that are skilled but give up early (tiny.py)."""
+"""The demo's cold start: the embedded model on search traces that are skilled but give up early (tools/tiny.py)."""
 _script = "sft.py"
 
 name = "demo-base"

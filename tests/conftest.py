@@ -98,7 +98,7 @@ def untied_model(tmp_path_factory):
 @pytest.fixture(scope="session")
 def one_process():
     """This process as the only rank of a gloo group, for tests that call policy.py directly."""
-    from common import init_distributed
+    from onebox.distributed import init_distributed
 
     torch.set_num_threads(1)  # two test processes on two cores: threads would only wait for each other
     return init_distributed()
@@ -131,7 +131,7 @@ def share_of_the_way(start, one, other):
 
 def full(tensor):
     """A parameter or gradient whole and detached, whether FSDP sharded it or, on one fp32 process, left it alone."""
-    from common import whole
+    from onebox.distributed import whole
 
     return whole(tensor).detach()
 

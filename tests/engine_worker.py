@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 import policy as model
 import rollout as sampler
-from common import gather, init_distributed
+from onebox.distributed import gather, init_distributed
 from conftest import full, laid_out_as
 
 path, tensor_parallel = sys.argv[1], int(sys.argv[2])

@@ -21,10 +21,10 @@ import traceback
 import numpy as np
 import torch
 
-import checkpoint
+from onebox import checkpoint
 import policy
 import rollout
-import rundir
+from onebox import rundir
 
 
 class FakeEngine:

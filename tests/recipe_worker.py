@@ -73,7 +73,7 @@ def sample_rows(source, i):
 
 def save_rows(folder):
     """A file per source and split; training and test rows differ."""
-    from puzzles import countdown, knights_and_knaves
+    from tasks.puzzles import countdown, knights_and_knaves
 
     os.makedirs(folder, exist_ok=True)
     sources = ["gsm8k", "math", "math_lvl3to5", "math_12k", "numina_tir", "deepscaler", "math500", "minerva_math",
@@ -97,7 +97,7 @@ def where_rows_are(cfg, rows):
 
 def one_step(script, recipe, folder):
     """Run main() with the recipe and tiny sizes -> the metrics of step 1."""
-    from config import load_config
+    from onebox.config import load_config
 
     cfg, _ = load_config(script.Config, [str(recipe)])
     flags = {"model": "model", "num_steps": 1, "prompts_per_step": 2, "group_size": min(cfg.group_size, 2),

@@ -15,8 +15,8 @@ from test_end_to_end import TINY, train
 
 import rewards
 import rollout
-from common import Timer
-from config import ConfigError
+from onebox.distributed import Timer
+from onebox.config import ConfigError
 from eval import resolve_model
 
 

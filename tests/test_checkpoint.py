@@ -18,12 +18,12 @@ import torch
 from conftest import ROOT, full, local, save_tiny_model
 from test_policy import make_rollouts
 
-import checkpoint
-import common
+from onebox import checkpoint
+from onebox import distributed
 import policy as model
-import rundir
+from onebox import rundir
 import train_ppo
-from config import ConfigError
+from onebox.config import ConfigError
 
 
 def fresh(path, device, dtype="bfloat16"):
@@ -584,13 +584,13 @@ def test_the_generators_follow_from_seed_step_and_rank_alone():
         import numpy as np
         return random.random(), np.random.rand(), torch.rand(1).item()
 
-    common.seed_generators(0, 3, 1)
+    distributed.seed_generators(0, 3, 1)
     first = draw()
     draw()
-    common.seed_generators(0, 3, 1)
+    distributed.seed_generators(0, 3, 1)
     assert draw() == first
     for other in ((1, 3, 1), (0, 4, 1), (0, 3, 0)):
-        common.seed_generators(*other)
+        distributed.seed_generators(*other)
         assert all(a != b for a, b in zip(draw(), first, strict=True))
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from config import ConfigError, comments, describe, literal, load_config, table
+from onebox.config import ConfigError, comments, describe, literal, load_config, table
 
 
 @dataclasses.dataclass(frozen=True)

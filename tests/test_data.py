@@ -22,10 +22,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data
-import puzzles
+from tasks import puzzles
 import rewards
-import templates
-from config import ConfigError
+from tasks import templates
+from onebox.config import ConfigError
 
 
 def sha(text):

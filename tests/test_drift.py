@@ -11,7 +11,7 @@ import warnings
 
 import train_grpo
 import train_ppo
-from config import comments
+from onebox.config import comments
 
 DIFFERENT_SETTINGS = {"group_size"}  # GRPO needs a group, PPO does not
 DIFFERENT_FUNCTIONS = {"main", "check_config"}  # each checks its own settings; the common lines are compared below

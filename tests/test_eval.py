@@ -17,11 +17,11 @@ import time
 import pytest
 from conftest import ROOT, run_script, without_an_engine
 
-import benchmarks
-import journal
+from tasks import benchmarks
+from onebox import journal
 import rewards
-import scoring
-from config import ConfigError
+from onebox import statistics
+from onebox.config import ConfigError
 from eval import Config, sweep_settings
 
 # ---------------------------------------------------------------- statistics
@@ -32,23 +32,23 @@ def test_pass_at_k_is_the_share_of_all_choices_of_k_samples_that_hold_a_right_on
     for c, k in itertools.product(range(n + 1), range(1, n + 1)):
         samples = [1] * c + [0] * (n - c)
         choices = list(itertools.combinations(samples, k))
-        assert scoring.pass_at_k(n, c, k) == pytest.approx(sum(map(any, choices)) / len(choices))
+        assert statistics.pass_at_k(n, c, k) == pytest.approx(sum(map(any, choices)) / len(choices))
 
 
 def test_pass_at_k_by_hand_and_its_borders():
-    assert scoring.pass_at_k(4, 1, 2) == pytest.approx(0.5)  # 3 of the 6 pairs hold the right one
-    assert scoring.pass_at_k(32, 8, 1) == pytest.approx(0.25)
-    assert scoring.pass_at_k(10_000, 1, 5_000) == pytest.approx(0.5)  # exact integers: nothing overflows
+    assert statistics.pass_at_k(4, 1, 2) == pytest.approx(0.5)  # 3 of the 6 pairs hold the right one
+    assert statistics.pass_at_k(32, 8, 1) == pytest.approx(0.25)
+    assert statistics.pass_at_k(10_000, 1, 5_000) == pytest.approx(0.5)  # exact integers: nothing overflows
     for bad in ((4, 1, 5), (4, 1, 0), (4, 5, 1), (0, 0, 1)):
         with pytest.raises(ValueError, match="pass@k"):
-            scoring.pass_at_k(*bad)
+            statistics.pass_at_k(*bad)
 
 
 def test_the_majority_counts_equal_answers_as_one_and_no_answer_as_no_vote():
     equal = {frozenset(pair) for pair in (("1/2", "0.5"), ("0.5", r"\frac12"), ("1/2", r"\frac12"))}
 
     def vote(*answers):
-        i = scoring.majority(answers, lambda i, j: frozenset((answers[i], answers[j])) in equal)
+        i = statistics.majority(answers, lambda i, j: frozenset((answers[i], answers[j])) in equal)
         return None if i is None else answers[i]
 
     assert vote("3", "1/2", "0.5", "3", r"\frac12") == "1/2"  # three spellings of a half against two 3
@@ -68,7 +68,7 @@ def test_a_summary_checked_by_hand():
     rows = completions((1, 0, 0, 0), (1, 1, 0, 0), answers=[["7", "8", "8", "9"], ["5", "5", "6", None]])
     rows += [{"uid": f"p/{i}", "sample": "greedy", "correct": i == 1, "tokens": 30, "finish_reason": "length",
               "extracted": None} for i in range(2)]
-    row = scoring.summarise(rows, seconds=2.0, same=lambda a, b: a["extracted"] == b["extracted"])
+    row = statistics.summarise(rows, seconds=2.0, same=lambda a, b: a["extracted"] == b["extracted"])
     assert (row["problems"], row["k"], row["avg_at_k"], row["greedy"]) == (2, 4, pytest.approx(3 / 8), 0.5)
     assert row["pass_at"] == {"1": pytest.approx(3 / 8), "2": pytest.approx((1 / 2 + 5 / 6) / 2), "4": 1.0}
     assert row["pass_at_k"] == 1.0
@@ -79,36 +79,36 @@ def test_a_summary_checked_by_hand():
 
 def test_without_samples_the_greedy_response_is_the_one_sample_and_no_vote_is_taken():
     rows = [{**row, "sample": "greedy"} for row in completions((1,), (0,), (0,), (1,))]
-    row = scoring.summarise(rows, 1.0, same=lambda a, b: False)
+    row = statistics.summarise(rows, 1.0, same=lambda a, b: False)
     assert (row["k"], row["avg_at_k"], row["pass_at_k"], row["greedy"], row["maj_at_k"]) == (1, 0.5, 0.5, 0.5, None)
-    assert scoring.summarise(completions((1, 0, 0)), 1.0, same=lambda a, b: False)["maj_at_k"] is None  # none extracted
-    empty = scoring.summarise([], 0.0)
+    assert statistics.summarise(completions((1, 0, 0)), 1.0, same=lambda a, b: False)["maj_at_k"] is None  # none extracted
+    empty = statistics.summarise([], 0.0)
     assert (empty["problems"], empty["avg_at_k"], empty["tokens_per_second"]) == (0, 0, None)
     assert math.isnan(empty["low"])
 
 
 def test_the_bootstrap_interval_of_100_coins_is_the_normal_one():
-    low, high = scoring.interval([1.0] * 50 + [0.0] * 50)
+    low, high = statistics.interval([1.0] * 50 + [0.0] * 50)
     assert (low, high) == pytest.approx((0.5 - 1.96 * 0.05, 0.5 + 1.96 * 0.05), abs=0.005)
-    assert (low, high) == scoring.interval([1.0] * 50 + [0.0] * 50)  # always the same
-    wide, narrow = scoring.interval([1.0, 0.0] * 5), scoring.interval([1.0, 0.0] * 500)
+    assert (low, high) == statistics.interval([1.0] * 50 + [0.0] * 50)  # always the same
+    wide, narrow = statistics.interval([1.0, 0.0] * 5), statistics.interval([1.0, 0.0] * 500)
     assert narrow[1] - narrow[0] < 0.2 * (wide[1] - wide[0])
 
 
 def test_problems_that_all_agree_are_no_certainty():
-    assert scoring.interval([1.0] * 30) == pytest.approx((0.025 ** (1 / 30), 1.0))  # 0.884: exact binomial bound
-    assert scoring.interval([0.0] * 30) == pytest.approx((0.0, 0.116), abs=1e-3)
-    assert scoring.interval([0.0]) == pytest.approx((0.0, 0.975))
-    assert scoring.interval([1.0]) == pytest.approx((0.025, 1.0))
-    low, high = scoring.interval([0.5])
+    assert statistics.interval([1.0] * 30) == pytest.approx((0.025 ** (1 / 30), 1.0))  # 0.884: exact binomial bound
+    assert statistics.interval([0.0] * 30) == pytest.approx((0.0, 0.116), abs=1e-3)
+    assert statistics.interval([0.0]) == pytest.approx((0.0, 0.975))
+    assert statistics.interval([1.0]) == pytest.approx((0.025, 1.0))
+    low, high = statistics.interval([0.5])
     assert low < 0.05 and high > 0.95
-    assert all(math.isnan(x) for x in scoring.interval([]))
+    assert all(math.isnan(x) for x in statistics.interval([]))
 
 
 def test_the_interval_is_over_problems_not_over_samples():
     """Two problems with 1,000 samples each say little about a third problem."""
     rows = completions([1] * 1000, [0] * 1000)
-    row = scoring.summarise(rows, 1.0)
+    row = statistics.summarise(rows, 1.0)
     assert (row["low"], row["high"]) == (0.0, 1.0)
 
 
@@ -120,12 +120,12 @@ HOSTILE = ['a"b', "two\nlines", "\x1b[31mred\x1b[0m", "=1+1", "@SUM(A1)", "-2", 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_break_neither_console_nor_markdown_nor_csv(name):
-    text = scoring.to_text(["benchmark", "n"], [[name, 1], ["x", -2.5]])
+    text = statistics.to_text(["benchmark", "n"], [[name, 1], ["x", -2.5]])
     assert len(text.splitlines()) == 3 and all(c.isprintable() for line in text.split("\n") for c in line)
-    markdown = scoring.to_markdown(["benchmark", "n"], [[name, 1]])
+    markdown = statistics.to_markdown(["benchmark", "n"], [[name, 1]])
     assert len(markdown.splitlines()) == 3 and "<b" not in markdown
     assert len(re.findall(r"(?<!\\)\|", markdown.splitlines()[2])) == 3
-    rows = list(csv.reader(io.StringIO(scoring.to_csv([{"benchmark": name, "n": -2.5}]))))
+    rows = list(csv.reader(io.StringIO(statistics.to_csv([{"benchmark": name, "n": -2.5}]))))
     assert len(rows) == 2 and rows[1][1] == "-2.5"  # a number stays one
     assert rows[1][0][0] not in "=+-@" and all(c.isprintable() for c in rows[1][0])
 
@@ -133,7 +133,7 @@ def test_hostile_names_break_neither_console_nor_markdown_nor_csv(name):
 def test_the_sweep_table_has_a_line_a_step_and_an_average_only_of_whole_lines():
     rows = [{"step": s, "benchmark": b, "avg_at_k": v} for s, b, v in
             [(0, "gsm8k", 0.5), (0, "kk", 0.25), (20, "gsm8k", 0.75), (20, "kk", 0.5), (100, "gsm8k", 0.8)]]
-    head, lines = scoring.sweep_cells(rows)
+    head, lines = statistics.sweep_cells(rows)
     assert head == ["step", "gsm8k", "kk", "average"]
     assert lines == [[0, "50.0", "25.0", "37.5"], [20, "75.0", "50.0", "62.5"], [100, "80.0", "-", "-"]]
 
@@ -151,7 +151,7 @@ def test_a_suite_names_known_benchmarks_or_the_nearest():
 
 def test_every_benchmark_has_a_source_a_reward_and_templates():
     import data
-    from templates import TEMPLATES
+    from tasks.templates import TEMPLATES
 
     for name, b in benchmarks.BENCHMARKS.items():
         assert data.parse_name(b.source) and b.reward in rewards.REWARDS and {b.chat, b.text} <= set(TEMPLATES), name
@@ -286,7 +286,7 @@ def test_a_table_keeps_what_a_later_sweep_does_not_make_again(tmp_path):
 
 def test_results_of_another_benchmark_stay_with_the_same_weights_only(tmp_path):
     def result(name):
-        return {"benchmark": name, **scoring.summarise(completions((1, 0)), 1.0)}
+        return {"benchmark": name, **statistics.summarise(completions((1, 0)), 1.0)}
 
     for name, weights in (("gsm8k", "w"), ("kk", "w"), ("math500", "v")):
         journal.write_settings(str(tmp_path), name, {"model": weights})
@@ -453,7 +453,7 @@ def test_an_evaluation_in_training_tells_benchmarks_and_problems_apart(monkeypat
 
     import torch
 
-    import common
+    from onebox import distributed
     import eval as evaluation
     from rollout import Rollout
 
@@ -469,7 +469,7 @@ def test_an_evaluation_in_training_tells_benchmarks_and_problems_apart(monkeypat
 
     monkeypatch.setattr(evaluation.sampler, "sample_and_score", answer)
     row, kept, per_problem = evaluation.evaluate(
-        prompts, 0, 2, 1.0, version=3, keep=1, timer=common.Timer(torch.device("cpu")),
+        prompts, 0, 2, 1.0, version=3, keep=1, timer=distributed.Timer(torch.device("cpu")),
         tokenizer=lambda texts, **_: {"input_ids": [[] for _ in texts]})
     assert per_problem == {"aime24/test/0": [0.5, 0], "aime24/test/1": [0.0, 1], "gsm8k/test/2": [1.0, 0]}
     assert (row["eval_correct"], row["eval_correct_greedy"]) == (0.5, pytest.approx(1 / 3))
@@ -477,13 +477,13 @@ def test_an_evaluation_in_training_tells_benchmarks_and_problems_apart(monkeypat
     assert (row["eval/gsm8k/correct"], row["eval/gsm8k/correct_greedy"]) == (1.0, 0.0)
     assert [line["sample"] for line in kept] == [0, 1, "greedy"] and {line["step"] for line in kept} == {3}
     _, _, greedy_only = evaluation.evaluate(
-        prompts[:1], 0, 0, 1.0, version=0, timer=common.Timer(torch.device("cpu")),
+        prompts[:1], 0, 0, 1.0, version=0, timer=distributed.Timer(torch.device("cpu")),
         tokenizer=lambda texts, **_: {"input_ids": [[] for _ in texts]})
     assert greedy_only == {"aime24/test/0": [None, 0]}
 
 
 def test_a_resumed_run_drops_what_held_out_says_of_later_steps(tmp_path):
-    import rundir
+    from onebox import rundir
 
     run = rundir.Run.__new__(rundir.Run)
     run.main, run.path, run.unwritten, run.wandb = True, str(tmp_path), {}, None
@@ -499,7 +499,7 @@ def test_a_resumed_run_drops_what_held_out_says_of_later_steps(tmp_path):
 
 
 def test_an_evaluation_whose_row_was_not_written_any_more_is_forgotten(tmp_path):
-    import rundir
+    from onebox import rundir
 
     run = rundir.Run.__new__(rundir.Run)
     run.main, run.path, run.unwritten, run.wandb = True, str(tmp_path), {}, None

@@ -121,7 +121,8 @@ def test_a_run_with_only_damaged_checkpoints_never_starts_from_scratch(server, s
 # ---------------------------------------------------------------------------------------------------------------
 
 FULL_AT = """
-import resource, checkpoint
+import resource
+from onebox import checkpoint
 save_state = checkpoint.save_state
 def save(folder, step, *args, **kw):
     if step in {steps}:
@@ -152,7 +153,9 @@ def test_a_disk_that_stays_full_ends_the_run_with_exit_code_3_and_the_old_checkp
 
 
 FILL = """
-import checkpoint, common, os
+import os
+from onebox import checkpoint
+from onebox import distributed
 checkpoint.RETRY_S = 0
 def fault(point, step):
     if (point, step) == ("sync", 2):
@@ -164,7 +167,7 @@ def fault(point, step):
             os.close(fd)
     if (point, step) == ("sync", 3):
         os.remove("out/fill")
-common.fault = fault
+distributed.fault = fault
 """
 
 
@@ -190,13 +193,14 @@ def test_a_small_file_system_that_fills_up_behaves_the_same(server, straight, ti
 # ---------------------------------------------------------------------------------------------------------------
 
 SIGNAL_AT = """
-import common, os, signal, time
+import os, signal, time
+from onebox import distributed
 def fault(point, step):
     if (point, step) == ("optimizer", {step}):
         for number in {signals}:
             os.kill(os.getpid(), number)
             time.sleep({wait})
-common.fault = fault
+distributed.fault = fault
 """
 
 
@@ -248,7 +252,7 @@ def test_ctrl_c_in_an_evaluation_names_its_step_also_when_that_is_made_again(ser
 
 
 @pytest.mark.parametrize("script, code, setup, told", [
-    ("train_grpo.py", 4, "import speed\ndef no(*args): raise speed.ConfigError('out of memory in the dry step', exit_code=4)\n"
+    ("train_grpo.py", 4, "from onebox import flops as speed\ndef no(*args): raise speed.ConfigError('out of memory in the dry step', exit_code=4)\n"
      "speed.dry_step = no", "out of memory in the dry step"),
     ("sft.py", 1, "import policy, config\ndef no(*args, **kw): raise config.ConfigError('heads')\npolicy.load_policy = no", "heads")])
 def test_a_start_that_is_refused_leaves_no_directory(server, tied_model, tmp_path, script, code, setup, told):
@@ -263,7 +267,7 @@ def test_a_start_that_is_refused_leaves_no_directory(server, tied_model, tmp_pat
 
 def test_max_hours_ends_the_run_after_the_step_in_which_they_are_over(server, straight, tied_model, tmp_path):
     """A process that has run for two hours, by its monotonic clock."""
-    late = "import checkpoint; checkpoint.START -= 7200"
+    late = "from onebox import checkpoint; checkpoint.START -= 7200"
     done = start(server, tmp_path, "sft.py", tied_model, "--max_hours", 1.9, setup=late)
     assert done.returncode == 0 and "stopped by max_hours = 1.9 after step 1" in done.stdout, done.stderr[-2000:]
     done = start(server, tmp_path, "sft.py", tied_model, "--max_hours", 2.1, setup=late)
@@ -379,16 +383,18 @@ def test_torchrun_recovers_by_itself_from_a_rank_that_is_killed(tied_model, tmp_
 
 HOLD = """
 import sys; sys.path.insert(0, {tests!r})
-import common
+from onebox import distributed
 import os, subprocess, time
-import fake_engine, checkpoint, rundir
+import fake_engine
+from onebox import checkpoint
+from onebox import rundir
 def fault(point, step):
     if (point, str(step)) == tuple(os.environ.get("HOLD_AT", ":").split(":")):
         grader = subprocess.Popen(["sleep", "1000"], start_new_session=True)  # a grader is in a session of its own too
         print("HELD", os.getpid(), grader.pid, flush=True)
         while True:  # busy, as a step is
             sum(range(1000))
-common.fault = checkpoint.fault = fault
+distributed.fault = checkpoint.fault = fault
 fake_engine.install()
 script = sys.argv.pop(1)
 rundir.entry(__import__(script.removesuffix(".py")).main)
@@ -443,7 +449,7 @@ def test_trainers_whose_launcher_is_killed_end_and_the_same_command_goes_on(serv
 
 def test_without_torchrun_a_parent_may_go_and_the_process_stays(tmp_path):
     """nohup and a closed terminal: only a launcher's death counts."""
-    code = ("import common, os, time\nparent = os.getppid()\nprint('up', flush=True)\n"
+    code = ("from onebox import distributed as common; import os, time\nparent = os.getppid()\nprint('up', flush=True)\n"
             "while os.getppid() == parent:\n    time.sleep(0.1)\ntime.sleep(1.5)\nprint('stayed', os.getppid(), flush=True)")
     parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {code!r}]); time.sleep(1000)"
     process = subprocess.Popen([sys.executable, "-c", parent], env=environment(), cwd=ROOT, text=True, stdout=subprocess.PIPE)
@@ -456,13 +462,14 @@ def test_without_torchrun_a_parent_may_go_and_the_process_stays(tmp_path):
 HANG = """
 import sys; sys.path.insert(0, {tests!r})
 import datetime, os, time, torch.distributed as dist
-import common, fake_engine
+import fake_engine
+from onebox import distributed
 init = dist.init_process_group
 dist.init_process_group = lambda backend, timeout: init(backend, timeout=datetime.timedelta(seconds=60))
 def fault(point, step):
     if (point, step, os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("backward", 3, "1", "0"):
         time.sleep(1000)
-common.fault = fault
+distributed.fault = fault
 fake_engine.install()
 import train_grpo
 rundir.entry(train_grpo.main)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import split_thinking, word_columns, word_counts
-from metrics import StepStats, hacked, more_seconds, seconds, summarise
+from onebox.analysis import split_thinking, word_columns, word_counts
+from onebox.metrics import StepStats, hacked, more_seconds, seconds, summarise
 from rewards import Score
 from rollout import Rollout
 from train_ppo import dual_clip, policy_loss

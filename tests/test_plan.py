@@ -13,11 +13,11 @@ import pytest
 import torch
 from conftest import ROOT, run_script, save_tiny_model
 
-import plan
-import speed
+from tools import plan
+from onebox import flops as speed
 import train_grpo
 import train_ppo
-from config import ConfigError, load_config
+from onebox.config import ConfigError, load_config
 
 RECIPES = sorted(os.path.basename(path)[:-3] for path in glob.glob(os.path.join(ROOT, "recipes", "*.py")))
 
@@ -154,7 +154,7 @@ def test_what_does_not_fit_is_told_what_to_change_and_then_fits():
 def test_the_exit_code_says_whether_it_fits_and_the_suggestion_is_a_command_line(tmp_path, monkeypatch, capsys):
     path = os.path.join(ROOT, "recipes", "tinyzero_grpo_7b.py")
     small = [path, "--gpus", "8", "--gpu_memory_gb", "40"]
-    bad = run_script(os.path.join(ROOT, "plan.py"), *small, cwd=tmp_path)
+    bad = run_script("-m", "tools.plan", *small, cwd=tmp_path)
     assert bad.returncode == 1 and "DOES NOT FIT" in bad.stdout and "Traceback" not in bad.stderr
     changes = bad.stderr.strip().splitlines()[-1].partition("it does with ")[2].split()
     for argv in ([path, "--gpus", "8", "--gpu_memory_gb", "80"], [*small, *changes]):

@@ -15,9 +15,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-import checkpoint
+from onebox import checkpoint
 import policy as model
-from config import ConfigError
+from onebox.config import ConfigError
 from eval import resolve_model
 from train_grpo import policy_loss, token_weights
 
@@ -550,7 +550,7 @@ def test_positions_that_rope_scaling_stretches_by_hand(settings, longest):
 
 
 if __name__ == "__main__":  # a rank of test_the_gradient_does_not_depend_on_ranks
-    from common import init_distributed
+    from onebox.distributed import init_distributed
 
     rank, world, device = init_distributed()
     policy = model.load_policy(sys.argv[1], device, "float32")

@@ -9,12 +9,12 @@ import pytest
 from conftest import LOGPROB_MEAN, ROOT, run_script
 from recipe_worker import recipes_of, save_byte_model, save_rows, where_rows_are
 
-import check
+from tools import check
 import data
 import rewards
 import train_grpo
 import train_ppo
-from config import ConfigError, load_config, read_recipe
+from onebox.config import ConfigError, load_config, read_recipe
 
 SCRIPTS = {"train_grpo.py": train_grpo, "train_ppo.py": train_ppo}
 RECIPES = {path.stem: (path, script) for script in SCRIPTS for path in recipes_of(script)}

@@ -12,10 +12,10 @@ import pytest
 from conftest import ROOT
 from fake_run import HOSTILE, make_run, rollout_row, write_rollouts
 
-import report
-import report_read
-from report_compare import paired_bootstrap, verdict
-from report_read import clean_rollout, completion, pick_groups, shorten
+from tools.report import page
+from tools.report import read
+from tools.report.compare import paired_bootstrap, verdict
+from tools.report.read import clean_rollout, completion, pick_groups, shorten
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def runs(tmp_path_factory):
 def make(*arguments, ok=True):
     """report.py as a user would start it, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, os.path.join(ROOT, "report.py"), *map(str, arguments)], capture_output=True, timeout=600
+        [sys.executable, "-m", "tools.report", *map(str, arguments)], capture_output=True, timeout=600, cwd=ROOT
     )
     out, err = done.stdout.decode(), done.stderr.decode()
     assert "Traceback" not in out + err and (done.returncode == 0) == ok, out + err
@@ -41,8 +41,8 @@ def page_data(path):
 
 
 def load(folder):
-    run = report.read_run(str(folder))
-    report.read_rollouts(run)
+    run = page.read_run(str(folder))
+    page.read_rollouts(run)
     return run
 
 
@@ -149,7 +149,7 @@ def test_benchmarks_of_both_runs_are_compared(tmp_path):
 
 
 def test_seeds_of_a_group_become_mean_and_band(runs):
-    steps, mean, low, high = report.series([load(run) for run in runs], "correct")
+    steps, mean, low, high = page.series([load(run) for run in runs], "correct")
     assert (steps[-1], mean[-1], low[-1], high[-1]) == (20, pytest.approx(0.55), 0.3, 0.8)
 
 
@@ -188,15 +188,15 @@ def test_offsets_are_utf16_and_the_thinking_ends_at_its_tag():
 
 
 def test_a_very_long_response_keeps_head_and_tail_with_their_tokens():
-    n = 5 * report_read.MAX_TOKENS
+    n = 5 * read.MAX_TOKENS
     text = "x" * n + "</think>y"
     shown = shorten(text, [*range(1, n + 1), n + 8, n + 9], {"entropy": [float(i) for i in range(n + 2)]}, n)
-    assert len(shown["pieces"]) == len(shown["entropy"]) == report_read.MAX_TOKENS + 1 and sum(shown["pieces"]) == len(
+    assert len(shown["pieces"]) == len(shown["entropy"]) == read.MAX_TOKENS + 1 and sum(shown["pieces"]) == len(
         shown["text"]
     )
     assert shown["text"][shown["think"] :] == "</think>y" and shown["entropy"][-1] == pytest.approx(n + 1, rel=1e-2)
     assert "tokens left out" in shown["text"] and None in shown["entropy"]
-    assert len(shorten("z" * 10**6, [], {}, 10**6 - 5)["text"]) < report_read.MAX_CHARS + 100
+    assert len(shorten("z" * 10**6, [], {}, 10**6 - 5)["text"]) < read.MAX_CHARS + 100
 
 
 def test_mismatch_is_that_of_the_policy_that_sampled():
@@ -234,8 +234,8 @@ def test_the_page_stays_small_and_says_what_it_left_out(tmp_path):
     assert len(json.dumps(steps)) < 110_000 and "of 61 steps" in left and "groups of the steps shown" in left
     shown = [s["step"] for s in pick_groups(run, 40_000)[0]]  # what is left still spans the run
     assert len(shown) < len(steps) and shown[0] == 0 and shown[-1] == 60 and 20 < shown[len(shown) // 2] < 40
-    assert report_read.spread(list(range(7))) == [0, 6, 3, 1, 4, 2, 5] and report_read.spread([5]) == [5]
-    assert {0, 20, 40, 60} <= set(run["rollouts"]) and len(run["rollouts"]) <= report_read.MAX_STEPS + 4
+    assert read.spread(list(range(7))) == [0, 6, 3, 1, 4, 2, 5] and read.spread([5]) == [5]
+    assert {0, 20, 40, 60} <= set(run["rollouts"]) and len(run["rollouts"]) <= read.MAX_STEPS + 4
 
 
 # ---- hostile and damaged -----------------------------------------------------------------------------------------
@@ -389,10 +389,10 @@ DAMAGES = {
 def test_a_damaged_run_gives_a_partial_report_that_says_so(what, tmp_path, runs, monkeypatch, capsys):
     folder = make_run(tmp_path / "run", hostile=False)
     damage(folder, what)
-    monkeypatch.setattr(report, "pictures", lambda groups, folder, overview: 0)  # slow; one test below draws them
+    monkeypatch.setattr(page, "pictures", lambda groups, folder, overview: 0)  # slow; one test below draws them
     for arguments in ([folder], [runs[0], folder, "--out", str(tmp_path / "c.html")]):
         monkeypatch.setattr(sys, "argv", ["report.py", *arguments])
-        report.main()
+        page.main()
         assert DAMAGES[what] in capsys.readouterr().out
     data = page_data(os.path.join(folder, "report.html"))
     assert any(DAMAGES[what] in note for note in data["runs"][0]["notes"]) or not DAMAGES[what]

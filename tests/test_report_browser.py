@@ -6,7 +6,7 @@ import pytest
 from browser import PHONE, chromium, missing, open_page
 from fake_run import HOSTILE, make_run
 
-import report
+from tools.report import page as report
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "-")
 

@@ -12,16 +12,16 @@ import torch
 from conftest import COLUMN, LOGPROB_MEAN, ROOT, run_script
 from runs import Server
 
-import check
-import common
+from tools import check
+from onebox import distributed
 import data
-import metrics
+from onebox import metrics
 import older
 import rewards
 import rollout
-import rundir
-import samples
-from config import ConfigError
+from onebox import rundir
+from onebox import samples
+from onebox.config import ConfigError
 
 TINY = ["--data", "tiny_countdown", "--template", "tiny_countdown", "--reward", "tinyzero_countdown", "--max_prompt_len", "16",
         "--max_response_len", "24", "--prompts_per_step", "4", "--group_size", "4", "--num_steps", "3", "--eval_prompts", "0",
@@ -92,7 +92,7 @@ def clean(tmp_path_factory, train):
 def test_a_gradient_that_is_not_finite_on_one_of_two_ranks_is_skipped_by_both(tied_model, tmp_path):
     """The real engine, two processes."""
     driver = tmp_path / "driver.py"
-    driver.write_text(BREAK + "import rundir, train_grpo\nrundir.entry(train_grpo.main)\n")
+    driver.write_text(BREAK + "import train_grpo\nfrom onebox import rundir\nrundir.entry(train_grpo.main)\n")
     done = run_script(driver, *TINY, "--model", tied_model, nproc=2, cwd=tmp_path, env={"FAULT": "nan_once"})
     assert done.returncode == 0, done.stderr[-3000:]
     rows = rows_of(tmp_path)
@@ -148,7 +148,7 @@ def test_a_weight_sync_that_fails_half_way_is_broken_and_not_a_retry(monkeypatch
 
     monkeypatch.setattr(rollout, "hf_stream", stream)
     engine = types.SimpleNamespace(collective_rpc=lambda name, kwargs: list(kwargs["weights_iterator"]))
-    with pytest.raises(common.Broken, match=r"weight sync failed half-way \(OSError: planted\)"):
+    with pytest.raises(distributed.Broken, match=r"weight sync failed half-way \(OSError: planted\)"):
         rollout.sync_weights(None, engine, torch.float32, 3)
     assert seen == list(range(7))  # half of the engine's weights are new: only the end of the process is safe
 
@@ -160,7 +160,7 @@ def test_a_weight_sync_that_fails_half_way_is_broken_and_not_a_retry(monkeypatch
     (ConfigError("lr = -1"), 1, "error: lr = -1"), (data.DataError("no rows"), 2, "error: no rows"),
     (ConfigError("all damaged", exit_code=3), 3, "all damaged"), (torch.OutOfMemoryError("CUDA out of memory"), 4, "OutOfMemory"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 4, "RuntimeError"),
-    (common.Broken("NaN"), 6, "Broken"), (KeyError("bug"), 1, "KeyError")])
+    (distributed.Broken("NaN"), 6, "Broken"), (KeyError("bug"), 1, "KeyError")])
 def test_every_kind_of_error_has_its_exit_code(error, code, told, capsys, monkeypatch):
     monkeypatch.setattr(rundir, "LAST", {})
 
@@ -217,7 +217,7 @@ def test_a_full_memory_is_recognised_whoever_says_it_and_whatever_it_led_to(erro
                 raise error
             except Exception as inner:
                 if how == "cause":
-                    raise common.Broken("weight sync failed half-way") from inner
+                    raise distributed.Broken("weight sync failed half-way") from inner
                 if how == "context":
                     {}["while it was cleaned up"]
                 raise ValueError("another matter") from None
@@ -275,9 +275,9 @@ def test_a_stop_string_that_is_a_special_token_is_not_taken_out_of_the_text_that
 
     def enqueue(prompts, options, **_):
         asked.extend(options)
-        raise common.Broken("enough")
+        raise distributed.Broken("enough")
 
-    with pytest.raises(common.Broken):
+    with pytest.raises(distributed.Broken):
         list(rollout.generate(types.SimpleNamespace(enqueue=enqueue), [(0, [5])], [[0]], temperature=1.0, max_tokens=4, stop_ids=[1],
                               deadline_s=9, version=0, vocab_size=9, stop_strings=strings))
     assert [(one["skip_special_tokens"], one["detokenize"]) for one in asked] == [(skipped, not skipped)]
@@ -356,7 +356,8 @@ def test_models_that_do_not_fit_at_the_start_are_not_a_matter_of_micro_batches(m
 
 
 ENGINE_FULL = """
-import rollout, rundir
+import rollout
+from onebox import rundir
 make_engine, wake_and_sync = rollout.make_engine, rollout.wake_and_sync
 def make(path, kv_cache_gb, **more):
     open("caches", "a").write(f"{kv_cache_gb} ")
@@ -532,22 +533,23 @@ def test_on_gpus_tensors_go_through_nccl_and_pickles_through_gloo(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", given.append)
-    monkeypatch.setattr(common.dist, "is_initialized", lambda: False)
-    monkeypatch.setattr(common.dist, "init_process_group", lambda backend, **options: given.append((backend, options)))
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: False)
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, **options: given.append((backend, options)))
     monkeypatch.setenv("RANK", "3"), monkeypatch.setenv("LOCAL_RANK", "1"), monkeypatch.setenv("WORLD_SIZE", "4")
-    assert common.init_distributed(60) == (3, 4, torch.device("cuda", 1))
+    assert distributed.init_distributed(60) == (3, 4, torch.device("cuda", 1))
     device, (backend, options) = given
     assert backend == "cpu:gloo,cuda:nccl" and options["device_id"] == device == torch.device("cuda", 1)
 
 
 GROUP = """
 import os, sys
-import common, rundir
+from onebox import distributed
+from onebox import rundir
 import torch.distributed as dist
 
 def main():
-    common.init_distributed()
-    common.gather([1])
+    distributed.init_distributed()
+    distributed.gather([1])
     if sys.argv[1] == "error":
         raise KeyError("planted")
 
@@ -572,7 +574,7 @@ def test_a_group_that_was_there_before_a_script_stays(one_process):
     with pytest.raises(SystemExit):
         rundir.entry(lambda: sys.exit(1))
     rundir.entry(lambda: None)
-    assert common.dist.is_initialized()
+    assert distributed.dist.is_initialized()
 
 
 def test_an_engine_and_a_kernel_that_are_older_lack_nothing_that_is_called(monkeypatch):

@@ -8,11 +8,11 @@ import pytest
 from conftest import save_tiny_model
 from test_data import CHATML, CLOCKS, THINKS, ChatSettings, byte_tokenizer, write_jsonl
 
-import check
+from tools import check
 import sft
-import templates
+from tasks import templates
 import train_grpo
-from config import ConfigError
+from onebox.config import ConfigError
 from train_grpo import learning_rate
 
 

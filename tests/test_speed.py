@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import full, run_script
 
-import speed
-from metrics import console_line, seconds
-from speed import Peaks, Shape, decode_work, efficiency, forward_flops, known_gpu, shape_of
+from onebox import flops as speed
+from onebox.metrics import console_line, seconds
+from onebox.flops import Peaks, Shape, decode_work, efficiency, forward_flops, known_gpu, shape_of
 
 TINY = Shape(layers=2, hidden=8, heads=2, kv_heads=1, head_dim=4, intermediate=16, vocab=32, tied=True, vectors=16)
 BLOCK = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 16  # q, k and v, o, MLP: 576
@@ -79,7 +79,7 @@ KNOWN = {
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_published_numbers_of_parameters(name):
-    from plan import architecture
+    from tools.plan import architecture
 
     assert architecture(name).params == KNOWN[name]
 
@@ -291,7 +291,7 @@ def test_a_dry_step_changes_nothing_and_out_of_memory_says_what_to_halve(
     one_process, tied_model, monkeypatch, tmp_path
 ):
     import policy as model
-    from config import ConfigError
+    from onebox.config import ConfigError
     from train_ppo import Config
 
     device = torch.device("cpu")

@@ -11,9 +11,9 @@ import torch
 from conftest import ROOT, run_script
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import tiny
+from tools import tiny
 from bench import demo_base
-from config import read_recipe
+from onebox.config import read_recipe
 from data import build_prompt, tiny_countdown
 from rewards import score
 
@@ -204,7 +204,7 @@ def test_the_recipe_makes_the_shipped_base_again(record, tmp_path):
     from 1e-7 to 1e-5 in the first 20 steps, and by step 150 two builds are two samples of the same training, so that of
     the end only the mean loss and the success can be compared. Other data, order, weights or lr differ by 0.01 at once.
     """
-    made = run_script(os.path.join(ROOT, "tiny.py"), "--out", "out/tiny-0", "--seed", "0", cwd=tmp_path)
+    made = run_script("-m", "tools.tiny", "--out", "out/tiny-0", "--seed", "0", cwd=tmp_path)
     assert made.returncode == 0, made.stderr[-2000:]
     done = run_script(os.path.join(ROOT, "sft.py"), os.path.join(ROOT, "recipes/demo_sft.py"), cwd=tmp_path, timeout=7200)
     assert done.returncode == 0, done.stderr[-2000:]

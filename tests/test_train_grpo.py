@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import train_grpo
-from config import ConfigError
-from metrics import StepStats
+from onebox.config import ConfigError
+from onebox.metrics import StepStats
 from train_grpo import (
     Config,
     check_config,

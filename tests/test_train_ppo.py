@@ -12,10 +12,10 @@ from conftest import COLUMN, LOGPROB_MEAN, RELATIVE, ROOT, full, laid_out_as, ru
 from runs import assert_same, everything_of
 from test_policy import make_rollouts
 
-import checkpoint
+from onebox import checkpoint
 import policy as model
-from config import ConfigError
-from metrics import StepStats
+from onebox.config import ConfigError
+from onebox.metrics import StepStats
 from train_ppo import (
     Config,
     adapt_kl_coef,

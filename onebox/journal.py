@@ -14,8 +14,8 @@ import os
 import re
 import time
 
-from config import ConfigError
-from scoring import RESULT_HEAD, result_cells, sweep_cells, to_csv, to_markdown
+from onebox.config import ConfigError
+from onebox.statistics import RESULT_HEAD, result_cells, sweep_cells, to_csv, to_markdown
 
 KEYS = {"uid": str, "sample": (int, str), "prompt": str, "response": str, "correct": bool, "reward": (int, float),
         "tokens": int, "finish_reason": str}

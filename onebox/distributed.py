@@ -22,7 +22,7 @@ LAUNCHER = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
 
 def end_if_orphaned():
-    """When the launcher is dead: end this process at once, and its children (graders, report.py, compilers) with it."""
+    """When the launcher is dead: end this process at once, and its children (graders, reports, compilers) with it."""
     if LAUNCHER in (None, os.getppid()):
         return
     for file in glob.glob("/proc/self/task/*/children"):
@@ -74,7 +74,7 @@ import torch.distributed as dist  # noqa: E402
 from torch.distributed.tensor import DTensor  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from config import ConfigError  # noqa: E402
+from onebox.config import ConfigError  # noqa: E402
 
 START = time.monotonic()  # of this process, for max_hours: a clock that nobody sets
 

@@ -2,7 +2,7 @@
 The demo's embedded model before its cold start: an untrained Qwen2 of a million weights with a token per word, and the
 search traces that sft.py trains it on.
 
-    python tiny.py --out out/tiny --seed 0      # writes out/tiny/model/ and out/tiny/traces.jsonl, in seconds
+    python -m tools.tiny --out out/tiny --seed 0      # writes out/tiny/model/ and out/tiny/traces.jsonl, in seconds
 
 A trace tries expressions and checks each against the target:
 

@@ -9,7 +9,7 @@ import json
 import os
 import re
 
-from report_read import code_folder, number, read_lines, setting, size_of, text_of
+from tools.report.read import code_folder, number, read_lines, setting, size_of, text_of
 
 MAX_DIFF_LINES = 3000
 

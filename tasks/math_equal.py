@@ -4,7 +4,7 @@ in processes that can be killed: it has no time bound of its own, and a hung ver
 
     decide(golds, prediction, rules)        -> True, False, or None: only sympy can tell
     Workers().submit(id, golds, prediction, rules);  .poll() -> [(id, "right" | "wrong" | "timeout" | "error")]
-    python grade.py                         is such a worker: JSON lines in, JSON lines out
+    python tasks/math_equal.py                    is such a worker: JSON lines in, JSON lines out
 
 Structure (lists, brackets, equations, units, percent signs, bases) is compared here, by our rules; sympy only
 ever sees two scalar expressions, which keeps its generous readings out ('5,5', '6=5' and '5\\%' are not 5).

@@ -1,5 +1,5 @@
 """
-A run directory -> plain values for report.py. Whatever is damaged or missing becomes a note, never an error: a run that
+A run directory -> plain values for page.py. Whatever is damaged or missing becomes a note, never an error: a run that
 is still going or was killed leaves half a line, half a file or none.
 """
 
@@ -12,8 +12,8 @@ import os
 import re
 import zlib
 
-from analysis import split_thinking
-from config import ConfigError
+from onebox.analysis import split_thinking
+from onebox.config import ConfigError
 
 READ_CHARS = 8_000_000  # of one file of rollouts
 READ_BYTES = 10_000_000  # of all files together, about: they are compressed to a quarter

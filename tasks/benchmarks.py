@@ -12,11 +12,11 @@ from pathlib import Path
 
 import data
 import rewards
-import scoring
-from config import ConfigError
+from onebox import statistics
+from onebox.config import ConfigError
 from data import DataError, data_files
-from puzzles import GENERATED
-from templates import TEMPLATES, check_chat, is_chat, reads_clock
+from tasks.puzzles import GENERATED
+from tasks.templates import TEMPLATES, check_chat, is_chat, reads_clock
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def make_tasks(cfg, tokenizer, vocab_size, stop_ids, dtype):
 
 def plan(tasks):
     """What will be asked, as a table for the console: every default is in sight."""
-    return scoring.to_text(["benchmark", "problems", "samples", "template", "reward", "longest prompt"], [
+    return statistics.to_text(["benchmark", "problems", "samples", "template", "reward", "longest prompt"], [
         [t.name, len(t.prompts), "greedy" if not t.samples else
          f"{t.samples} at {t.settings['temperature']:g}{' + greedy' * t.greedy}", t.settings["template"],
          t.settings["reward"], max(len(p.ids) for p in t.prompts)] for t in tasks]) + "\n"

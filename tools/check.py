@@ -12,12 +12,12 @@ perhaps, no perfect response is known: the check shows what it makes of a made-u
 import os
 import sys
 
-import common
+from onebox import distributed
 import data
 import rewards
-from config import ConfigError
+from onebox.config import ConfigError
 from eval import NoModel, check_rewards, resolve_model
-from templates import check_chat, is_chat, reads_clock
+from tasks.templates import check_chat, is_chat, reads_clock
 
 ROWS = 1000  # of each data set that are looked at; training looks at all of them
 FULL_MARK = {"tinyzero_countdown": 1.0, "logic_rl_kk": 3.0, "simplerl_math": 1.0, "open_r1_math": 2.0,
@@ -184,4 +184,4 @@ def search(terms, target):
 
 
 def say(text):
-    common.print0(text)
+    distributed.print0(text)

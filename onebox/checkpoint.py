@@ -31,9 +31,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from common import START, fault, gather, max_over_ranks, print0, whole
-from config import ConfigError
-from rundir import HOST, changed_contents, commit, memory_of, out_of_memory, versions
+from onebox.distributed import START, fault, gather, max_over_ranks, print0, whole
+from onebox.config import ConfigError
+from onebox.rundir import HOST, changed_contents, commit, memory_of, out_of_memory, versions
 
 NO_CHECKPOINT = 3   # exit code: none can be read, or none could be written MAX_FAILURES times in a row
 MAX_FAILURES = 3

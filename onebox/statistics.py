@@ -1,7 +1,7 @@
 """
 The statistics and tables of eval.py, as pure functions: avg@k, pass@k, maj@k, bootstrap intervals; text, Markdown, CSV.
 
-No torch and no engine: report.py and notebooks may use it on the JSONL that eval.py writes.
+No torch and no engine: tools/report and notebooks may use it on the JSONL that eval.py writes.
 """
 
 import csv

@@ -1,7 +1,7 @@
 """
 What a model writes, as numbers: the thinking, and the words in it of a model that goes step by step or checks itself.
 
-Pure functions of text, without torch: metrics.py counts with them while training, report.py on stored rollouts.
+Pure functions of text, without torch: metrics.py counts with them while training, tools/report on stored rollouts.
 """
 
 import re

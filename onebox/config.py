@@ -83,7 +83,7 @@ def read_recipe(path, script):
         near = difflib.get_close_matches(os.path.basename(path), known, n=1)
         hint = f"; did you mean {os.path.join(folder, near[0])}?" if near else ""
         raise ConfigError(f"recipe {path!r} is not there{hint}")
-    here = os.path.dirname(os.path.abspath(__file__))
+    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     if here not in sys.path:  # so that `from recipes.stage1 import *` works from any directory
         sys.path.insert(0, here)
     try:

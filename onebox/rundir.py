@@ -32,9 +32,9 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-import common
-from common import gather, leave_distributed, print0, visible
-from config import ConfigError, table
+from onebox import distributed
+from onebox.distributed import gather, leave_distributed, print0, visible
+from onebox.config import ConfigError, table
 
 # A run may be continued with another value of these, which do not change what is learned, but for rounding (in bf16 also
 # which tokens a seed draws) and for what the clock cuts off; any other difference is another run. num_steps: where the lr
@@ -46,6 +46,7 @@ MAY_CHANGE = ("num_steps", "eval_every", "save_every", "wandb", "check", "max_to
 PATHS = {"train_grpo.py": ("model", "data_path", "eval_path"), "train_ppo.py": ("model", "critic_model", "data_path", "eval_path"),
          "sft.py": ("model", "data")}
 
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the repository
 
 # What is known when a run ends: folder, step, rollouts, row of metrics (for a crash report); (asked, used) of max_tokens
 # and the longest sequence, cache_asked and (used, least) GB of the engine's cache (for what to do when out of memory)
@@ -66,7 +67,7 @@ def entry(main):
         print(error, file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     except (Exception, KeyboardInterrupt) as error:
-        common.end_if_orphaned()  # then this is what ranks that died a moment earlier leave behind
+        distributed.end_if_orphaned()  # then this is what ranks that died a moment earlier leave behind
         stopped, full, text = isinstance(error, KeyboardInterrupt), out_of_memory(error), ""
         if not stopped:
             traceback.print_exc()
@@ -106,7 +107,7 @@ MEMORY = re.compile(r"out of memory|can(no|')t allocate memory(?! in static TLS)
                     r"cudaErrorMemoryAllocation|failed to (cuda |host )*[cm]?alloc|bad_alloc", re.IGNORECASE)
 SIDE_BY_SIDE = ("the weights of trainer and engine do not fit beside each other, and neither smaller micro-batches nor a "
                 "smaller cache helps: take more GPUs, or --tensor_parallel")
-MODELS = "the models do not fit, and smaller micro-batches do not help: take more GPUs, or ask plan.py"
+MODELS = "the models do not fit, and smaller micro-batches do not help: take more GPUs, or ask tools/plan.py"
 HOST = "a checkpoint is written from the host's memory: give the run more of it; the same command goes on from the last one"
 
 
@@ -158,7 +159,7 @@ def halve_tokens():
     asked, used = LAST["max_tokens"]
     if used <= (longest := LAST.get("longest", 1)):  # half of it would still be a micro-batch of one sequence
         return (f"max_tokens_per_gpu = {used} is no more than the longest sequence, {longest} tokens: take more GPUs, "
-                "checkpointing or shorter responses, or ask plan.py")
+                "checkpointing or shorter responses, or ask tools/plan.py")
     leave(asked=asked, max_tokens_per_gpu=used // 2)
     return (f"the same command goes on with max_tokens_per_gpu = {used // 2} instead of {used}, from the last checkpoint; "
             "results do not change but for rounding")
@@ -496,15 +497,14 @@ class Run:
         """Renew out/<name>/report.html in a process of its own; it may fail without harm, and says why in report.log."""
         if not self.main or (self.reporting is not None and self.reporting.poll() is None and not wait):
             return  # the one before is still at work
-        here = os.path.dirname(os.path.abspath(__file__))
         if self.reporting is not None:
             self.finished_report()
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("LD_PRELOAD", "WANDB"))}
         try:
             with open(os.path.join(self.path, "report.log"), "w") as log:
-                command = ["nice", "-n", "10", sys.executable, os.path.join(here, "report.py"), self.path]
+                command = ["nice", "-n", "10", sys.executable, "-m", "tools.report", os.path.abspath(self.path)]
                 self.reporting = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                                  env=environment)
+                                                  env=environment, cwd=HERE)
         except OSError as error:  # a full disk
             return self.say(f"WARNING: no report.html was made ({error})")
         if wait and self.finished_report():
@@ -584,20 +584,18 @@ def commit():
 
 
 def git(*args):
-    here = os.path.dirname(os.path.abspath(__file__))
     try:
-        return subprocess.run(["git", "-C", here, *args], capture_output=True, text=True, timeout=20).stdout
+        return subprocess.run(["git", "-C", HERE, *args], capture_output=True, text=True, timeout=20).stdout
     except (OSError, subprocess.TimeoutExpired):
         return ""
 
 
 def save_code(folder):
     """The scripts and recipes as they are, with commit and diff: an edit is the ablation, so it is kept."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    os.makedirs(os.path.join(folder, "recipes"), exist_ok=True)
-    for sub in (".", "recipes"):
-        for name in sorted(os.listdir(os.path.join(here, sub))):
-            if name.endswith((".py", ".txt", ".html")):  # .html: the page that report.py fills
-                shutil.copyfile(os.path.join(here, sub, name), os.path.join(folder, sub, name))
+    for sub in (".", "tasks", "onebox", "tools", "tools/report", "recipes"):
+        os.makedirs(os.path.join(folder, sub), exist_ok=True)
+        for name in sorted(os.listdir(os.path.join(HERE, sub))):
+            if name.endswith((".py", ".txt", ".html")):  # .html: the page that the report fills
+                shutil.copyfile(os.path.join(HERE, sub, name), os.path.join(folder, sub, name))
     with open(os.path.join(folder, "git.txt"), "w") as f:
         f.write(f"commit {commit()}\n{git('diff', 'HEAD')}")

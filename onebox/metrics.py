@@ -8,8 +8,8 @@ import math
 
 import torch
 
-from analysis import split_thinking, word_columns
-from common import Broken, max_over_ranks, sum_over_ranks
+from onebox.analysis import split_thinking, word_columns
+from onebox.distributed import Broken, max_over_ranks, sum_over_ranks
 
 # Monitors that rewards.Score.flags may hold: each a way to look right, or a grader that gave up.
 FLAGS = ("several_answers", "answer_in_thinking", "several_boxes", "empty_thinking", "non_ascii_answer", "timeout", "error")
@@ -70,7 +70,7 @@ def hacked(before, now):
 def no_signal(silent_steps, row):
     """
     One line, or "": every 10 steps in a row without anything to learn from. A reward that never pays, a template that it
-    cannot read, or a task too easy or too hard; check.py's self-test of the golds at start-up rules out the grader.
+    cannot read, or a task too easy or too hard; tools/check.py's self-test of the golds at start-up rules out the grader.
     """
     if silent_steps and silent_steps % 10 == 0:
         return (f"warning: no learning signal for {silent_steps} steps: the rewards of every group agree (mean "

@@ -16,7 +16,7 @@ import functools
 import json
 import re
 
-from config import ConfigError
+from onebox.config import ConfigError
 
 CHAT_DATE = "2024-07-26"  # the day that Llama 3's own templates name where they have no clock
 
@@ -245,7 +245,7 @@ STRIP_THINK_PREFILL = ("open_r1_think_answer", "open_r1_demo", "open_r1_simple_r
 
 def build_prompt(template, row, tokenizer=None, chat=None):
     """
-    The text of one prompt: a template of templates.py with its slots filled from a row, in one pass of replace.
+    The text of one prompt: a template of tasks/templates.py with its slots filled from a row, in one pass of replace.
 
     {problem} and {question} take either field, {nums} is the Python list as printed ([44, 19, 35]), {numbers} the same
     joined by spaces. A chat template becomes the tokenizer's own chat text, up to where the assistant starts, see

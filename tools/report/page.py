@@ -2,12 +2,12 @@
 A run's face: one HTML file (curves, tables, rollout viewer) and its curves as PNG. No torch, no GPU, no network; works
 on a run that is still going or was killed, and says what is missing.
 
-    python report.py out/demo              # out/demo/report.html and out/demo/plots/*.png
-    python report.py out/demo out/edit     # did the edit help? out/demo/compare.html, .png and compare_plots/
-    python report.py GRPO=out/demo,out/demo-seed1 PPO=out/demo-ppo,out/demo-ppo-seed1 --out compare.png
+    python -m tools.report out/demo              # out/demo/report.html and out/demo/plots/*.png
+    python -m tools.report out/demo out/edit     # did the edit help? out/demo/compare.html, .png and compare_plots/
+    python -m tools.report GRPO=out/demo,out/demo-seed1 PPO=out/demo-ppo,out/demo-ppo-seed1 --out compare.png
                                            # seeds of a group: one line (mean) in a band (lowest to highest)
 
-Several runs are compared with the first, on the same held-out problems. The page is report_page.html with the data put
+Several runs are compared with the first, on the same held-out problems. The page is page.html with the data put
 in as JSON; model text is hostile and reaches the page only as JSON, and the document only as text.
 """
 
@@ -23,10 +23,10 @@ import statistics
 import sys
 import time
 
-from analysis import word_columns
-from config import ConfigError
-from report_compare import MAX_DIFF_LINES, compare
-from report_read import (
+from onebox.analysis import word_columns
+from onebox.config import ConfigError
+from tools.report.compare import MAX_DIFF_LINES, compare
+from tools.report.read import (
     MAX_STEPS,
     code_folder,
     evaluated_steps,
@@ -480,8 +480,8 @@ def local_changes(run):
 
 
 def write_page(data, path):
-    """report_page.html with the data in it. What the policy allows is this script and this style, by their hash."""
-    with open(os.path.join(HERE, "report_page.html"), encoding="utf-8") as f:
+    """page.html with the data in it. What the policy allows is this script and this style, by their hash."""
+    with open(os.path.join(HERE, "page.html"), encoding="utf-8") as f:
         page = f.read()
     allowed = {}
     for tag in ("script", "style"):
@@ -612,7 +612,7 @@ def parse(arguments):
                 raise ConfigError("--out wants a file: compare.png or compare.html")
         elif argument.startswith("-"):
             raise ConfigError(
-                f"{argument} is not known: report.py takes directories of runs, LABEL=run,run and --out FILE"
+                f"{argument} is not known: tools.report takes directories of runs, LABEL=run,run and --out FILE"
             )
         else:
             label, named, folders = argument.partition("=")
@@ -623,7 +623,7 @@ def parse(arguments):
                 argument
             ) else groups.update({label: [argument]})
     if not any(groups.values()):
-        raise ConfigError("no run given: python report.py out/demo")
+        raise ConfigError("no run given: python -m tools.report out/demo")
     return groups, out
 
 
@@ -664,11 +664,3 @@ def main():
         print(f"{printable(v['what'])}: {v['line']}" + f"  ({v['note']})" * bool(v["note"]))
     if len(everyone) == 1:
         print_summary(everyone[0])
-
-
-if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # a label or path that the terminal cannot show
-    try:
-        main()
-    except BrokenPipeError:  # report.py ... | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-import common
-import rundir
-from config import ConfigError
+from onebox import distributed
+from onebox import rundir
+from onebox.config import ConfigError
 
 # ---------------------------------------------------------------------------------------------------------------
 # parameters, FLOPs, bytes
@@ -348,7 +348,7 @@ def dry_step(models, reference, cfg, max_tokens, vocab_size, world, device, say)
     except (RuntimeError, MemoryError) as error:
         if not rundir.out_of_memory(error):
             raise
-        hint = "that is one sequence: take more GPUs, checkpointing or a shorter max_response_len, or ask plan.py"
+        hint = "that is one sequence: take more GPUs, checkpointing or a shorter max_response_len, or ask tools/plan.py"
         if len(lens) > 1:
             hint = (rundir.halve_tokens() if "max_tokens" in rundir.LAST else
                     f"halve max_tokens_per_gpu (now {max_tokens})")
@@ -363,7 +363,7 @@ def dry_step(models, reference, cfg, max_tokens, vocab_size, world, device, say)
         torch.cuda.empty_cache()
     else:
         peak, room = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, ""
-    peak, seconds = common.max_over_ranks(peak, device), time.monotonic() - start
+    peak, seconds = distributed.max_over_ranks(peak, device), time.monotonic() - start
     say(f"dry step: {sum(lens):,} tokens fit: peak {peak:.1f}{room} GB a process, {seconds:.1f} s")
 
 

@@ -1,5 +1,5 @@
 """
-What is kept of the rollouts: one JSON object a response in samples/step_000010.jsonl.gz, token by token, for report.py.
+What is kept of the rollouts: one JSON object a response in samples/step_000010.jsonl.gz, token by token, for tools/report.
 """
 
 import numpy as np

@@ -1,8 +1,8 @@
 """
 What a recipe needs, before it is launched: memory by part, room in the KV cache, seconds a step. No weights, no GPU.
 
-    python plan.py recipes/tinyzero_grpo.py --gpus 8 --gpu_memory_gb 80 [--setting value ...]
-    python plan.py recipes/demo_smollm.py --cpu --gpus 1              # host memory; times the model's own blocks here
+    python -m tools.plan recipes/tinyzero_grpo.py --gpus 8 --gpu_memory_gb 80 [--setting value ...]
+    python -m tools.plan recipes/demo_smollm.py --cpu --gpus 1              # host memory; times the model's own blocks here
 
 Options  --gpus N (processes), --gpu_memory_gb X, --gpu NAME (for its peaks, default H100), --mean_response_len N and
          --mean_prompt_len N (default half of the longest), --agreeing X (share of groups whose rewards agree: GRPO
@@ -30,8 +30,8 @@ from types import SimpleNamespace
 from transformers import AutoConfig
 
 import data
-import speed
-from config import ConfigError, load_config, read_recipe
+from onebox import flops as speed
+from onebox.config import ConfigError, load_config, read_recipe
 
 # layers, hidden, heads, kv_heads, head_dim, intermediate, vocabulary, tied, family; from the models' config.json
 QWEN2_MATH_7B = (28, 3584, 28, 4, 128, 18944, 152064, False, "qwen2")
@@ -65,7 +65,7 @@ MODELS = {
     "SmolLM2-360M": (32, 960, 15, 5, 64, 2560, 49152, True, "llama"),
     "SmolLM2-1.7B": (24, 2048, 32, 32, 64, 8192, 49152, True, "llama"),
     "out/smollm2": (30, 576, 9, 3, 64, 1536, 49152, True, "llama"),  # made by `make demo-smollm`
-    "out/tiny-0/model": (4, 128, 4, 2, 32, 256, 64, True, "qwen2"),  # made by `make base` (tiny.py)
+    "out/tiny-0/model": (4, 128, 4, 2, 32, 256, 64, True, "qwen2"),  # made by `make base` (tools/tiny.py)
 }
 # Names that go on like this have another config than the one they begin with: it is asked for.
 NOT_THAT = re.compile(r"awq|gptq|fp8|bnb|gguf|mlx|qlora|int[48]|[48]-?bit|moe|1m\b", re.IGNORECASE)
@@ -85,7 +85,7 @@ CPU_SYNC_S, CPU_SYNC_SHARE = 0.02, 1 / 32  # of one weight sync, and of the prob
 def main():
     options, argv = parse(sys.argv[1:])
     if not argv or argv[0].startswith("-"):
-        raise ConfigError("plan.py wants a recipe first: python plan.py recipes/NAME.py --gpus 8 --gpu_memory_gb 80")
+        raise ConfigError("tools.plan wants a recipe first: python -m tools.plan recipes/NAME.py --gpus 8 --gpu_memory_gb 80")
     script = script_of(argv[0])
     cfg, _ = load_config(importlib.import_module(script[:-3]).Config, argv)
     found = predict(cfg, script, options)
@@ -101,13 +101,13 @@ def main():
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):
-        raise ConfigError(f"plan.py: {message}")
+        raise ConfigError(f"tools.plan: {message}")
 
 
 def parse(argv):
-    """-> (options of plan.py, what is left for load_config)"""
+    """-> (options of tools.plan, what is left for load_config)"""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-                    usage="python plan.py recipes/NAME.py [--gpus 8] [--gpu_memory_gb 80] [--setting value ...]")
+                    usage="python -m tools.plan recipes/NAME.py [--gpus 8] [--gpu_memory_gb 80] [--setting value ...]")
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--gpu_memory_gb", type=float, default=80.0)
     parser.add_argument("--gpu", default="H100")
@@ -120,17 +120,17 @@ def parse(argv):
     options, rest = parser.parse_known_args(argv)
     for name in ("gpus", "gpu_memory_gb", "mfu", "mbu"):
         if not 0 < getattr(options, name) < math.inf:
-            raise ConfigError(f"plan.py: {name} = {getattr(options, name)} must be greater than 0")
+            raise ConfigError(f"tools.plan: {name} = {getattr(options, name)} must be greater than 0")
     for name in ("mfu", "mbu", "agreeing"):
         if not 0 <= getattr(options, name) <= 1:
-            raise ConfigError(f"plan.py: {name} = {getattr(options, name)} is a share: from 0 to at most 1")
+            raise ConfigError(f"tools.plan: {name} = {getattr(options, name)} is a share: from 0 to at most 1")
     for name in ("mean_response_len", "mean_prompt_len"):
         if not 0 <= getattr(options, name) < math.inf:
-            raise ConfigError(f"plan.py: {name} = {getattr(options, name)} must not be negative")
+            raise ConfigError(f"tools.plan: {name} = {getattr(options, name)} must not be negative")
     if options.cpu:  # the host's memory is shared by the processes
         options.gpu_memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 / options.gpus
     elif speed.known_gpu(options.gpu, "bfloat16") is None:
-        raise ConfigError(f"plan.py: no peaks known for --gpu {options.gpu!r}; known: {', '.join(speed.GPUS)}")
+        raise ConfigError(f"tools.plan: no peaks known for --gpu {options.gpu!r}; known: {', '.join(speed.GPUS)}")
     return options, rest
 
 
@@ -143,7 +143,7 @@ def script_of(path):
         except ConfigError as error:
             if "is a recipe for" not in str(error):
                 raise
-    raise ConfigError(f"{path} is a recipe neither for train_grpo.py nor for train_ppo.py: plan.py predicts those two")
+    raise ConfigError(f"{path} is a recipe neither for train_grpo.py nor for train_ppo.py: tools.plan predicts those two")
 
 
 def architecture(name, need_len=0, tensor_parallel=1):
@@ -168,7 +168,7 @@ def config_of(name, depth=0):
                  "intermediate_size", "vocab_size", "tie_word_embeddings")
         return SimpleNamespace(**dict(zip(names, sizes, strict=True)), model_type=family)
     if not os.path.isfile(file) and name.startswith("out/") and depth < 9:
-        folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "recipes")
+        folder = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "recipes")
         for recipe in sorted(os.listdir(folder)):
             path = os.path.join(folder, recipe)
             for script in ("train_grpo.py", "train_ppo.py", "sft.py") if recipe.endswith(".py") else ():
@@ -183,7 +183,7 @@ def config_of(name, depth=0):
 
             file = hf_hub_download(name, "config.json", local_files_only=not data.hub_reachable())
         except Exception as error:  # hub errors have many types; each means the same to the user
-            raise ConfigError(f"model {name!r}: no directory here, not in the table of plan.py, and its config.json "
+            raise ConfigError(f"model {name!r}: no directory here, not in the table of tools.plan, and its config.json "
                               f"could not be fetched ({type(error).__name__}): give --model with a directory or one of "
                               f"{', '.join(MODELS)}") from error
     try:  # transformers knows what a config.json leaves out: Gemma's do not say that the embeddings are tied
@@ -206,7 +206,7 @@ def activation_bytes(shape, bytes_each, family_norms=False):
         intermediate  gate, silu(gate), up, their product                                       4 b
         queries       q, attention's output, its copy in order 3 b, and 4 bytes a head (log-sum-exp); keys, values  2 b
 
-    Qwen3 keeps an fp32 and a normalised copy of q and k besides. tests/test_plan.py counts the tensors.
+    Qwen3 keeps an fp32 and a normalised copy of q and k besides. tests/test_tools.plan counts the tensors.
     """
     b, q, kv = bytes_each, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     total = (8 + 4 * b) * shape.hidden + 8 + 4 * b * shape.intermediate + 3 * b * q + 4 * shape.heads + 2 * b * kv
@@ -360,10 +360,10 @@ def cpu_work(shape, cfg, prompt_len, spread):
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    import common
+    from onebox import distributed
     import policy as model
 
-    common.init_distributed()
+    distributed.init_distributed()
     dtype = "bfloat16" if cfg.dtype == "bfloat16" else "float32"
     tokens = sum(spread) + len(spread) * prompt_len  # of those, as many as one micro-batch of the step holds, evenly
     every = max(1, math.ceil(tokens / cfg.max_tokens_per_gpu))
@@ -573,6 +573,6 @@ def relaxed(changes, steps, fits):
 
 
 if __name__ == "__main__":
-    import rundir
+    from onebox import rundir
 
     rundir.entry(main)
