@@ -45,6 +45,7 @@ class Rollout:
     score: object = None  # rewards.Score
     source: str = ""  # the data set of its prompt
     uid: str = ""  # data.Prompt.uid of its prompt
+    asked: object = None  # data.Prompt: the prompt itself, set once all ranks have exchanged their rollouts
     phantom: bool = False  # holds ids that the model has logits for and the tokenizer no text: scored as truncated
 
     @property
@@ -216,6 +217,78 @@ def run_requests(engine, requests, deadline, version, desc):
             cut_off(engine, running)
 
 
+class Engine:
+    """
+    Hold the vLLM engine of this process and what its samples need. Each step: wake(policy, version), sample(...), sleep().
+
+    version: the number of training steps in its weights, so that weights before and after an update never share a label;
+    None where it holds no weights of a policy. A tensor-parallel group of processes shares one engine.
+    """
+
+    def __init__(self, path, tokenizer, stop_ids, *, config, dtype, device, clock, prompt_len, response_len, max_num_seqs,
+                 kv_cache_gb, tensor_parallel, seed, deadline_s, stop_strings=(), repetition_stop=0, say=print0):
+        rank, world = dist.get_rank(), dist.get_world_size()
+        self.llm = make_engine(path, config=config, dtype=dtype, prompt_len=prompt_len, response_len=response_len,
+                               max_num_seqs=max_num_seqs, kv_cache_gb=kv_cache_gb, tensor_parallel=tensor_parallel, seed=seed,
+                               rank=rank, device=device, stop_strings=bool(stop_strings), say=say)
+        self.tokenizer, self.stop_ids, self.token_bound = tokenizer, stop_ids, token_bound(tokenizer)
+        self.dtype, self.device, self.clock, self.version = getattr(torch, dtype), device, clock, None
+        self.response_len = response_len
+        self.options = dict(max_tokens=response_len, stop_ids=stop_ids, stop_strings=stop_strings, deadline_s=deadline_s,
+                            repetition_stop=repetition_stop, vocab_size=config.vocab_size)
+        self.num_engines, self.index = world // tensor_parallel, rank // tensor_parallel
+        self.is_leader = rank % tensor_parallel == 0  # speaks for its tensor-parallel group
+
+    def wake(self, policy, version):
+        """Load the policy's weights, unless they are there already; every rank together."""
+        self.clock.phase("sync")
+        if self.version != version:
+            wake_and_sync(policy.hf, self.llm, self.dtype, version, self.device)
+        self.version = version
+
+    def sleep(self):
+        """Give the memory to the trainer. On a GPU that drops the weights."""
+        self.clock.phase("sync")
+        sleep(self.llm, self.device)
+        if self.device.type == "cuda":
+            self.version = None
+        self.clock.phase("other")
+
+    def sample(self, prompts, seeds, scorer, temperature, record=None):
+        """
+        Sample len(seeds[i]) responses to prompt i, score each as it finishes, then exchange: every rank gets all Rollouts.
+
+        They come ordered by prompt, then by index in the group. scorer: rewards.Scorer. record(rollout): called for each of
+        this rank's own as soon as its score is final, so that an evaluation that is killed has kept them.
+        """
+        # longest prompt first: they tend to have the longest responses, which should not be the last to start
+        mine = sorted(range(self.index, len(prompts), self.num_engines), key=lambda i: -len(prompts[i].ids))
+        rollouts, scoring_s = {}, 0.0
+        self.clock.phase("rollout")
+        for r in generate(self.llm, [(i, prompts[i].ids) for i in mine], [seeds[i] for i in mine], temperature=temperature,
+                          version=self.version, **self.options) if mine else ():
+            start = time.monotonic()
+            stopped = r.finish_reason == "stop" and r.response_ids[-1] in self.stop_ids
+            r.text = self.tokenizer.decode(r.response_ids[:-1] if stopped else r.response_ids, skip_special_tokens=False)
+            prompt = prompts[r.prompt]
+            r.source, r.uid, r.phantom = prompt.source, prompt.uid, max(r.response_ids, default=0) >= self.token_bound
+            scorer.submit((r.prompt, r.sample), prompt.reward, r.text, prompt.answer, truncated=r.truncated or r.phantom,
+                          num_tokens=len(r.response_ids), max_tokens=self.response_len)
+            rollouts[r.prompt, r.sample] = r
+            if record is not None:
+                deliver_scores(scorer.settled(), rollouts, record)
+            scoring_s += time.monotonic() - start
+        self.clock.move("rollout", "reward", scoring_s)
+        self.clock.phase("reward")
+        deliver_scores(scorer.collect(), rollouts, record)
+        self.clock.phase("rollout")  # waits for the slowest engine
+        everyone = sorted(gather(rollouts.values() if self.is_leader else ()), key=lambda r: (r.prompt, r.sample))
+        self.clock.phase("other")
+        for r in everyone:
+            r.asked = prompts[r.prompt]
+        return everyone
+
+
 def sample_and_score(prompts, seeds, *, engine, tokenizer, scorer, timer, temperature, max_tokens, stop_ids, stop_strings,
                      repetition_stop, deadline_s, engines, engine_rank, leader, version, vocab_size, record=None):
     """
@@ -242,12 +315,12 @@ def sample_and_score(prompts, seeds, *, engine, tokenizer, scorer, timer, temper
                           num_tokens=len(r.response_ids), max_tokens=max_tokens)
             rollouts[r.prompt, r.sample] = r
             if record is not None:
-                hand_over(scorer.settled(), rollouts, record)
+                deliver_scores(scorer.settled(), rollouts, record)
             inline_s += time.monotonic() - start
     timer.seconds["rollout"] -= inline_s
     timer.seconds["reward"] += inline_s
     with timer("reward"):
-        hand_over(scorer.collect(), rollouts, record)
+        deliver_scores(scorer.collect(), rollouts, record)
     with timer("rollout"), memory_of("sampling", halve_cache):  # waits for the slowest engine
         everyone = gather(rollouts.values() if leader else ())
     return sorted(everyone, key=lambda r: (r.prompt, r.sample))
@@ -259,7 +332,7 @@ def token_bound(tokenizer):
     return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
-def hand_over(scores, rollouts, record):
+def deliver_scores(scores, rollouts, record):
     for key, score in scores.items():
         if rollouts[key].phantom and not rollouts[key].truncated:  # scored like one, but it was not cut off: say what it is
             score = dataclasses.replace(score, flags=frozenset(score.flags) - {"truncated"} | {"phantom_ids"})
