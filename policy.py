@@ -394,34 +394,56 @@ class MicroBatch:
     targets: torch.Tensor  # (T,) the response tokens
     response_index: torch.Tensor  # (T,) which of the update's responses token t belongs to
     rollout_logprobs: torch.Tensor  # (T,) as the engine reported them
-    learns: bool = True  # False: only goes forward, nothing in it can move a weight
+    needs_grad: bool = True  # False: a forward pass is enough, nothing in it can move a weight
+    tokens_of_all: int = 0  # packed tokens of this micro-batch on all ranks
+    tokens_of_fullest: int = 0  # packed tokens of the rank that has most of them
+    policy_forwards: int = 0  # passes so far, in forwards: one with a backward counts as three
+    critic_forwards: int = 0
+    advantages: torch.Tensor = None  # (T,)
+    loss_weights: torch.Tensor = None  # (T,) share of each token in the loss of its update
     old_logprobs: torch.Tensor = None  # (T,) of the policy before this step's first update
     ref_logprobs: torch.Tensor = None  # (T,) of the reference model
     old_values: torch.Tensor = None  # (T,) of the critic before this step's first update
-    advantages: torch.Tensor = None  # (T,) where they differ from token to token (PPO)
     returns: torch.Tensor = None  # (T,) what the critic learns
     logprobs: torch.Tensor = None  # (T,) of the policy at the last update, as the next three: kept for samples/
     entropy: torch.Tensor = None  # (T,)
     ratio: torch.Tensor = None  # (T,) to old_logprobs
     clipped: torch.Tensor = None  # (T,) 1 where the clip stopped the gradient
 
+    @property
+    def learns(self):  # until the loops ask for needs_grad
+        return self.needs_grad
 
-def pack(rollouts, chosen, max_tokens, rank, world, device, learns=True):
-    """
-    The micro-batches of one update for this rank; every rank passes the same list and gets equally many of them.
 
-    rollouts: with prompt_ids, response_ids, rollout_logprobs; chosen: indices of those to pack (response_index refers
-    to them). Longest first onto the least loaded micro-batch, so that tokens are balanced; at most max_tokens each,
-    unless one sequence alone is longer. A rank with nothing to do gets one token of weight 0: FSDP's collectives
-    need it.
+def pack(rollouts, chosen, max_tokens, rank, world, device, needs_grad=None, learns=True):
     """
-    lens = {i: len(rollouts[i].prompt_ids) + len(rollouts[i].response_ids) - 1 for i in chosen if len(rollouts[i].response_ids)}
+    Pack one update into micro-batches for this rank. Every rank passes the same list and gets equally many of them.
+
+    rollouts: with prompt_ids, response_ids, rollout_logprobs. chosen: indices of those to pack (response_index refers to
+    them). needs_grad: bool (R,), which of them need a backward pass (None: all); their micro-batches come first, then
+    those that only go forward. Longest first onto the least loaded micro-batch, so that tokens are balanced; at most
+    max_tokens each, unless one sequence alone is longer. A rank with nothing to do gets one token of weight 0, as it must
+    take part in FSDP's collectives.
+    """
+    lens = {i: len(rollouts[i].prompt_ids) + len(rollouts[i].response_ids) - 1
+            for i in map(int, chosen) if len(rollouts[i].response_ids)}
     order = sorted(lens, key=lambda i: (-lens[i], i))
     limit = max([max_tokens, *lens.values()])
-    count = max(1, math.ceil(sum(lens.values()) / (limit * world)))
-    while (bins := fill(order, lens, count * world, limit)) is None:
-        count += 1
-    return [to_micro_batch(rollouts, bins[m * world + rank], device, learns) for m in range(count)]
+    with_grad = [i for i in order if needs_grad is None or needs_grad[i]]
+    forward_only = [i for i in order if needs_grad is not None and not needs_grad[i]]
+    batches = []
+    for part, grad in ((with_grad, True), (forward_only, False)):
+        if not part and (grad or with_grad):  # an update without any token is one empty micro-batch
+            continue
+        count = max(1, math.ceil(sum(lens[i] for i in part) / (limit * world)))
+        while (bins := fill(part, lens, count * world, limit)) is None:
+            count += 1
+        for first in range(0, count * world, world):
+            loads = [sum(lens[i] for i in bin) for bin in bins[first:first + world]]
+            batch = to_micro_batch(rollouts, bins[first + rank], device)
+            batch.needs_grad, batch.tokens_of_all, batch.tokens_of_fullest = grad and learns, sum(loads), max(loads)
+            batches.append(batch)
+    return batches
 
 
 def fill(order, lens, num_bins, limit):
@@ -436,7 +458,7 @@ def fill(order, lens, num_bins, limit):
     return bins
 
 
-def to_micro_batch(rollouts, chosen, device, learns=True):
+def to_micro_batch(rollouts, chosen, device):
     ids, positions, lens, rows, targets, index, logprobs = [], [], [], [], [], [], []
     start = 0
     for i in chosen:  # longest first, as `pack` sorted them
@@ -459,7 +481,7 @@ def to_micro_batch(rollouts, chosen, device, learns=True):
     cu_lens = torch.tensor(np.cumsum([0] + lens), dtype=torch.int32, device=device)
     return MicroBatch(join(ids, torch.long), join(positions, torch.long), lens, cu_lens, length_groups(lens, device),
                       join(rows, torch.long), join(targets, torch.long), join(index, torch.long),
-                      join(logprobs, torch.float32), learns)
+                      join(logprobs, torch.float32))
 
 
 def to_responses(batches, name, only=None):
@@ -684,12 +706,14 @@ def scaled_logits(hidden, weight, bias, temperature):
 
 
 def token_logprobs(policy, batch, temperature):
-    """-> logprobs (T,), entropy (T,) of the response tokens of a packed micro-batch, at the sampling temperature."""
+    """Compute logprobs (T,) and entropy (T,) of the response tokens of a micro-batch, at the sampling temperature."""
+    batch.policy_forwards += 3 if torch.is_grad_enabled() else 1
     return policy(batch, temperature)
 
 
 def token_values(critic, batch):
-    """-> values (T,), fp32: V of the state before response token t, which has seen the prompt and the tokens before t."""
+    """Compute values (T,) in fp32: V of the state before response token t, which has seen all tokens before t."""
+    batch.critic_forwards += 3 if torch.is_grad_enabled() else 1
     return critic(batch)
 
 
@@ -711,12 +735,17 @@ def make_adam(module, lr, beta1, beta2, weight_decay):
     return optimizer
 
 
-def clip_and_step(policy, optimizer, grad_clip, lr):
+def optimizer_step(module, optimizer, lr, grad_clip, skip=False):
     """
-    Clip the global gradient norm and step -> the norm before clipping (the same on all ranks).
+    Clip the global gradient norm, step with this lr, and return the norm before clipping (the same on all ranks).
+
     A norm that is not finite steps nothing and is returned as it is: weights and Adam state stay as they were.
+    skip: drop the gradients and return 0. Without a signal, momentum and weight decay would still move the weights.
     """
-    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), grad_clip or float("inf"))
+    if skip:
+        optimizer.zero_grad(set_to_none=True)
+        return 0.0
+    norm = torch.nn.utils.clip_grad_norm_(module.parameters(), grad_clip or float("inf"))
     norm = whole(norm).item()
     if math.isfinite(norm):
         for group in optimizer.param_groups:
@@ -724,3 +753,7 @@ def clip_and_step(policy, optimizer, grad_clip, lr):
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def clip_and_step(policy, optimizer, grad_clip, lr):  # until the loops call optimizer_step
+    return optimizer_step(policy, optimizer, lr, grad_clip)

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from onebox import checkpoint
 import policy as model
+from policy import load_policy, make_adam, optimizer_step, pack, token_logprobs
 from onebox.config import ConfigError
 from eval import resolve_model
 from train_grpo import policy_loss, token_weights
@@ -99,6 +100,52 @@ def test_a_rank_without_work_gets_one_token_that_weighs_nothing():
     assert [len(p) for p in parts] == [1, 1]
     empty = parts[1][0] if len(parts[0][0].targets) else parts[0][0]
     assert len(empty.ids) == 1 and len(empty.targets) == 0
+
+
+@pytest.mark.parametrize("needs_grad", [None, [True] * 40, [False] * 40, [i % 3 == 0 for i in range(40)]])
+def test_the_mask_decides_which_responses_need_a_backward(needs_grad):
+    """Micro-batches with a gradient come first, and none mixes the two; their kinds and their loads agree on all ranks."""
+    rollouts = make_rollouts(prompt_lens=[5] * 40, response_lens=list(range(1, 41)))
+    mask = None if needs_grad is None else torch.tensor(needs_grad)
+    ranks = [pack(rollouts, torch.arange(40), 120, rank, 2, "cpu", mask) for rank in range(2)]
+    seen = {}
+    for pair in zip(*ranks, strict=True):
+        loads = [sum(b.lens) for b in pair]
+        for batch in pair:
+            assert batch.needs_grad == pair[0].needs_grad
+            assert (batch.tokens_of_all, batch.tokens_of_fullest) == (sum(loads), max(loads))
+            seen |= dict.fromkeys(batch.response_index.unique().tolist(), batch.needs_grad)
+    assert seen == dict(enumerate(needs_grad or [True] * 40))
+    kinds = [batch.needs_grad for batch in ranks[0]]
+    assert kinds == sorted(kinds, reverse=True)
+
+
+def test_an_update_without_a_response_is_one_empty_micro_batch_on_every_rank():
+    for rank in range(2):
+        (batch,) = pack(make_rollouts(), [], 100, rank, 2, "cpu", torch.ones(5, dtype=torch.bool))
+        assert len(batch.targets) == batch.tokens_of_all == 0 and len(batch.ids) == 1 and not batch.needs_grad
+
+
+def test_a_micro_batch_counts_its_passes(tied_model, one_process):
+    policy = load_policy(tied_model, one_process[2], "float32")
+    (batch,) = pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
+    with torch.no_grad():
+        token_logprobs(policy, batch, 1.0)
+    token_logprobs(policy, batch, 1.0)
+    assert (batch.policy_forwards, batch.critic_forwards) == (1 + 3, 0)
+
+
+def test_a_skipped_step_drops_the_gradient_and_moves_nothing(tied_model, one_process):
+    """Also not by the momentum of the step before, or by weight decay."""
+    policy = load_policy(tied_model, one_process[2], "float32")
+    optimizer = make_adam(policy, 1e-2, 0.9, 0.99, 0.1)
+    (batch,) = pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
+    for skip in (False, True):
+        before = [p.detach().clone() for p in policy.parameters()]
+        token_logprobs(policy, batch, 1.0)[0].sum().backward()
+        norm = optimizer_step(policy, optimizer, 1e-2, 1.0, skip=skip)
+        assert (norm == 0) == skip and all(p.grad is None for p in policy.parameters())
+        assert all(torch.equal(b, p) for b, p in zip(before, policy.parameters(), strict=True)) == skip
 
 
 def test_empty_responses_are_left_out():
