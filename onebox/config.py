@@ -13,7 +13,6 @@ caller's namespace; the result is one frozen instance, and `origin` says where e
 
 import ast
 import dataclasses
-import difflib
 import enum
 import inspect
 import json
@@ -22,6 +21,8 @@ import runpy
 import sys
 import types
 import typing
+
+from onebox.text import suggest
 
 
 class ConfigError(SystemExit):
@@ -80,8 +81,8 @@ def read_recipe(path, script):
     if not os.path.isfile(path):
         folder = os.path.dirname(path) or "."
         known = sorted(f for f in os.listdir(folder) if f.endswith(".py")) if os.path.isdir(folder) else []
-        near = difflib.get_close_matches(os.path.basename(path), known, n=1)
-        hint = f"; did you mean {os.path.join(folder, near[0])}?" if near else ""
+        hint = suggest(path, [os.path.join(folder, f) for f in known])
+        hint = f"; {hint}" if hint else ""
         raise ConfigError(f"recipe {path!r} is not there{hint}")
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     if here not in sys.path:  # so that `from recipes.stage1 import *` works from any directory
@@ -133,8 +134,8 @@ def check(cls, name, value, where):
     """Return value, cast to the field's type where that loses nothing; else raise ConfigError."""
     hints = typing.get_type_hints(cls)
     if name not in hints:
-        near = difflib.get_close_matches(name, hints, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else " (--help lists them)"
+        hint = suggest(name, hints)
+        hint = f"; {hint}" if hint else " (--help lists them)"
         hint += f"; a helper's name begins with an underscore: _{name}" if not_plain(value) else ""
         raise ConfigError(f"{where}: {os.path.basename(inspect.getfile(cls))} has no setting {name!r}{hint}")
     if what := not_plain(value):

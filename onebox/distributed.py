@@ -75,6 +75,7 @@ from torch.distributed.tensor import DTensor  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from onebox.config import ConfigError  # noqa: E402
+from onebox.text import visible  # noqa: E402
 
 START = time.monotonic()  # of this process, for max_hours: a clock that nobody sets
 
@@ -218,8 +219,3 @@ class Timer:
         now = self.now()
         seconds["step"], self.start = now - self.start, now
         return seconds
-
-
-def visible(text):
-    """Model text may hold terminal codes: all but newline and tab become \\x1b and the like."""
-    return "".join(c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
