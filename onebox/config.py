@@ -1,14 +1,16 @@
 """
-Defaults < recipe < command line, for a frozen flat dataclass. From a script:
+Read settings: defaults < recipe < command line, into a frozen flat dataclass. From a script:
 
     cfg, origin = load_config(Config)                 # reads sys.argv
 
     torchrun --standalone --nproc-per-node=8 train_grpo.py recipes/tinyzero_grpo.py --lr 2e-6 --name my-run
 
-A recipe is a plain Python file of `name = value` lines; `from recipes.stage1 import *` inherits. Every name must
-be a field of Config and every value plain: a misspelled name is an error, in a recipe as on the command line, and so
-is a function. Names with an underscore and imported modules are the recipe's own. Nothing is executed into the
-caller's namespace; the result is one frozen instance, and `origin` says where each value came from.
+A recipe is a Python file of `name = value` lines; `from recipes.stage1 import *` inherits. Every name must be a setting
+and every value plain: a misspelled name is an error, and so is a function. Names with an underscore and imported modules
+are the recipe's own. `origin` says where each value came from.
+
+Not tyro (nor jsonargparse): they know the default instance, but not which file set a value, would need a registry instead
+of recipes that are run and inherit by import, and answer a typo with a box of usage instead of one line with the fix.
 """
 
 import ast
@@ -24,10 +26,14 @@ import typing
 
 from onebox.text import suggest
 
+T = typing.TypeVar("T")  # ranges, as in `lr: NonNegative[float]`; check_ranges looks at them
+Positive = typing.Annotated[T, "must be greater than 0", lambda x: x > 0]
+NonNegative = typing.Annotated[T, "must not be negative", lambda x: x >= 0]
+Share = typing.Annotated[T, "must lie in 0 ... 1", lambda x: 0 <= x <= 1]
+
 
 class ConfigError(SystemExit):
-    """Bad recipe, flag or input: one line on stderr that says what, where and the fix. rundir.entry ends the process with
-    exit_code (docs/faults.md has the table), plain Python with 1."""
+    """A bad recipe, setting or input: one line that says what, where and the fix. crash.entry exits with exit_code."""
 
     def __init__(self, message, exit_code=1):
         # one line, whatever a library's message or the repr of an array holds
@@ -36,8 +42,8 @@ class ConfigError(SystemExit):
 
 
 def load_config(cls, argv=None):
-    """-> (cfg, {name: origin}); raises ConfigError. `cls.__module__` names the script in messages."""
-    script = os.path.basename(inspect.getfile(cls))
+    """Return (cfg, {name: origin}). Raise ConfigError in one line. --help prints every setting and exits."""
+    script, settings = script_of(cls), typing.get_type_hints(cls)
     argv = list(sys.argv[1:] if argv is None else argv)
     values, origin = {}, {}
     if "--help" in argv or "-h" in argv:
@@ -47,12 +53,10 @@ def load_config(cls, argv=None):
     # 1) recipe: at most one positional argument, before the flags
     if argv and not argv[0].startswith("-"):
         path = argv.pop(0)
-        settings = typing.get_type_hints(cls)
-        # settings first: of `def f` and `reward = f` the second is the one to tell
+        # settings first: of `def f` and `reward = f` the second is the one to report
         for name, value in sorted(read_recipe(path, script).items(), key=lambda item: item[0] not in settings):
-            if isinstance(value, types.ModuleType) and name not in settings:
-                continue  # `import math` to compute a value
-            values[name], origin[name] = check(cls, name, value, where=path), path
+            if name in settings or not isinstance(value, types.ModuleType):  # `import math` to compute a value
+                values[name], origin[name] = check(cls, name, value, where=path), path
 
     # 2) command line: --name value, --name=value, or a bare --flag for True
     while argv:
@@ -60,7 +64,7 @@ def load_config(cls, argv=None):
         if not flag.startswith("--"):
             raise ConfigError(f"command line: expected --name value, got {flag!r} (a recipe file comes first)")
         name = flag[2:].replace("-", "_")
-        want = typing.get_type_hints(cls).get(name)
+        want = settings.get(name)
         if not equals:
             bare = not argv or argv[0].startswith("--")
             if bare and want is str:
@@ -69,21 +73,33 @@ def load_config(cls, argv=None):
         text = text.capitalize() if text in ("true", "false") and want is bool else text
         value = text if want is str else literal(text)  # --name 1e-4 stays what was typed
         if want is tuple and type(value) not in (tuple, list):
-            # --stop 42 is the text "42"; a shell hands --stop '\n' over as a backslash and an n
-            value = text.replace("\\n", "\n").replace("\\t", "\t") if not text.replace("\\n", "").replace("\\t", "") else text
+            # --stop 42 is the text "42"; a shell passes --stop '\n' on as a backslash and an n
+            breaks = text.replace("\\n", "\n").replace("\\t", "\t")
+            value = text if breaks.strip() else breaks
         values[name], origin[name] = check(cls, name, value, where="command line"), "command line"
 
     return cls(**values), origin
 
 
+def script_of(cls):
+    """Return the file name of the script that a Config class belongs to."""
+    return os.path.basename(inspect.getfile(cls))
+
+
+def check_ranges(cfg):
+    """Raise ConfigError for a value outside the range that its setting's type names."""
+    for name, hint in typing.get_type_hints(type(cfg), include_extras=True).items():
+        if typing.get_origin(hint) is typing.Annotated and not hint.__metadata__[1](getattr(cfg, name)):
+            raise ConfigError(f"{name} = {getattr(cfg, name)} {hint.__metadata__[0]}")
+
+
 def read_recipe(path, script):
-    """The names of a recipe file without an underscore, and their values, as a dict."""
+    """Run a recipe file and return its names without an underscore, as a dict."""
     if not os.path.isfile(path):
-        folder = os.path.dirname(path) or "."
-        known = sorted(f for f in os.listdir(folder) if f.endswith(".py")) if os.path.isdir(folder) else []
+        folder = os.path.dirname(path)
+        known = sorted(f for f in os.listdir(folder or ".") if f.endswith(".py")) if os.path.isdir(folder or ".") else []
         hint = suggest(path, [os.path.join(folder, f) for f in known])
-        hint = f"; {hint}" if hint else ""
-        raise ConfigError(f"recipe {path!r} is not there{hint}")
+        raise ConfigError(f"recipe {path!r} is not there" + (f"; {hint}" if hint else ""))
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     if here not in sys.path:  # so that `from recipes.stage1 import *` works from any directory
         sys.path.insert(0, here)
@@ -97,7 +113,7 @@ def read_recipe(path, script):
         raise ConfigError(f"{where}: not Python: {error.msg}") from error
     except SystemExit as error:
         raise ConfigError(f"{path} ends the process itself (exit); a recipe only sets names") from error
-    except Exception as error:  # a recipe is the user's Python: whatever it raises is told in one line
+    except Exception as error:  # a recipe is the user's Python: whatever it raises becomes one line
         raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
     wants = recipe.get("_script") or inherited_script(path) or script
     if wants != script:
@@ -108,11 +124,14 @@ def read_recipe(path, script):
     return names
 
 
-def refuse_lines_that_set_nothing(path):
-    """`lr: 3e-6`, `lr == 3e-6` and `{"lr": 3e-6}` are Python, but leave lr as it was. A call, a text or a := may stand alone."""
+def statements_of(path):
     with open(path, "rb") as f:  # as bytes: then Python looks for the encoding itself, a BOM or a coding line
-        lines = ast.parse(f.read()).body
-    for line in lines:
+        return ast.parse(f.read()).body
+
+
+def refuse_lines_that_set_nothing(path):
+    """Refuse `lr: 3e-6`, `lr == 3e-6` and `{"lr": 3e-6}`, which leave lr as it was. A call, a text or a := may stay."""
+    for line in statements_of(path):
         alone = line.value if isinstance(line, ast.Expr) else None
         text = isinstance(alone, ast.Constant) and isinstance(alone.value, (str, type(...)))
         if isinstance(line, ast.AnnAssign) and line.value is None or \
@@ -123,22 +142,20 @@ def refuse_lines_that_set_nothing(path):
 
 
 def inherited_script(path):
-    """`from recipes.stage1 import *` does not bring names with an underscore: ask that module for its _script."""
-    with open(path, "rb") as f:
-        imports = [node for node in ast.parse(f.read()).body if isinstance(node, ast.ImportFrom)]
-    found = [getattr(sys.modules.get(node.module), "_script", None) for node in imports if node.names[0].name == "*"]
+    """Return the _script of the recipe that `from recipes.stage1 import *` inherits, which does not bring that name."""
+    stars = [node for node in statements_of(path) if isinstance(node, ast.ImportFrom) and node.names[0].name == "*"]
+    found = [getattr(sys.modules.get(node.module), "_script", None) for node in stars]
     return next((script for script in found if script), None)
 
 
 def check(cls, name, value, where):
-    """Return value, cast to the field's type where that loses nothing; else raise ConfigError."""
-    hints = typing.get_type_hints(cls)
+    """Return the value, cast to the setting's type where that loses nothing; else raise ConfigError."""
+    hints, what = typing.get_type_hints(cls), not_plain(value)
     if name not in hints:
-        hint = suggest(name, hints)
-        hint = f"; {hint}" if hint else " (--help lists them)"
-        hint += f"; a helper's name begins with an underscore: _{name}" if not_plain(value) else ""
-        raise ConfigError(f"{where}: {os.path.basename(inspect.getfile(cls))} has no setting {name!r}{hint}")
-    if what := not_plain(value):
+        hint = f"; {hint}" if (hint := suggest(name, hints)) else " (--help lists them)"
+        hint += f"; a helper's name begins with an underscore: _{name}" if what else ""
+        raise ConfigError(f"{where}: {script_of(cls)} has no setting {name!r}{hint}")
+    if what:
         raise ConfigError(f"{where}: {name} is set to {what}: settings are plain values, so give the name of "
                           f"one that exists, as in {name} = 'name'")
     value, want = plain(value), hints[name]
@@ -167,7 +184,7 @@ def check(cls, name, value, where):
 
 
 def plain(value):
-    """The plain value that a recipe's value stands for: numpy's and torch's scalars, paths, enums of text or numbers, dicts."""
+    """Return the plain value of numpy's and torch's scalars, paths, enums of text or numbers, alone or in containers."""
     if isinstance(value, dict):
         return {plain(key): plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
@@ -176,13 +193,13 @@ def plain(value):
         return os.fspath(value)
     if isinstance(value, enum.Enum):
         return plain(value.value)
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # np.float64(1e-6), np.array(1e-6), torch.tensor(1e-6)
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # np.float64(1e-6), torch.tensor(1e-6)
         return value.item()
     return value
 
 
 def not_plain(value):
-    """ "the function f" for a value that no file can hold (a function, a class, a module), alone or inside another; else ""."""
+    """Return "the function f" for a value that no file can hold, alone or in a container; "" for any other."""
     if isinstance(value, (dict, list, tuple, set)):
         inside = [*value, *value.values()] if isinstance(value, dict) else value
         return next((what for one in inside if (what := not_plain(one))), "")
@@ -193,7 +210,7 @@ def not_plain(value):
 
 
 def literal(text):
-    """`1e-6` -> float, `True` -> bool, `(1, 2)` -> tuple, `{"a": true}` -> dict, anything else stays the string it is."""
+    """Read `1e-6` as float, `True` as bool, `(1, 2)` as tuple, `{"a": true}` as dict, anything else as text."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -205,30 +222,38 @@ def literal(text):
 
 
 def comments(cls):
-    """{field: the comment that stands behind it in the source}: the comment is the documentation."""
-    found = {}
-    names = {f.name for f in dataclasses.fields(cls)}
-    for line in inspect.getsource(cls).splitlines():
-        code, _, comment = line.partition("  # ")
-        name = code.split(":")[0].strip()
-        if name in names:
-            found[name] = comment.strip()
+    """Return {setting: the comment behind it in the source}, own and inherited ones: the comment is the documentation."""
+    found, names = {}, {f.name for f in dataclasses.fields(cls)}
+    for part in (part for part in reversed(cls.__mro__) if dataclasses.is_dataclass(part)):
+        for line in inspect.getsource(part).splitlines():
+            code, _, comment = line.partition("  # ")
+            if (name := code.split(":")[0].strip()) in names:
+                found[name] = comment.strip()
     return found
 
 
+def settings_in_order(cls):
+    """Return the fields of a Config, those of the script itself before inherited ones."""
+    own = cls.__dict__.get("__annotations__", {})
+    return sorted(dataclasses.fields(cls), key=lambda f: f.name not in own)
+
+
 def describe(cls, script):
-    """The text of --help: every setting, its default and its comment."""
-    notes = comments(cls)
+    """Return the text of --help: every setting, its default and its comment; the script's own settings first."""
+    notes, own = comments(cls), cls.__dict__.get("__annotations__", {})
     lines = [f"usage: torchrun --nproc-per-node=N {script} [recipes/NAME.py] [--setting value ...]", ""]
-    for f in dataclasses.fields(cls):
+    for f in settings_in_order(cls):
+        if f.name not in own and "of every run:" not in lines:
+            lines += ["", "of every run:"]
         lines.append(f"  --{f.name:<22} {f.default!r:<18} {notes.get(f.name, '')}".rstrip())
     return "\n".join(lines)
 
 
-def table(cfg, origin):
-    """One line a setting: name, value, and the origin of what is not a default."""
+def table(cfg, origin, only=None):
+    """Return one line a setting (only: of these): name, value, and the origin of what is not a default."""
     lines = []
-    for f in dataclasses.fields(cfg):
+    for f in settings_in_order(type(cfg)):
         note = f"# {origin[f.name]}; default {f.default!r}" if f.name in origin else ""
-        lines.append(f"{f.name:>22} = {getattr(cfg, f.name)!r:<28}  {note}".rstrip())
+        if only is None or f.name in only:
+            lines.append(f"{f.name:>22} = {getattr(cfg, f.name)!r:<28}  {note}".rstrip())
     return "\n".join(lines)

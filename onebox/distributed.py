@@ -219,3 +219,47 @@ class Timer:
         now = self.now()
         seconds["step"], self.start = now - self.start, now
         return seconds
+
+
+class Clock:
+    """Measure the seconds of each phase of a step. phase(name) ends the phase before; what no phase claims is "other"."""
+
+    def __init__(self, device):
+        self.device, self.seconds, self.name, self.fixed = device, defaultdict(float), "other", False
+        self.since = self.start = self.now()
+
+    def now(self):
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # kernels are asynchronous: without it the wrong phase pays
+        return time.monotonic()
+
+    def phase(self, name):
+        """End the current phase and begin another one."""
+        if not self.fixed:
+            now = self.now()
+            self.seconds[self.name] += now - self.since
+            self.name, self.since = name, now
+
+    def move(self, source, target, seconds):
+        """Count some seconds of one phase to another one, for work too short to be timed with a synchronization."""
+        if not self.fixed:
+            self.seconds[source] -= seconds
+            self.seconds[target] += seconds
+
+    @contextmanager
+    def all_as(self, name):
+        """Count whatever happens inside to one phase: an evaluation's sampling is no rollout of the step."""
+        self.phase(name)
+        self.fixed = True
+        try:
+            yield
+        finally:
+            self.fixed = False
+            self.phase("other")
+
+    def take(self):
+        """Return {phase: seconds}, with `step` for the whole, and begin the next step."""
+        self.phase("other")
+        seconds, self.seconds = dict(self.seconds), defaultdict(float)
+        seconds["step"], self.start = self.since - self.start, self.since
+        return seconds
