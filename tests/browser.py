@@ -27,8 +27,7 @@ def missing():
 
 def binary():
     return os.environ.get("ONEBOX_CHROMIUM") or next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @contextmanager
@@ -36,9 +35,8 @@ def chromium():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as p:
-        browser = p.chromium.launch(
-            executable_path=binary(), args=["--no-sandbox"]
-        )  # root in a container has no sandbox
+        browser = p.chromium.launch(executable_path=binary(),
+                                    args=["--no-sandbox"])  # root in a container has no sandbox
         yield browser
         browser.close()
 

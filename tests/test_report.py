@@ -12,8 +12,7 @@ import pytest
 from conftest import ROOT
 from fake_run import HOSTILE, make_run, rollout_row, write_rollouts
 
-from tools.report import page
-from tools.report import read
+from tools.report import page, pictures, read
 from tools.report.compare import paired_bootstrap, verdict
 from tools.report.read import clean_rollout, completion, pick_groups, shorten
 
@@ -26,9 +25,8 @@ def runs(tmp_path_factory):
 
 def make(*arguments, ok=True):
     """report.py as a user would start it, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tools.report", *map(str, arguments)], capture_output=True, timeout=600, cwd=ROOT
-    )
+    done = subprocess.run([sys.executable, "-m", "tools.report", *map(str, arguments)], capture_output=True,
+                          timeout=600, cwd=ROOT)
     out, err = done.stdout.decode(), done.stderr.decode()
     assert "Traceback" not in out + err and (done.returncode == 0) == ok, out + err
     return out if ok else err
@@ -117,40 +115,64 @@ def test_benchmarks_of_both_runs_are_compared(tmp_path):
         os.makedirs(os.path.join(folder, "eval", "step_000020"))
         with open(os.path.join(folder, "eval", "step_000020", "gsm8k.jsonl"), "w") as f:
             f.writelines(
-                json.dumps({"uid": f"g/{p}", "sample": k, "correct": bool(i or p % 2)}) + "\n"
-                for p in range(40)
-                for k in (0, 1, "greedy")
-            )
+                json.dumps({"uid": f"g/{p}", "sample": k, "correct": bool(i or p % 2)}) + "\n" for p in range(40)
+                for k in (0, 1, "greedy"))
             f.write('{"uid": "g/1", "sam')  # killed
         with open(os.path.join(folder, "eval", "table.json"), "w") as f:
             json.dump(
                 {
-                    "rows": [
-                        {
-                            "step": 20,
-                            "benchmark": "gsm8k",
-                            "avg_at_k": 0.5 + i / 2,
-                            "pass_at_k": 1,
-                            "k": 2,
-                            "low": 0.4,
-                            "high": 0.6,
-                            "truncated": 0.0,
-                            "mean_len": 10,
-                            "problems": 40,
-                        },
-                        "nonsense",
-                    ]
-                },
-                f,
-            )
+                    "rows": [{
+                        "step": 20, "benchmark": "gsm8k", "avg_at_k": 0.5 + i / 2, "pass_at_k": 1, "k": 2, "low": 0.4,
+                        "high": 0.6, "truncated": 0.0, "mean_len": 10, "problems": 40}, "nonsense"]}, f)
     out = make(*folders, "--out", tmp_path / "c.html")
     assert re.search(r"b against a, gsm8k, step 20, 40 problems: \+50\.0 points, 95 % \[3\d\.\d, 6\d\.\d\]", out)
     assert page_data(tmp_path / "c.html")["tables"][0]["eval"][0]["avg_at_k"] == 0.5
 
 
 def test_seeds_of_a_group_become_mean_and_band(runs):
-    steps, mean, low, high = page.series([load(run) for run in runs], "correct")
+    steps, mean, low, high = pictures.series([load(run) for run in runs], "correct")
     assert (steps[-1], mean[-1], low[-1], high[-1]) == (20, pytest.approx(0.55), 0.3, 0.8)
+
+
+def run_of(*rows):
+    return {"rows": [{"step": step, **row} for step, row in enumerate(rows)]}
+
+
+def test_charts_that_hold_nothing_are_listed_not_drawn():
+    run = run_of({"reward": 0.0, "kl": None, "clip_frac": 0.0, "entropy": 0.5, "truncated": 0.0, "wrong_answer": 1.0},
+                 {"reward": 0.0, "kl": None, "clip_frac": 0.0, "entropy": 0.0, "truncated": 0.0, "wrong_answer": 0.5})
+    charts, empty = pictures.charts_of({"run": [run]})
+    assert empty == ["reward", "kl", "clip_frac"]  # of columns that the run has: critic columns are none of a GRPO run
+    drawn = {chart["name"]: [column for _, _, column, _ in chart["lines"]] for chart in charts}
+    assert drawn == {"errors": ["wrong_answer", "truncated"], "entropy": ["entropy"]}  # beside others a zero says much
+
+
+def test_in_a_comparison_a_chart_is_empty_where_it_is_for_every_run():
+    clipped, never = run_of({"clip_frac": 0.0}, {"clip_frac": 0.1}), run_of({"clip_frac": 0.0}, {"clip_frac": 0.0})
+    charts, empty = pictures.charts_of({"a": [clipped], "b": [never]})
+    assert empty == [] and [len(chart["lines"]) for chart in charts] == [2]
+    assert pictures.charts_of({"a": [never], "b": [never]}) == ([], ["clip_frac"])
+
+
+def test_the_page_and_the_console_name_the_empty_charts(tmp_path):
+    folder = make_run(tmp_path / "run", steps=2, hostile=False)
+    with open(os.path.join(folder, "metrics.jsonl"), "w") as f:
+        f.writelines(json.dumps({"step": i, "reward": 0.5, "clip_frac": 0.0, "kl": None}) + "\n" for i in range(3))
+    assert "empty (0 or null at every step): kl, clip_frac" in make(folder)
+    assert page_data(os.path.join(folder, "report.html"))["empty"] == ["kl", "clip_frac"]
+    assert sorted(os.listdir(os.path.join(folder, "plots"))) == ["overview.png", "reward.png"]
+
+
+def test_settings_of_a_base_class_have_their_meaning_too(tmp_path):
+    folder = make_run(tmp_path / "run", steps=1)
+    os.makedirs(os.path.join(folder, "code", "onebox"))
+    with open(os.path.join(folder, "code", "onebox", "rundir.py"), "w") as f:
+        f.write("class RunSettings:\n    num_steps: Positive[int] = 1  # how many\n    lr: float = 3.0  # not this\n")
+    with open(os.path.join(folder, "code", "train_grpo.py"), "w") as f:
+        f.write("class Config(RunSettings):\n    lr: float = 1e-6  # peak\n    name: str = f()  # computed\n")
+    found = {row["name"]: row for row in page.settings_of(page.read_run(folder))}
+    assert (found["num_steps"]["meaning"], found["num_steps"]["differs"]) == ("how many", False)
+    assert (found["lr"]["default"], found["lr"]["meaning"]) == ("1e-06", "peak") and found["name"]["default"] == ""
 
 
 # ---- one run -----------------------------------------------------------------------------------------------------
@@ -159,19 +181,13 @@ def test_the_page_holds_settings_curves_examples_and_rollouts(runs):
     data = page_data(os.path.join(runs[0], "report.html"))
     assert "page: " in out and os.path.getsize(os.path.join(runs[0], "report.html")) < 1e6
     run = data["runs"][0]
-    assert [(s["name"], s["default"], s["meaning"]) for s in run["settings"] if s["differs"]] == [
-        ("lr", "1e-06", "peak"),
-        ("name", "run", "of the run"),
-        ("num_steps", "100", "steps"),
-    ]
+    assert [(s["name"], s["default"], s["meaning"]) for s in run["settings"]
+            if s["differs"]] == [("lr", "1e-06", "peak"), ("name", "run", "of the run"), ("num_steps", "100", "steps")]
     assert {f["label"]: f["note"] for f in run["facts"]}["wall time"] == "0.0233 process-hours"  # 21 rows x 2 s x 2
     assert {"Correctness", "Reward", "Length", "Mismatch", "Reward by source"} <= {c["title"] for c in data["curves"]}
     viewer = data["viewer"][0]["steps"]
-    assert (
-        [s["step"] for s in viewer] == list(range(21))
-        and len(viewer[3]["groups"]) == 2
-        and len(viewer[3]["groups"][0]["samples"]) == 4
-    )
+    assert ([s["step"] for s in viewer] == list(range(21)) and len(viewer[3]["groups"]) == 2 and
+            len(viewer[3]["groups"][0]["samples"]) == 4)
     assert {f"test/{i}" for i in range(3)} == {e["uid"] for e in data["tables"][0]["examples"]}
     assert [s["step"] for s in data["tables"][0]["examples"][0]["steps"]] == [0, 10, 20]
     row = data["tables"][0]["analyses"]["rows"][-1]
@@ -192,26 +208,15 @@ def test_a_very_long_response_keeps_head_and_tail_with_their_tokens():
     text = "x" * n + "</think>y"
     shown = shorten(text, [*range(1, n + 1), n + 8, n + 9], {"entropy": [float(i) for i in range(n + 2)]}, n)
     assert len(shown["pieces"]) == len(shown["entropy"]) == read.MAX_TOKENS + 1 and sum(shown["pieces"]) == len(
-        shown["text"]
-    )
-    assert shown["text"][shown["think"] :] == "</think>y" and shown["entropy"][-1] == pytest.approx(n + 1, rel=1e-2)
+        shown["text"])
+    assert shown["text"][shown["think"]:] == "</think>y" and shown["entropy"][-1] == pytest.approx(n + 1, rel=1e-2)
     assert "tokens left out" in shown["text"] and None in shown["entropy"]
     assert len(shorten("z" * 10**6, [], {}, 10**6 - 5)["text"]) < read.MAX_CHARS + 100
 
 
 def test_mismatch_is_that_of_the_policy_that_sampled():
-    row = rollout_row(
-        random.Random(0),
-        1,
-        "train",
-        "u",
-        0,
-        "a b",
-        True,
-        logprobs=[-9.0, -9.0, -9.0],
-        old_logprobs=[-1.0, -2.0, -3.0],
-        rollout_logprobs=[-1.5, -2.0, -2.5],
-    )
+    row = rollout_row(random.Random(0), 1, "train", "u", 0, "a b", True, logprobs=[-9.0, -9.0, -9.0],
+                      old_logprobs=[-1.0, -2.0, -3.0], rollout_logprobs=[-1.5, -2.0, -2.5])
     clean = completion(clean_rollout(row, 1))
     assert clean["mismatch"] == [-0.5, 0, 0.5] and clean["mean_mismatch"] == pytest.approx(1 / 3, rel=1e-2)
 
@@ -245,25 +250,16 @@ def test_model_text_cannot_end_the_data_or_reach_the_console(runs):
     with open(os.path.join(runs[0], "report.html"), encoding="utf-8") as f:
         text = f.read()
     assert text.isascii() or not re.search("[\u2028\u202e\x00\x1b]", text)
-    assert (
-        text.count("</script>") == 2 and text.count("<script") == 2 and "<img" not in text and "window.broken" in text
-    )
+    assert (text.count("</script>") == 2 and text.count("<script") == 2 and "<img" not in text and
+            "window.broken" in text)
     groups = page_data(os.path.join(runs[0], "report.html"))["viewer"][0]["steps"][-1]["groups"]
-    assert next(g for g in groups if g["prompt"] == HOSTILE)["samples"][0]["text"].startswith(
-        HOSTILE
-    )  # unchanged in the data
+    assert next(g for g in groups
+                if g["prompt"] == HOSTILE)["samples"][0]["text"].startswith(HOSTILE)  # unchanged in the data
     assert "connect-src" not in text and "default-src 'none'" in text and "unsafe" not in text
 
 
-@pytest.mark.parametrize(
-    "argument, message",
-    [
-        ("nowhere", "nowhere is not there"),
-        ("--what", "--what is not known"),
-        ("A=", "no run given"),
-        (ROOT + "/tests", "is not a run"),
-    ],
-)
+@pytest.mark.parametrize("argument, message", [("nowhere", "nowhere is not there"), ("--what", "--what is not known"),
+                                               ("A=", "no run given"), (ROOT + "/tests", "is not a run")])
 def test_bad_arguments_are_one_line(argument, message, tmp_path):
     error = make(argument, ok=False)
     assert message in error and error.count("\n") == 1
@@ -281,18 +277,14 @@ def damage(folder, what):
         os.remove(metrics)
     elif what == "nonsense in metrics":
         with open(metrics, "w") as f:
-            f.write(
-                '[1]\n"x"\n{"step": "3"}\n{"step": 1, "reward": "a", "correct": {}, "entropy": 1e999, "kl": NaN}\n'
-                '{"step": true}\n'
-                + "[" * 100_000
-            )
+            f.write('[1]\n"x"\n{"step": "3"}\n{"step": 1, "reward": "a", "correct": {}, "entropy": 1e999, "kl": NaN}\n'
+                    '{"step": true}\n' + "[" * 100_000)
     elif what == "no config":
         os.remove(config)
     elif what == "config of another shape":
         with open(config, "w") as f:
             json.dump(
-                {"settings": [1], "origin": 3, "command": "x", "versions": [], "world_size": "two", "machine": None}, f
-            )
+                {"settings": [1], "origin": 3, "command": "x", "versions": [], "world_size": "two", "machine": None}, f)
     elif what == "no samples":
         for name in os.listdir(samples):
             os.remove(os.path.join(samples, name))
@@ -300,89 +292,42 @@ def damage(folder, what):
         with open(last, "rb") as f:
             whole = f.read()
         with open(last, "wb") as f:
-            f.write(whole[: len(whole) // 2])
+            f.write(whole[:len(whole) // 2])
     elif what == "no gzip at all":
         with open(last, "wb") as f:
             f.write(b"\x00\xff not gzip")
     elif what == "odd rollouts":
         with gzip.open(last, "wt") as f:
-            f.write(
-                "\n".join(
-                    json.dumps(r)
-                    for r in (
-                        {
-                            "uid": "u",
-                            "prompt": "p",
-                            "response": "r",
-                            "parts": [1],
-                            "flags": {},
-                            "ends": "no",
-                            "tokens": -5,
-                            "reward": "x",
-                            "advantage": [],
-                            "sample": None,
-                            "source": 3,
-                            "gold": {"a": [1]},
-                            "finish_reason": 7,
-                            "correct": None,
-                            "step": "x",
-                        },
-                        {"uid": None},
-                        [],
-                        3,
-                        {"uid": "u", "prompt": 3, "response": "r"},
-                    )
-                )
-            )
+            f.write("\n".join(
+                json.dumps(r) for r in ({
+                    "uid": "u", "prompt": "p", "response": "r", "parts": [1], "flags": {}, "ends": "no", "tokens": -5,
+                    "reward": "x", "advantage": [], "sample": None, "source": 3, "gold": {"a": [1]}, "finish_reason": 7,
+                    "correct": None, "step": "x"}, {"uid": None}, [], 3, {"uid": "u", "prompt": 3, "response": "r"})))
     elif what == "the old format":
         for name in os.listdir(samples):
             os.remove(os.path.join(samples, name))
         for step in (0, 20):
             with open(os.path.join(samples, f"step_{step:06d}.jsonl"), "w") as f:
                 f.writelines(
-                    json.dumps(
-                        {
-                            "step": step,
-                            "uid": f"t/{i}",
-                            "sample": 0,
-                            "prompt": "p",
-                            "response": "no wait </think> 3",
-                            "reward": 1.0,
-                            "correct": step > 0,
-                            "format_ok": True,
-                            "parts": {},
-                            "tokens": 5,
-                            "finish_reason": "stop",
-                        }
-                    )
-                    + "\n"
-                    for i in range(9)
-                )
+                    json.dumps({
+                        "step": step, "uid": f"t/{i}", "sample": 0, "prompt": "p", "response": "no wait </think> 3",
+                        "reward": 1.0, "correct": step > 0, "format_ok": True, "parts": {}, "tokens": 5,
+                        "finish_reason": "stop"}) + "\n" for i in range(9))
     elif what == "odd evaluations":
         os.makedirs(os.path.join(folder, "eval"))
         with open(os.path.join(folder, "eval", "table.json"), "w") as f:
             f.write('{"rows": 3}')
         with open(os.path.join(samples, "held_out.jsonl"), "w") as f:
-            f.write(
-                '{"step": 20, "correct": {"a": "x", "b": [], "c": [null, 1], "d": {}}}\n'
-                '{"step": 20, "correct": 3}\n{"st'
-            )
+            f.write('{"step": 20, "correct": {"a": "x", "b": [], "c": [null, 1], "d": {}}}\n'
+                    '{"step": 20, "correct": 3}\n{"st')
 
 
 DAMAGES = {
-    "half a line": "1 broken line",
-    "empty metrics": "holds no complete step",
-    "no metrics": "metrics.jsonl is missing",
-    "nonsense in metrics": "broken lines",
-    "no config": "config.json is missing",
-    "config of another shape": "",
-    "no samples": "samples/ holds no rollouts",
-    "half a gzip": "cannot be read to its end",
-    "no gzip at all": "cannot be read to its end",
-    "odd rollouts": "left out",
-    "the old format": "",
-    "odd evaluations": "table.json is damaged",
-}
+    "half a line": "1 broken line", "empty metrics": "holds no complete step", "no metrics": "metrics.jsonl is missing",
+    "nonsense in metrics": "broken lines", "no config": "config.json is missing", "config of another shape": "",
+    "no samples": "samples/ holds no rollouts", "half a gzip": "cannot be read to its end",
+    "no gzip at all": "cannot be read to its end", "odd rollouts": "left out", "the old format": "",
+    "odd evaluations": "table.json is damaged"}
 
 
 @pytest.mark.parametrize("what", DAMAGES)
@@ -397,10 +342,8 @@ def test_a_damaged_run_gives_a_partial_report_that_says_so(what, tmp_path, runs,
     data = page_data(os.path.join(folder, "report.html"))
     assert any(DAMAGES[what] in note for note in data["runs"][0]["notes"]) or not DAMAGES[what]
     if what == "the old format":
-        assert (
-            data["tables"][0]["examples"][0]["learned"] == 1
-            and data["viewer"][0]["steps"][0]["groups"][0]["split"] == "held-out"
-        )
+        assert (data["tables"][0]["examples"][0]["learned"] == 1 and
+                data["viewer"][0]["steps"][0]["groups"][0]["split"] == "held-out")
 
 
 def test_pictures_of_a_run_with_nothing_but_nonsense(tmp_path):

@@ -44,14 +44,8 @@ def go_to(page, step, uid):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_opens_without_a_message_or_a_request(browser, pages, kind, scheme):
     page, events = open_page(browser, pages[kind], scheme=scheme)
-    for name in (
-        "curves",
-        "analyses",
-        "examples",
-        "rollouts",
-        "settings",
-        *(("verdict", "differences") if kind else ()),
-    ):
+    for name in ("curves", "analyses", "examples", "rollouts", "settings", *(("verdict", "differences") if kind else
+                                                                             ())):
         assert page.locator(f"#{name}").count() == 1, name
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert background == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 23, 27)")
@@ -67,10 +61,8 @@ def test_the_viewer_shows_the_group_of_the_chosen_step_and_prompt(browser, pages
     assert all("end of thinking" in text and text.index("end of thinking") < text.index("</think>") for text in cards)
     page.select_option("#view-step", label="10")
     page.select_option("#view-prompt", label="held-out test/2")
-    assert (
-        page.locator("#group .prompt").inner_text() == "numbers test/2 <think>"
-        and page.locator("#group .card").count() == 2
-    )
+    assert (page.locator("#group .prompt").inner_text() == "numbers test/2 <think>" and
+            page.locator("#group .card").count() == 2)
     page.click("button[aria-label='Next step']")  # no held-out rollouts there: the first prompt
     assert page.locator("#group .prompt").inner_text() == "numbers train/11/0 <think>" and events == []
 
@@ -87,10 +79,8 @@ def test_tokens_have_the_stored_numbers_and_the_chosen_colour(browser, pages):
         assert len(set(colours)) > (1 if name == "advantage" else 5), name
         assert page.locator("#scale").inner_text().strip()
     page.select_option("#view-colour", "clipped")
-    painted = page.evaluate(
-        "[...document.querySelectorAll('#group .t')].every(t => "
-        "(t.style.backgroundColor !== 'transparent') === t.classList.contains('clipped'))"
-    )
+    painted = page.evaluate("[...document.querySelectorAll('#group .t')].every(t => "
+                            "(t.style.backgroundColor !== 'transparent') === t.classList.contains('clipped'))")
     assert painted and page.locator("#group .t.clipped").count() > 0
     first.nth(1).hover()
     told = page.locator("#rollouts > .tip").inner_text()
@@ -156,17 +146,8 @@ def test_hostile_text_stays_text(browser, pages):
         page.fill("#view-search", "window.broken")
         page.locator(".results button").nth(0).click()
         shown = page.locator("#group .card .text").nth(0).evaluate("node => node.textContent")
-        for piece in (
-            "</script><script>window.broken=1</script>",
-            "<img src=x onerror=",
-            "\\x1b[31mred",
-            "nul \\x00",
-            "U+202Egnp.exe",
-            "U+2028 line",
-            "U+D800 lone",
-            "\U0001f600",
-            "&lt;b&gt;",
-        ):
+        for piece in ("</script><script>window.broken=1</script>", "<img src=x onerror=", "\\x1b[31mred", "nul \\x00",
+                      "U+202Egnp.exe", "U+2028 line", "U+D800 lone", "\U0001f600", "&lt;b&gt;"):
             assert piece in shown, piece
         assert not any(c in shown for c in "\x00\x1b\u202e\u2028\u200b")
         assert page.evaluate("window.broken") is None and page.locator("img, iframe, svg[onload]").count() == 0
@@ -179,17 +160,15 @@ def test_a_script_that_got_into_the_page_would_not_run(browser, pages, tmp_path)
         text = f.read().replace(
             "<main",
             "<script>window.broken = 1</script><img src='https://example.org/x.png' onerror='window.broken = 2'><main",
-            1,
-        )
+            1)
     path = tmp_path / "torn.html"
     path.write_text(text, encoding="utf-8")
     page, events = open_page(browser, path)
     page.wait_for_timeout(200)
     assert page.evaluate("window.broken") is None and page.locator("#rollouts").count() == 1
     assert sum("Content Security Policy" in event for event in events) >= 2
-    assert [event for event in events if "request" in event] == [
-        "request: https://example.org/x.png, csp"
-    ]  # asked, never sent
+    assert [event for event in events
+            if "request" in event] == ["request: https://example.org/x.png, csp"]  # asked, never sent
 
 
 @pytest.mark.parametrize("kind", [0, 1])

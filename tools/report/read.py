@@ -1,6 +1,6 @@
 """
-A run directory -> plain values for page.py. Whatever is damaged or missing becomes a note, never an error: a run that
-is still going or was killed leaves half a line, half a file or none.
+Read a run directory into plain values for page.py. Whatever is damaged or missing becomes a note, never an error: a run
+that is still going or was killed leaves half a line, half a file or none.
 """
 
 import glob
@@ -24,7 +24,7 @@ MAX_TOKENS, MAX_CHARS = 3000, 12_000  # of one response, else its head and tail
 
 
 def number(value):
-    """-> a finite float, or None for anything else."""
+    """Return a finite float, or None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
@@ -34,28 +34,23 @@ def number(value):
 
 
 def short(value, digits=5):
-    """A number with so many digits, to keep the page small; None stays None."""
+    """Round a number to so many digits, to keep the page small; None stays None."""
     value = number(value)
-    return (
-        value
-        if value is None
-        else int(value)
-        if value == int(value) and abs(value) < 1e15
-        else float(f"{value:.{digits}g}")
-    )
+    if value is None:
+        return None
+    return int(value) if value == int(value) and abs(value) < 1e15 else float(f"{value:.{digits}g}")
 
 
 def read_lines(path, limit=None):
     """
-    JSONL, plain or gzip -> (rows that are objects, "" or what is wrong).
+    Read JSONL, plain or gzip -> (rows that are objects, "" or what is wrong).
 
     After `limit` characters only held-out rollouts are read: they are few, small and stand last.
     """
     rows, chars, broken, passed = [], 0, 0, 0
     try:
-        with (gzip.open if path.endswith(".gz") else open)(
-            path, "rt", encoding="utf-8", errors="replace", newline="\n"
-        ) as f:
+        with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8", errors="replace",
+                                                           newline="\n") as f:
             for line in f:
                 chars += len(line)
                 if limit and chars > limit and '"held-out"' not in line[:200]:
@@ -71,10 +66,8 @@ def read_lines(path, limit=None):
                     broken += bool(line.strip())
     except (OSError, EOFError, zlib.error) as error:
         return rows, f"cannot be read to its end ({type(error).__name__}), {len(rows)} lines were"
-    problems = [f"{broken} broken line{'s' * (broken > 1)} left out"] * bool(broken) + [
-        f"too large, {passed} lines not read"
-    ] * bool(passed)
-    return rows, ", ".join(problems)
+    problems = [f"{broken} broken line{'s' * (broken > 1)} left out"] * bool(broken)
+    return rows, ", ".join(problems + [f"too large, {passed} lines not read"] * bool(passed))
 
 
 def read_json(path):
@@ -87,7 +80,7 @@ def read_json(path):
 
 
 def read_run(folder):
-    """-> dict of what the directory holds. Raises ConfigError where it is no run at all."""
+    """Read a run's directory into a dict, except the rollouts. Raises ConfigError where it is no run at all."""
     if not os.path.isdir(folder):
         raise ConfigError(f"{folder} is not there: give the directory of a run, like out/demo")
     run = {"folder": folder, "name": os.path.basename(os.path.abspath(folder)), "notes": [], "config": {}, "rows": []}
@@ -120,7 +113,7 @@ def setting(run, name, default=None):
 
 
 def text_of(value, limit=4000):
-    """Any JSON value as text of bounded length."""
+    """Turn any JSON value into text of bounded length."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= limit else f"{text[:limit]} [... {len(text) - limit:,} characters left out ...]"
 
@@ -130,7 +123,7 @@ def evaluated_steps(run):
 
 
 def evenly(items, count):
-    """At most so many items, evenly spaced, with the first and the last."""
+    """Choose at most so many items, evenly spaced, with the first and the last."""
     if len(items) <= count:
         return list(items)
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
@@ -144,7 +137,7 @@ def size_of(path):
 
 
 def read_rollouts(run, count=MAX_STEPS, also=()):
-    """Adds run["rollouts"] {step: [clean rows]}: steps evenly spaced, those shown as examples and those of `also`."""
+    """Add run["rollouts"], {step: [clean rows]}: of evenly spaced steps, of the examples' steps and of `also`."""
     steps = sorted(run["files"])
     size = sum(size_of(path) for paths in run["files"].values() for path in paths) / max(1, len(steps))
     count = min(count, max(4, int(READ_BYTES / max(1, size))))  # of long responses few fit the page anyway
@@ -166,38 +159,30 @@ def read_rollouts(run, count=MAX_STEPS, also=()):
 
 
 def clean_rollout(row, step, old=False):
-    """One stored line -> what tables and examples need of it; None without uid, prompt or response."""
+    """Take from a stored row what tables and examples need; None without uid, prompt or response."""
     text, prompt, uid = row.get("response"), row.get("prompt"), row.get("uid")
     if not isinstance(text, str) or not isinstance(prompt, str) or not isinstance(uid, (str, int)):
         return None
     split = row.get("split") if row.get("split") in ("train", "held-out") else "held-out" if old else "train"
     tokens = number(row.get("tokens"))
     return {
-        "step": step,
-        "uid": str(uid),
-        "split": split,
-        "sample": text_of(row.get("sample", ""), 20),
-        "prompt": prompt,
+        "step": step, "uid": str(uid), "split": split, "sample": text_of(row.get("sample", ""), 20), "prompt": prompt,
         "gold": text_of(row["gold"], 1000) if row.get("gold") not in (None, "") else "",
-        "reward": short(row.get("reward")),
-        "correct": bool(row.get("correct")),
-        "tokens": int(tokens) if tokens is not None else None,
-        "thinking": split_thinking(text)[0],
-        "raw": row,
-    }
+        "reward": short(row.get("reward")), "correct": bool(row.get("correct")),
+        "tokens": int(tokens) if tokens is not None else None, "thinking": split_thinking(text)[0], "raw": row}
 
 
 def thinking_end(text):
-    """Where the thinking ends, in code points; -1 where it does not."""
+    """Find where the thinking ends, in code points; -1 where it does not end."""
     thinking, answer = split_thinking(text)
     return len(thinking) if answer else -1
 
 
 def completion(clean):
     """
-    A clean row -> a completion of the viewer, with offsets in UTF-16 units as in JavaScript. Numbers per token that are
-    of another length than the tokens are left out, one that is no finite number is None; `mismatch` is the engine's
-    log-prob minus the trainer's. (Not done for every row read: a file may hold millions of numbers.)
+    Turn a clean row into a completion of the viewer, with offsets in UTF-16 units as in JavaScript. Columns of another
+    length than the tokens are left out; None stands for what is no finite number. `mismatch` is the engine's log-prob
+    minus the trainer's. (Not done for every row read: a file may hold millions of numbers.)
     """
     row = clean["raw"]
     text, ends = row["response"], row.get("ends")
@@ -217,11 +202,8 @@ def completion(clean):
     gaps = [abs(v) for v in columns.get("mismatch", ()) if v is not None]
     parts, flags = row.get("parts"), row.get("flags")
     return {
-        "sample": clean["sample"],
-        "reward": clean["reward"],
-        "correct": clean["correct"],
-        "format_ok": row.get("format_ok") is not False,
-        "finish": text_of(row.get("finish_reason") or "", 20),
+        "sample": clean["sample"], "reward": clean["reward"], "correct": clean["correct"],
+        "format_ok": row.get("format_ok") is not False, "finish": text_of(row.get("finish_reason") or "", 20),
         "truncated": bool(row.get("truncated")) or row.get("finish_reason") in ("length", "deadline"),
         "tokens": clean["tokens"] if clean["tokens"] is not None else len(ends) or None,
         "advantage": short(row.get("advantage")),
@@ -229,14 +211,13 @@ def completion(clean):
         "flags": [text_of(f, 40) for f in flags[:20]] if isinstance(flags, list) else [],
         "mean_mismatch": short(sum(gaps) / len(gaps), 3) if gaps else None,
         "think_tokens": sum(e <= len(clean["thinking"]) for e in ends) if ends else None,
-        **shorten(text, ends, columns, thinking_end(text)),
-    }
+        **shorten(text, ends, columns, thinking_end(text))}
 
 
 def shorten(text, ends, columns, think, max_chars=MAX_CHARS):
     """
-    -> {text, think: where the thinking ends or -1, pieces: UTF-16 length of each token, a column a key}. A text of more
-    than MAX_TOKENS tokens, or max_chars characters where its tokens are not known, keeps its head and its tail.
+    Shorten a text -> {text, think: where the thinking ends or -1, pieces: UTF-16 length of each token, **columns}. Of
+    more than MAX_TOKENS tokens, or max_chars characters where the tokens are not known, head and tail stay.
     """
     size = len(ends) if ends else len(text)
     limit = MAX_TOKENS if ends else max_chars
@@ -260,7 +241,7 @@ def shorten(text, ends, columns, think, max_chars=MAX_CHARS):
 
 
 def groups_of(rows):
-    """The clean rows of one step -> lists of the same prompt, in their order; a prompt drawn twice is two groups."""
+    """Split the clean rows of one step by prompt, in their order; a prompt drawn twice is two groups."""
     groups, latest = [], {}
     for row in rows:
         key = (row["split"], row["uid"])
@@ -272,20 +253,15 @@ def groups_of(rows):
 
 
 def group_of(rows):
-    """One of groups_of -> a group of the viewer."""
+    """Turn one of groups_of into a group of the viewer."""
     first, source = rows[0], rows[0]["raw"].get("source")
     return {
-        "uid": first["uid"],
-        "split": first["split"],
-        "source": text_of(source, 80) if source else "",
-        "gold": first["gold"],
-        "prompt": text_of(first["prompt"], 8000),
-        "samples": [completion(row) for row in rows],
-    }
+        "uid": first["uid"], "split": first["split"], "source": text_of(source, 80) if source else "",
+        "gold": first["gold"], "prompt": text_of(first["prompt"], 8000), "samples": [completion(row) for row in rows]}
 
 
 def spread(items):
-    """First, last, middle, then the middles of the halves, ...: every beginning of it covers the whole."""
+    """Order items as first, last, middle, middles of the halves, ...: every beginning of it covers the whole."""
     order = list(items[:1]) + list(items[1:][-1:])
     parts = [(0, len(items) - 1)]
     for a, b in parts:  # grows while it is read
@@ -297,8 +273,8 @@ def spread(items):
 
 def pick_groups(run, budget):
     """
-    Groups for the viewer -> ([{step, groups}], what is left out). The steps take turns until the budget, in bytes, is
-    spent.
+    Pick groups for the viewer -> ([{step, groups}], what is left out). The steps take turns until the budget, in bytes,
+    is spent.
     """
     per_step = {step: groups_of(rows) for step, rows in run["rollouts"].items()}
     for step, groups in per_step.items():  # training and held-out in turn
@@ -316,22 +292,14 @@ def pick_groups(run, budget):
     shown = sum(map(len, picked.values()))
     left = [f"{total - shown} of the {total} groups of the steps shown"] * (shown < total)
     left += [f"{run['not_read']} of {len(run['files'])} steps"] * bool(run["not_read"])
-    left = (
-        f"Left out to keep the page small: {' and '.join(left)}. All stored rollouts are in samples/." if left else ""
-    )
-    order = {"train": 0, "held-out": 1}
-    return [
-        {"step": step, "groups": sorted(groups, key=lambda g: order[g["split"]])}
-        for step, groups in sorted(picked.items())
-        if groups
-    ], left
+    note = f"Left out to keep the page small: {' and '.join(left)}. All stored rollouts are in samples/."
+    steps = [{"step": step, "groups": sorted(groups, key=lambda group: group["split"] != "train")}
+             for step, groups in sorted(picked.items()) if groups]
+    return steps, note if left else ""
 
 
 def code_folder(run):
-    """The newest copy of the code, or "": code/ of the first start, code_2/ of the second, ..."""
-    found = [
-        f
-        for f in glob.glob(os.path.join(glob.escape(run["folder"]), "code*"))
-        if re.fullmatch(r"code(_\d+)?", os.path.basename(f))
-    ]
+    """Find the newest copy of the code, or "": code/ of the first start, code_2/ of the second, ..."""
+    found = [f for f in glob.glob(os.path.join(glob.escape(run["folder"]), "code*"))
+             if re.fullmatch(r"code(_\d+)?", os.path.basename(f))]
     return max(found, key=lambda f: int("0" + os.path.basename(f)[5:]), default="")
