@@ -1,5 +1,5 @@
 """
-The demo's task and model with PPO: one sample of each prompt and a critic in place of GRPO's groups.
+The demo's task and model with PPO: one sample of each prompt, and a critic instead of groups.
 """
 _script = "train_ppo.py"
 

@@ -1,4 +1,4 @@
-"""The demo's cold start: the embedded model on search traces that are skilled but give up early (tools/tiny.py)."""
+"""The demo's cold start: train the untrained model of tools/tiny.py on search traces that give up early."""
 _script = "sft.py"
 
 name = "demo-base"

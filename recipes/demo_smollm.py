@@ -1,7 +1,7 @@
 """
 A real pretrained model through the same script: SmolLM2-135M-Instruct (real BPE, chat template, grouped-query attention,
-tied embeddings, pad == eos) on TinyZero's Countdown. A few steps on a CPU: it need not learn, it must run, and the
-canary (mismatch_mean) must stay quiet.
+tied embeddings, pad == eos) on TinyZero's Countdown. A smoke test on a CPU: the model is not expected to learn in these
+few steps, but engine and trainer must agree (mismatch_mean).
 """
 _script = "train_grpo.py"
 

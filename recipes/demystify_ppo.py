@@ -5,8 +5,9 @@ Source    eddycmu/demystify-long-cot @e90cf9b openrlhf/scripts/section_4__impact
           section_4.2__active_scaling_of_cot_length__cosine_repetition_penalty.sh; paper arXiv 2502.03373
 Launch    torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=$HEAD:29500 train_ppo.py
           recipes/demystify_ppo.py
-Published the cosine reward steadies the length that 1 / 0 lets run off, but is hacked by repetition unless that is
-          punished; 2 nodes actor, 2 nodes critic, 32 engines; no result table in the repository.
+Published the cosine reward keeps the length stable, where a 1 / 0 reward lets it grow without limit; the policy
+          exploits it by repetition unless that is penalized; 2 nodes actor, 2 nodes critic, 32 engines; no result table
+          in the repository.
 Changed   grading by the last closed \\boxed{} (there the best of five extractions from prompt and response); nothing is
           right at the length limit.
 Not reproduced  the start model (redacted in the script): Llama-3.1-8B after long-CoT SFT on samples of QwQ; make one

@@ -6,7 +6,7 @@ Source    Unakar/Logic-RL @9d2c457 main_grpo.sh, batch and group as at @0863731 
 Launch    torchrun --standalone --nproc-per-node=4 train_grpo.py recipes/logic_rl_stage1.py
 Published 4 A100-80G; an instruct model starts near 45 % right, its length grows from 700 to 1,200 tokens. 7B after 400
           steps: .77 / .83 / .77 / .76 / .73 / .53 / .57 right on the official test with 2 to 8 people.
-Changed   the KL is a penalty (@0863731 subtracts its KL term from the loss, which maximises it); truncated: -3.
+Changed   the KL is a penalty (@0863731 subtracts its KL term from the loss, which maximizes it); truncated: -3.
           Puzzles are generated here, equal to the published ones byte for byte (index 100-999 train, 1000-1099 test).
 """
 _script = "train_grpo.py"

@@ -1,7 +1,7 @@
 """
 Logic-RL, stage 2 of 3: 5 people, more samples, a higher temperature; starts from the model of stage 1.
 
-Source    Unakar/Logic-RL, the maintainer's answers (issues 5, 33, 50, 51) as summarised there by a user
+Source    Unakar/Logic-RL, the maintainer's answers (issues 5, 33, 50, 51) as summarized there by a user
 Launch    torchrun --standalone --nproc-per-node=4 train_grpo.py recipes/logic_rl_stage2.py      (after stage 1)
 Published a temperature of 1.2 is fragile: an independent re-run with 32 samples collapsed near step 140 (no EOS any
           more). Watch the truncated share; the maintainer's later advice is logic_rl_one_stage.py.

@@ -1,7 +1,7 @@
 """
 Logic-RL, stage 3 of 3: annealing. The data of stage 2, fewer samples, lower temperature and learning rate.
 
-Source    Unakar/Logic-RL, the maintainer's answers (issues 5, 33, 50, 51) as summarised there by a user
+Source    Unakar/Logic-RL, the maintainer's answers (issues 5, 33, 50, 51) as summarized there by a user
 Launch    torchrun --standalone --nproc-per-node=4 train_grpo.py recipes/logic_rl_stage3.py      (after stage 2)
 Published about 600 steps in all three stages; the end result is in logic_rl_stage1.py.
 Changed   as in stage 1. The cosine decay is real here; "cosine" in the verl of Logic-RL does nothing.

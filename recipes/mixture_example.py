@@ -1,10 +1,11 @@
 """
 An example of a mixture: puzzles of two kinds and word problems in fixed shares, each with its own prompt and reward.
 
-Source    none: our example of the share of task and difficulty ("kk:3-5" and "math@3-5" choose a range)
+Source    none: our example of shares by task and difficulty ("kk:3-5" and "math@3-5" choose a range)
 Launch    torchrun --standalone --nproc-per-node=8 train_grpo.py recipes/mixture_example.py
-Note      any 10 draws in a row hold 5 Countdown, 3 Knights and Knaves and 2 GSM8K prompts, never a full draw off. The
-          rewards have different ranges (0..1, -3..3, 0..4); dividing by the group's std makes them comparable.
+Note      any 10 draws in a row hold 5 Countdown, 3 Knights and Knaves and 2 GSM8K prompts; at no point is a data set a
+          full draw off its share. The rewards have different ranges (0..1, -3..3, 0..4); dividing by the group's std
+          makes them comparable.
           --data_path is for all sources: a directory with countdown_train.jsonl, kk_train.jsonl, gsm8k_train.jsonl ...
 """
 _script = "train_grpo.py"

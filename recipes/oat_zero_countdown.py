@@ -3,11 +3,11 @@ Oat-Zero's Countdown: GRPO from Qwen2.5-3B base with TinyZero's task, prompt and
 
 Source    sail-sg/oat-zero @2c1661b training/run_grpo.sh, with oat @56b9b57
 Launch    torchrun --standalone --nproc-per-node=8 train_grpo.py recipes/oat_zero_countdown.py
-Published self-reflection words are there at step 0, and length grows for the reward, not for reflection; 8 GPUs.
+Published self-reflection words exist at step 0; length follows the reward, not the amount of reflection; 8 GPUs.
 Changed   top_p 1 instead of 0.9, which the original ignores in its log-probs; reward as in tinyzero_ppo.py; data
           generated here (published: lkevinzc/CountDownZero).
-Not reproduced  advantages whitened a second time over the batch; the KL summed over tokens, so that 0.001 there weighs
-          as 0.001 x length (a mean here); the stop id 151645 (<|im_end|>). A response that ends in "\\nUser:" keeps it,
+Not reproduced  advantages whitened a second time over the batch; the KL summed over tokens, so that 0.001 there is
+          worth 0.001 x length here (a mean); the stop id 151645 (<|im_end|>). A response that ends in "\\nUser:" keeps it,
           which is text after the answer: 0.
 """
 _script = "train_grpo.py"

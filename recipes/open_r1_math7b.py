@@ -8,8 +8,8 @@ Published MATH500 69.4 after about 3 h on 8 H100 (7 train, 1 vLLM). An independe
           100, 72.0 at step 400.
 Changed   \\frac12 is accepted in gold and answer; the format regex must match the whole response; truncated: 0; rows
           whose gold cannot be parsed are dropped; log-probs at the sampling temperature (TRL of the time: at 1).
-          Prompts up to 1,024 tokens: TRL cuts what exceeds 512 at the left, system prompt first; we never cut a prompt,
-          and some 2 % of MATH would be refused.
+          Prompts up to 1,024 tokens: TRL cuts what exceeds 512 at the left, system prompt first. We never cut a prompt;
+          a limit of 512 would refuse about 2 % of MATH.
 Not reproduced  evaluation with lighteval at temperature 0.6, top_p 0.95, 32,768 tokens.
 """
 _script = "train_grpo.py"

@@ -1,7 +1,7 @@
 """
 open-r1's first GRPO recipe: NuminaMath-TIR from Qwen2.5-1.5B-Instruct.
 
-Source    huggingface/open-r1, February 2025 (@52aa875 and neighbours), recipes/Qwen2.5-1.5B-Instruct/grpo, with
+Source    huggingface/open-r1, February 2025 (@52aa875 and neighbors), recipes/Qwen2.5-1.5B-Instruct/grpo, with
           TRL 0.14 / 0.15 (unnamed values are TRL's defaults)
 Launch    torchrun --standalone --nproc-per-node=8 train_grpo.py recipes/open_r1_numina_1p5b.py
 Published no result for this recipe; 8 H100 (7 train, 1 vLLM).

@@ -6,8 +6,8 @@ Source    Jiayi-Pan/TinyZero @95df88f; its main branch ships PPO only, its branc
           re-run on 8 GPUs (8 prompts x 24, about 5 epochs).
 Launch    torchrun --standalone --nproc-per-node=8 train_grpo.py recipes/tinyzero_grpo.py
 Published the re-run calls it unstable, PPO steadier (tinyzero_ppo.py); larger batches: oat_zero_countdown.py.
-Changed   the KL is a penalty: the verl inside TinyZero subtracts its KL term from the loss, which maximises it; it
-          stands in the loss (k3), not in the reward before group normalisation. Data and reward as in tinyzero_ppo.py.
+Changed   the KL is a penalty: the verl inside TinyZero subtracts its KL term from the loss, which maximizes it. It
+          is in the loss (k3), not in the reward before group normalization. Data and reward as in tinyzero_ppo.py.
 Not reproduced  k3 clamped to [-10, 10].
 """
 _script = "train_grpo.py"

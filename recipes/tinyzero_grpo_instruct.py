@@ -5,7 +5,7 @@ Source    Jiayi-Pan/TinyZero @95df88f examples/data_preprocess/countdown.py --te
           tinyzero_grpo.py
 Launch    torchrun --standalone --nproc-per-node=8 train_grpo.py recipes/tinyzero_grpo_instruct.py
 Published no table and no cost.
-Changed   as in tinyzero_grpo.py; the reward reads the response alone, so an "Assistant:" in it moves nothing.
+Changed   as in tinyzero_grpo.py; the reward reads the response alone, so an "Assistant:" in it changes nothing.
 """
 from recipes.tinyzero_grpo import *  # noqa: F403
 
