@@ -17,7 +17,8 @@ reward = "tinyzero_countdown"
 #   16 x 16, 4, 3e-4, 10: 93.4        16 x 16, 4, 4e-4, 12: 90.6 and 92.8
 #   64 x 4,  4, 2e-4, 16: 93.4, 94.8, 94.5 (seeds 0, 1, 2)
 #   64 x 8,  8, 2e-4, 10: 95.8, 95.0, 95.4 (seeds 0, 1, 2; logs in results/2026-11-27_demo)
-# The logs of the other trials were not kept. In the first rows training success was higher than held-out success, so more problems a step help.
+# The logs of the other trials were not kept. In the first rows training success was higher than held-out success, so
+# more problems a step help.
 num_steps = 10
 eval_every = 5
 save_every = 5
@@ -31,7 +32,7 @@ max_response_len = 200
 updates_per_step = 8
 lr = 2e-4
 lr_schedule = "linear"
-adv_std = False               # divided by the std, the 0.1 that a truncated answer loses would weigh as much as a success
+adv_std = False               # with it, the 0.1 that a truncated answer loses would weigh as much as a success
 loss_agg = "token_mean"
 weight_decay = 0.0
 checkpointing = False

@@ -1,7 +1,7 @@
 """
-A real pretrained model through the same script: SmolLM2-135M-Instruct (real BPE, chat template, grouped-query attention,
-tied embeddings, pad == eos) on TinyZero's Countdown. A smoke test on a CPU: the model is not expected to learn in these
-few steps, but engine and trainer must agree (mismatch_mean).
+Run a real pretrained model through the same script: SmolLM2-135M-Instruct (real BPE, chat template, grouped-query
+attention, tied embeddings, pad == eos) on TinyZero's Countdown. A smoke test on a CPU: the model is not expected to
+learn in these few steps, but engine and trainer must agree (mismatch_mean).
 """
 _script = "train_grpo.py"
 
@@ -10,7 +10,7 @@ model = "out/smollm2"
 data = "countdown"
 template = "tinyzero_instruct"      # the same <|im_start|> markers that SmolLM2's own chat template writes
 reward = "tinyzero_countdown"
-reward_parts = {"cosine": 1.0}      # by length: this model never solves the task, and without variance nothing is updated
+reward_parts = {"cosine": 1.0}      # by length: the model never solves the task, and equal rewards teach nothing
 
 num_steps = 4
 eval_every = 2

@@ -7,8 +7,8 @@ Published self-reflection words exist at step 0; length follows the reward, not 
 Changed   top_p 1 instead of 0.9, which the original ignores in its log-probs; reward as in tinyzero_ppo.py; data
           generated here (published: lkevinzc/CountDownZero).
 Not reproduced  advantages whitened a second time over the batch; the KL summed over tokens, so that 0.001 there is
-          worth 0.001 x length here (a mean); the stop id 151645 (<|im_end|>). A response that ends in "\\nUser:" keeps it,
-          which is text after the answer: 0.
+          worth 0.001 x length here (a mean); the stop id 151645 (<|im_end|>). A response that ends in
+          "\\nUser:" keeps it, which is text after the answer: 0.
 """
 _script = "train_grpo.py"
 
