@@ -16,28 +16,29 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
-from onebox import distributed  # first: it looks for its launcher and sets what libraries read when they are imported
+from onebox.distributed import Broken, init_distributed, print0, sum_over_ranks  # first: sets what libraries read
+from onebox.distributed import progress as progress_bar
 
 import numpy as np
 import torch
 
-from onebox import checkpoint
-import data as prompts
-import policy as model
-from onebox import rundir
-from onebox.config import ConfigError, load_config
-from eval import resolve_model
+from data import encode_prompt, excerpt, prompt_order, read_file
+from onebox.checkpoint import fingerprint_of_model
+from onebox.config import ConfigError, NonNegative, Positive, check_ranges, load_config
+from onebox.models import check_architecture, resolve_dtype, resolve_model
+from onebox.rundir import entry, open_run
+from policy import check_compile, learning_rate, load_policy, make_adam, optimizer_step, pack, token_logprobs
 from tasks.templates import check_chat, not_written, render_chat
 
 
 @dataclass(frozen=True)
 class Config:
     name: str = "sft"                    # the run lies in out/<name>/
-    seed: int = 0                        # decides the order of the examples
-    num_steps: int = 500
-    save_every: int = 0                  # checkpoint every so many steps, 0 = only the last
-    keep_checkpoints: int = 2            # the newest so many stay
-    max_hours: float = 0.0               # stop with a checkpoint after the step in which they are over, 0 = no limit
+    seed: NonNegative[int] = 0                      # decides the order of the examples
+    num_steps: Positive[int] = 500
+    save_every: NonNegative[int] = 0                  # checkpoint every so many steps, 0 = only the last
+    keep_checkpoints: Positive[int] = 2            # the newest so many stay
+    max_hours: NonNegative[float] = 0.0               # stop with a checkpoint after the step in which they are over, 0 = no limit
     allow_data_change: bool = False      # continue a run although its examples changed
     wandb: Literal["off", "offline", "online"] = "off"
     check: bool = False                  # tokenise everything, show the first example, then stop
@@ -46,22 +47,22 @@ class Config:
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # auto: bfloat16 on GPU, float32 on CPU
     checkpointing: Literal[True, False, "selective"] = True  # recompute in backward: all, nothing, or what is cheap
     compile: bool = False                # torch.compile each block: a slower start, less memory for activations
-    max_tokens_per_gpu: int = 16384      # tokens of one micro-batch; results do not depend on it
-    shard_size: int = 0                  # ranks that share one copy of the weights; 0 = all
+    max_tokens_per_gpu: Positive[int] = 16384      # tokens of one micro-batch; results do not depend on it
+    shard_size: NonNegative[int] = 0                  # ranks that share one copy of the weights; 0 = all
 
     data: str = "traces.jsonl"           # JSONL with prompt and response, or messages
     chat_template_kwargs: dict | None = None  # arguments of the model's chat template, e.g. {"enable_thinking": False}
     chat_date: str = "2024-07-26"        # the date that a chat template is told; prompts must not depend on the day
-    max_len: int = 4096                  # tokens of prompt and response; longer examples are refused and counted
-    tokens_per_step: int = 65536         # over all GPUs: whole examples up to so many tokens
+    max_len: Positive[int] = 4096                  # tokens of prompt and response; longer examples are refused and counted
+    tokens_per_step: Positive[int] = 65536         # over all GPUs: whole examples up to so many tokens
 
-    lr: float = 1e-5                     # peak
+    lr: NonNegative[float] = 1e-5                     # peak
     lr_min_ratio: float = 0.0            # cosine ends at this share of it
-    warmup_steps: int = 20
+    warmup_steps: NonNegative[int] = 20
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
-    weight_decay: float = 0.0
-    grad_clip: float = 1.0
+    weight_decay: NonNegative[float] = 0.0
+    grad_clip: NonNegative[float] = 1.0
 
 
 def load_examples(path, tokenizer, max_len, chat=None):
@@ -72,7 +73,7 @@ def load_examples(path, tokenizer, max_len, chat=None):
     if not os.path.isfile(path):
         what = "a directory" if os.path.isdir(path) else "not there"
         raise ConfigError(f"data file {path!r} is {what}: give a JSONL file with one prompt and response a line")
-    lines = prompts.read_file(Path(path))
+    lines = read_file(Path(path))
     if not lines:
         raise ConfigError(f"data file {path!r} is empty: give a JSONL file with one prompt and response a line")
     examples, bad = [], []
@@ -82,7 +83,7 @@ def load_examples(path, tokenizer, max_len, chat=None):
             response_ids = tokenizer(response, add_special_tokens=False)["input_ids"]
         except Exception as error:  # chat templates and tokenizers raise what they like: it is this line that cannot be used
             kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-            bad.append(f"line {number}: {kind}{prompts.excerpt(str(error), 150)[1:-1]}")
+            bad.append(f"line {number}: {kind}{excerpt(str(error), 150)[1:-1]}")
             continue
         if response_ids[-1:] != [tokenizer.eos_token_id]:
             response_ids = response_ids + [tokenizer.eos_token_id]
@@ -93,7 +94,7 @@ def load_examples(path, tokenizer, max_len, chat=None):
         else:
             examples.append((prompt_ids, response_ids))
     if bad:
-        distributed.print0(f"{path}: {len(bad)} of {len(lines)} lines not used; first: " + "; ".join(bad[:3]))
+        print0(f"{path}: {len(bad)} of {len(lines)} lines not used; first: " + "; ".join(bad[:3]))
     if len(bad) > 0.01 * len(lines) or not examples:
         raise ConfigError(f"{path}: {len(bad)} of {len(lines)} lines cannot be used (more than 1 %); first: {'; '.join(bad[:3])}")
     return examples
@@ -103,7 +104,7 @@ def has_messages(path):
     """Whether any line may go through the chat template."""
     if not os.path.isfile(path):
         return True  # load_examples says that
-    return any(isinstance(row, dict) and "messages" in row for _, row in prompts.read_file(Path(path)))
+    return any(isinstance(row, dict) and "messages" in row for _, row in read_file(Path(path)))
 
 
 REASONING = ("reasoning_content", "reasoning", "thinking")  # names under which chat templates look for it
@@ -135,7 +136,7 @@ def to_prompt(row, tokenizer, chat=None):
         raise ValueError("prompt and response must be text, and the response not empty")
     if (tag := opened_by(row["prompt"])) and row["response"].lstrip().startswith(tag):
         raise ValueError(f"{tag} stands at the end of the prompt and again at the start of the response")
-    return prompts.encode_prompt(tokenizer, row["prompt"]), row["response"]
+    return encode_prompt(tokenizer, row["prompt"]), row["response"]
 
 
 def from_messages(messages, tokenizer, chat=None):
@@ -183,102 +184,75 @@ def opened_by(prompt):
     return found[0] if found else ""
 
 
-def learning_rate(step, cfg):
-    """The lr of step 1, 2, ...: linear warm-up, then cosine towards lr_min_ratio * lr; train_grpo.py's formula, no step has 0."""
-    if step <= cfg.warmup_steps:
-        return cfg.lr * step / (cfg.warmup_steps + 1)
-    done = (step - cfg.warmup_steps - 1) / max(1, cfg.num_steps - cfg.warmup_steps)
-    return cfg.lr * (cfg.lr_min_ratio + (1 - cfg.lr_min_ratio) * (1 + np.cos(np.pi * done)) / 2)
-
-
 def main():
     cfg, origin = load_config(Config)
-    for name, least in {"num_steps": 1, "keep_checkpoints": 1, "max_tokens_per_gpu": 1, "tokens_per_step": 1, "max_len": 2,
-                        "save_every": 0, "seed": 0, "grad_clip": 0, "lr": 0, "warmup_steps": 0, "weight_decay": 0}.items():
-        if getattr(cfg, name) < least:
-            raise ConfigError(f"{name} = {getattr(cfg, name)} must be at least {least}")
-    model.check_compile(cfg.compile, cfg.checkpointing)
-    rank, world, device = distributed.init_distributed()
-    dtype = cfg.dtype if cfg.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
+    check_ranges(cfg)
+    check_compile(cfg.compile, cfg.checkpointing)
+    rank, world, device = init_distributed()
+    dtype = resolve_dtype(cfg.dtype, device)
     path, hf_config, tokenizer, stop_ids = resolve_model(cfg.model, 0)
     chat = check_chat(cfg, tokenizer, not cfg.chat_template_kwargs or has_messages(cfg.data))
     examples = load_examples(cfg.data, tokenizer, min(cfg.max_len, cfg.tokens_per_step), chat)
-    model.check_architecture(hf_config, max(len(p) + len(r) for p, r in examples), cfg.model)
+    check_architecture(hf_config, max(len(p) + len(r) for p, r in examples), cfg.model)
     if cfg.check:
-        return distributed.print0(f"{len(examples)} examples; first: {tokenizer.decode(examples[0][0] + examples[0][1])!r}")
+        return print0(f"{len(examples)} examples; first: {tokenizer.decode(examples[0][0] + examples[0][1])!r}")
     text = json.dumps(examples).encode()
-    fingerprints = {"model": checkpoint.fingerprint_of_model(path), "training": hashlib.sha256(text).hexdigest()}
-    folder = rundir.run_folder(cfg, fingerprints)
-    if (done := checkpoint.exported_step(f"{folder}/model")) >= cfg.num_steps:
-        return distributed.print0(f"{folder} is complete: step {done} of {cfg.num_steps}. Its model is {folder}/model")
-    run = rundir.Run(cfg, origin, script="sft.py", fingerprints=fingerprints)
-    saved = checkpoint.find(run.path, fingerprints, cfg.allow_data_change, run.say)  # {"step": 0}: there is none yet
-    micro_batch_tokens = rundir.token_budget(run.path, cfg.max_tokens_per_gpu, run.say)
+    fingerprints = {"model": fingerprint_of_model(path), "training": hashlib.sha256(text).hexdigest()}
+    run = open_run(cfg, origin, device, fingerprints)
+    if run is None:  # it is complete
+        return
 
-    policy = model.load_policy(path, device, dtype, checkpointing=cfg.checkpointing, compile=cfg.compile,
-                               shard_size=cfg.shard_size)
-    optimizer = model.make_adam(policy, cfg.lr, cfg.adam_beta1, cfg.adam_beta2, cfg.weight_decay)
-    saved = checkpoint.load(run.path, saved, policy, optimizer, run.say)
-    run.forget_after(saved["step"] or -1)
-    timer, seen, window = distributed.Timer(device), saved.get("examples_seen", 0), [0.0, 0, 0]
-    saver = checkpoint.Saver(run.path, cfg.save_every, cfg.keep_checkpoints, run.say)
-    stop = checkpoint.Stop(device, cfg.max_hours)
+    policy = load_policy(path, device, dtype, checkpointing=cfg.checkpointing, compile=cfg.compile,
+                         shard_size=cfg.shard_size)
+    optimizer = make_adam(policy, cfg.lr, cfg.adam_beta1, cfg.adam_beta2, cfg.weight_decay)
+    progress = run.resume({"policy": (policy, optimizer)})
+    window, stopped_by = [0.0, 0], ""  # seconds and tokens since the last line on the console
 
-    for step in distributed.progress(range(saved["step"] + 1, cfg.num_steps + 1), desc="sft", unit="step"):
-        distributed.seed_generators(cfg.seed, step, rank)
-        rundir.LAST.update(step=step)
+    for step in progress_bar(range(progress.step + 1, cfg.num_steps + 1), desc="sft", unit="step"):
+        run.begin_step(step)
+
         # 1) whole examples in the order of this seed and epoch, until the step has its tokens
-        batch, tokens = [], 0
+        chosen, tokens = [], 0
         while True:
-            [(_, i)] = prompts.prompt_order([len(examples)], None, cfg.seed, seen, 1)
+            [(_, i)] = prompt_order([len(examples)], None, cfg.seed, progress.prompts_seen, 1)
             prompt_ids, response_ids = examples[i]
             if tokens + len(prompt_ids) + len(response_ids) > cfg.tokens_per_step:
                 break
-            batch.append(SimpleNamespace(prompt_ids=prompt_ids, response_ids=response_ids,
-                                         rollout_logprobs=np.zeros(len(response_ids), np.float32)))
+            chosen.append(SimpleNamespace(prompt_ids=prompt_ids, response_ids=response_ids,
+                                          rollout_logprobs=np.zeros(len(response_ids), np.float32)))
             tokens += len(prompt_ids) + len(response_ids)
-            seen += 1
-        rundir.LAST.update(longest=max(len(b.prompt_ids) + len(b.response_ids) for b in batch))
+            progress.prompts_seen += 1
 
         # 2) mean negative log-likelihood over the response tokens of all ranks
-        num_tokens = sum(len(b.response_ids) for b in batch)
-        loss_sum = 0.0
-        for micro_batch in model.pack(batch, range(len(batch)), micro_batch_tokens, rank, world, device):
-            logprobs, _ = model.token_logprobs(policy, micro_batch, temperature=1.0)  # (T,)
+        num_tokens = sum(len(example.response_ids) for example in chosen)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        for batch in pack(chosen, range(len(chosen)), run.max_tokens, rank, world, device):
+            logprobs, _ = token_logprobs(policy, batch, temperature=1.0)  # (T,)
             loss = -logprobs.sum() / num_tokens
-            (loss * world).backward()  # undo FSDP's mean over ranks
-            loss_sum += float(loss.detach())
-            distributed.fault("backward", step)
-        lr = learning_rate(step, cfg)
-        grad_norm = model.clip_and_step(policy, optimizer, cfg.grad_clip, lr)
-        distributed.fault("optimizer", step)
+            (loss * world).backward()  # undo FSDP's mean over ranks: num_tokens counts all of them
+            loss_sum += loss.detach()
+        lr = learning_rate(step, cfg.lr, "cosine", cfg.warmup_steps, cfg.num_steps, cfg.lr_min_ratio)
+        grad_norm = optimizer_step(policy, optimizer, lr, cfg.grad_clip)
         if not np.isfinite(grad_norm):
-            raise distributed.Broken(f"step {step}: the gradient is not finite; lower lr or look at the examples of this step")
+            raise Broken(f"step {step}: the gradient is not finite; lower lr or look at the examples of this step")
 
         # 3) log and save
-        loss = distributed.sum_over_ranks({"loss": loss_sum}, device)["loss"]
-        spent = timer.take()["step"]
-        run.metrics({"step": step, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens, "seconds_step": spent,
-                     "tokens_per_second": tokens / spent, "epoch": seen / len(examples)})
-        window = [window[0] + spent, window[1] + tokens, window[2] + 1]
+        loss = sum_over_ranks({"loss": loss_sum}, device)["loss"]
+        seconds, epoch = run.clock.take()["step"], progress.prompts_seen / len(examples)
+        run.metrics({"step": step, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens, "epoch": epoch,
+                     "seconds_step": seconds, "tokens_per_second": tokens / seconds})
+        window = [window[0] + seconds, window[1] + tokens]
         if step % 50 == 0 or step == cfg.num_steps:
-            run.say(f"step {step:5d}/{cfg.num_steps} | loss {loss:.4f} | |g| {grad_norm:.2f} | lr {lr:.2e} | "
-                    f"epoch {seen / len(examples):.2f} | {window[1] / window[0] / 1000:.1f}k tok/s")
-            window = [0.0, 0, 0]
-        distributed.fault("metrics", step)
-        last, stopped = step == cfg.num_steps, stop.reason()
-        if last or stopped or saver.due(step):
-            state = {"examples_seen": seen, "fingerprints": fingerprints}
-            saver.save(step, policy, optimizer, state, must=last or stopped)
-        if stopped and not last:
-            run.close()
-            return run.say(f"stopped by {stopped} after step {step}; the same command continues")
-    export = torch.float32 if device.type == "cpu" else torch.bfloat16
-    checkpoint.export_hf(policy, tokenizer, f"{run.path}/model", export, max(saved["step"], cfg.num_steps),
-                         stop_ids, run.say)
-    run.close()
-    run.say(f"done: {run.path}/model")
+            run.say(f"step {step:5d}/{cfg.num_steps}  loss {loss:.4f}  grad_norm {grad_norm:.2f}  lr {lr:.2e}  epoch {epoch:.2f}  "
+                    f"tokens_per_second {window[1] / window[0]:.0f}")
+            window = [0.0, 0]
+        progress.step, stopped_by = step, run.stop_reason()
+        if run.save_is_due(step) or stopped_by:
+            run.save(progress)
+        if stopped_by:
+            break
+    run.finish(policy, tokenizer, stop_ids, stopped_by)
 
 
 if __name__ == "__main__":
-    rundir.entry(main)
+    entry(main)
