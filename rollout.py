@@ -7,10 +7,8 @@ Nothing here knows rewards or losses. Written against vLLM 0.32, public calls on
 
 import dataclasses
 import functools
-import logging
 import math
 import os
-import random
 import sys
 import time
 from dataclasses import dataclass
@@ -19,16 +17,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-import older
+from onebox.config import ConfigError
 from onebox.distributed import Broken, gather, print0, progress, visible, whole
-from onebox.rundir import LAST, SIDE_BY_SIDE, NoMemory, halve_cache, memory_of, out_of_memory
-
-# Before vllm is imported: the engine core in this process, and no pinning of the trainer's threads on CPU.
-os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())  # it logs before it looks at its variable
+from onebox.rundir import SIDE_BY_SIDE, NoMemory, halve_cache, memory_of, out_of_memory
+from onebox.vllm_start import make_engine
 
 
 @dataclass
@@ -51,99 +43,6 @@ class Rollout:
     @property
     def truncated(self):
         return self.finish_reason != "stop"
-
-
-@memory_of("the start of the engine", halve_cache)
-def make_engine(path, *, config, dtype, prompt_len, response_len, max_num_seqs, kv_cache_gb, tensor_parallel, seed,
-                rank, device, stop_strings=False, say=print0):
-    """
-    One engine for the life of the process, used by training and evaluation. Every rank must call this together
-    (vLLM's start-up is a collective). kv_cache_gb 0: what max_num_seqs sequences of full length need. Logits are in
-    fp32 as the trainer's are, where vLLM can; say() tells.
-    """
-    from vllm import LLM
-
-    older.complete(LLM)
-    on_cpu = device.type == "cpu"
-    if on_cpu and tensor_parallel > 1:
-        name_shared_memory(gather([os.urandom(8).hex()])[0])
-    max_len = prompt_len + response_len
-    need = kv_cache_bytes(config, max_num_seqs, max_len, dtype, tensor_parallel)
-    limit = 4e9 if on_cpu else 0.35 * torch.cuda.get_device_properties(device).total_memory  # of each GPU
-    kv_bytes = int(kv_cache_gb * 1e9 if kv_cache_gb else min(need, limit * tensor_parallel))
-    LAST["cache"] = kv_bytes / 1e9, kv_cache_bytes(config, 0, max_len, dtype, tensor_parallel) / 1e9  # and of one sequence
-
-    # vLLM takes max_position_embeddings for what YaRN has stretched already; the configs of Qwen2.5 name what it was before
-    stretched = max_len > (getattr(config, "max_position_embeddings", None) or max_len)
-    overrides = {"max_position_embeddings": max_len} if stretched else {}
-    if dtype != "float32":
-        overrides["head_dtype"] = "float32"  # logits rounded to bf16 add to the mismatch with the trainer
-    # LLM() reseeds every global generator, and on CPU overwrites LOCAL_WORLD_SIZE: undo both
-    rng = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    local_world_size = os.environ.get("LOCAL_WORLD_SIZE")
-    engine = LLM(
-        model=path,
-        tokenizer=path,
-        skip_tokenizer_init=not stop_strings,  # ids in, ids out; only stop strings need text inside the engine
-        dtype=dtype,
-        distributed_executor_backend="external_launcher",
-        tensor_parallel_size=tensor_parallel,
-        seed=stable_engine_seed(seed, rank // tensor_parallel),  # equal inside a tensor-parallel group
-        max_model_len=max_len,
-        hf_overrides=overrides,
-        max_num_seqs=max_num_seqs,
-        kv_cache_memory_bytes=kv_bytes // tensor_parallel,  # vLLM counts it per GPU
-        gpu_memory_utilization=0.92 if on_cpu else 0.01,  # else vLLM wants 92 % of the GPU free, whatever the bytes above
-        enforce_eager=on_cpu,  # CUDA graphs survive weight syncs: the weights are copied into the same storage
-        enable_prefix_caching=True,
-        logprobs_mode="processed_logprobs",  # at the sampling temperature; the default would be at T = 1
-        generation_config="vllm",  # do not take top_p and the like from the model's generation_config.json
-        enable_sleep_mode=not on_cpu,  # raises on CPU
-        disable_custom_all_reduce=True,  # its CUDA graphs cannot share what lies in expandable segments (onebox/distributed.py)
-        disable_log_stats=True,
-        use_tqdm_on_load=False,
-    )
-    random.setstate(rng[0])
-    np.random.set_state(rng[1])
-    torch.set_rng_state(rng[2])
-    if local_world_size is None:
-        os.environ.pop("LOCAL_WORLD_SIZE", None)
-    else:
-        os.environ["LOCAL_WORLD_SIZE"] = local_world_size
-    if dtype != "float32":
-        say(describe_head(getattr(engine.llm_engine.model_config, "head_dtype", None)))
-    return engine
-
-
-def name_shared_memory(start):
-    """
-    Add `start` to the name of the memory through which vLLM's CPU ranks meet. vLLM's own name is the same for every run of
-    a machine: two runs would meet in it, and what a killed one left in /dev/shm would refuse the next. (not public)
-    """
-    from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
-
-    name = _CPUSHMDistributed.make_group_name
-    _CPUSHMDistributed.make_group_name = staticmethod(lambda communicator: f"{name(communicator)}-{start}")
-
-
-def describe_head(head_dtype):
-    if head_dtype == torch.float32:
-        return "engine: logits in fp32, as the trainer's"
-    return (f"engine: logits rounded to {str(head_dtype or 'the dtype of the weights').removeprefix('torch.')}, the trainer's are "
-            "fp32: this vLLM cannot compute them so; mismatch_mean is the larger for it")
-
-
-def stable_engine_seed(seed, group):
-    return (seed * 1000003 + group) % 2**31
-
-
-def kv_cache_bytes(config, num_seqs, max_len, dtype, tensor_parallel=1):
-    """Bytes of keys and values for num_seqs sequences of max_len tokens, in blocks of 128, on all GPUs of an engine."""
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    kv_heads = max(kv_heads, tensor_parallel)  # each GPU holds at least one
-    per_token = 2 * config.num_hidden_layers * kv_heads * head_dim * (4 if dtype == "float32" else 2)
-    return (num_seqs + 1) * (math.ceil(max_len / 128) + 1) * 128 * per_token
 
 
 def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, deadline_s, version, vocab_size,
@@ -217,6 +116,24 @@ def run_requests(engine, requests, deadline, version, desc):
             cut_off(engine, running)
 
 
+def check_sampling(cfg, world):
+    """Refuse settings of the rollout that no engine can follow, or that would bias every log-prob."""
+    engines = world // cfg.tensor_parallel
+    if cfg.top_p != 1.0:
+        raise ConfigError(f"top_p = {cfg.top_p} biases every log-prob by up to {-math.log(max(cfg.top_p, 1e-9)):.2f}: leave it 1")
+    if cfg.repetition_stop == 1:
+        raise ConfigError("repetition_stop = 1 must be 0 (never) or at least 2: no text repeats anything once")
+    if not all(isinstance(text, str) and text for text in cfg.stop):
+        raise ConfigError(f"stop = {cfg.stop!r} must hold strings that are not empty, as in ('</answer>',)")
+    if not 0.01 <= cfg.temperature <= 2:
+        raise ConfigError(f"temperature = {cfg.temperature} must lie in 0.01 ... 2")
+    if world % cfg.tensor_parallel:
+        raise ConfigError(f"tensor_parallel = {cfg.tensor_parallel} does not divide the {world} processes")
+    if cfg.prompts_per_step % engines:
+        raise ConfigError(f"prompts_per_step = {cfg.prompts_per_step} is not divisible by the {engines} engines "
+                          f"({world} processes / tensor_parallel {cfg.tensor_parallel}): make it a multiple of {engines}")
+
+
 class Engine:
     """
     Hold the vLLM engine of this process and what its samples need. Each step: wake(policy, version), sample(...), sleep().
@@ -287,43 +204,6 @@ class Engine:
         for r in everyone:
             r.asked = prompts[r.prompt]
         return everyone
-
-
-def sample_and_score(prompts, seeds, *, engine, tokenizer, scorer, timer, temperature, max_tokens, stop_ids, stop_strings,
-                     repetition_stop, deadline_s, engines, engine_rank, leader, version, vocab_size, record=None):
-    """
-    Every engine samples its share of the prompts and scores each response as it finishes; then all ranks exchange.
-
-    -> the rollouts of all ranks on every rank, ordered by prompt, then sample. `scorer` is rewards.Scorer, `leader`
-    tells which rank of a tensor-parallel group speaks for it. record(rollout): called for each of this rank's own as
-    soon as its score is final, so that an evaluation that is killed has kept them.
-    """
-    bound = token_bound(tokenizer)
-    # longest prompt first: they tend to have the longest responses, which should not be the last to start
-    mine = sorted(range(engine_rank, len(prompts), engines), key=lambda i: -len(prompts[i].ids))
-    rollouts, inline_s = {}, 0.0
-    with timer("rollout"):
-        for r in generate(engine, [(i, prompts[i].ids) for i in mine], [seeds[i] for i in mine], temperature=temperature,
-                          max_tokens=max_tokens, stop_ids=stop_ids, stop_strings=stop_strings, deadline_s=deadline_s,
-                          repetition_stop=repetition_stop, version=version, vocab_size=vocab_size) if mine else ():
-            start = time.monotonic()
-            stopped = r.finish_reason == "stop" and r.response_ids[-1] in stop_ids
-            r.text = tokenizer.decode(r.response_ids[:-1] if stopped else r.response_ids, skip_special_tokens=False)
-            prompt = prompts[r.prompt]
-            r.source, r.uid, r.phantom = prompt.source, prompt.uid, max(r.response_ids, default=0) >= bound
-            scorer.submit((r.prompt, r.sample), prompt.reward, r.text, prompt.answer, truncated=r.truncated or r.phantom,
-                          num_tokens=len(r.response_ids), max_tokens=max_tokens)
-            rollouts[r.prompt, r.sample] = r
-            if record is not None:
-                deliver_scores(scorer.settled(), rollouts, record)
-            inline_s += time.monotonic() - start
-    timer.seconds["rollout"] -= inline_s
-    timer.seconds["reward"] += inline_s
-    with timer("reward"):
-        deliver_scores(scorer.collect(), rollouts, record)
-    with timer("rollout"), memory_of("sampling", halve_cache):  # waits for the slowest engine
-        everyone = gather(rollouts.values() if leader else ())
-    return sorted(everyone, key=lambda r: (r.prompt, r.sample))
 
 
 @functools.lru_cache(maxsize=8)  # get_vocab() makes a dict of all tokens, and every step and evaluation asks

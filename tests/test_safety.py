@@ -604,5 +604,5 @@ def test_an_engine_and_a_kernel_that_are_older_lack_nothing_that_is_called(monke
 
 
 def test_the_log_says_in_what_dtype_the_engine_computes_logits():
-    assert "in fp32, as the trainer's" in rollout.describe_head(torch.float32)
-    assert "rounded to bfloat16" in rollout.describe_head(torch.bfloat16) and "rounded to" in rollout.describe_head(None)
+    assert "in fp32, as the trainer's" in describe_head(torch.float32)
+    assert "rounded to bfloat16" in describe_head(torch.bfloat16) and "rounded to" in describe_head(None)

@@ -261,7 +261,7 @@ def kv_cache(shape, cfg, options, bytes_each):
     config = SimpleNamespace(num_hidden_layers=shape.layers, num_key_value_heads=shape.kv_heads,
                              head_dim=shape.head_dim, hidden_size=shape.hidden, num_attention_heads=shape.heads)
     full = cfg.max_prompt_len + cfg.max_response_len
-    need = sampler.kv_cache_bytes(config, cfg.max_num_seqs, full, "float32" if bytes_each == 4 else "bfloat16", cfg.tensor_parallel)
+    need = kv_cache_bytes(config, cfg.max_num_seqs, full, "float32" if bytes_each == 4 else "bfloat16", cfg.tensor_parallel)
     size = cfg.kv_cache_gb * 1e9 if cfg.kv_cache_gb else min(need, limit * cfg.tensor_parallel)
     engines = options.gpus // cfg.tensor_parallel
     together = min(cfg.max_num_seqs, math.ceil(cfg.prompts_per_step * cfg.group_size / engines))
