@@ -1,23 +1,18 @@
 """
-Checkpoints that survive a kill at any moment, and what a run needs to stop and to continue exactly.
+Checkpoints that survive a kill at any moment, and the export of the model.
 
-    out/<name>/step_000120/  dcp/ (sharded weights and Adam state), state.json (where the loop stood), MANIFEST.json
-               corrupt_step_000100/  found damaged, never used        best  which step had the best held-out score
+    out/<name>/step_000120/  dcp/ (sharded weights and Adam state), state.json (rundir.Progress), MANIFEST.json
+               corrupt_step_000100/  found damaged, never used        best  the step with the best held-out score
 
 A directory called step_* is complete: it is written as tmp_step_*, hashed, synced to disk, then renamed. Nothing random
 is stored: data order, sampled tokens and the global generators follow from (seed, step, uid), on any number of ranks.
 """
 
 import hashlib
-import io
 import json
-import math
 import os
 import re
 import shutil
-import signal
-import threading
-import time
 
 import torch
 import torch.distributed as dist
@@ -31,13 +26,12 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from onebox.distributed import START, fault, gather, max_over_ranks, print0, whole
 from onebox.config import ConfigError
-from onebox.rundir import HOST, changed_contents, commit, memory_of, out_of_memory, versions
+from onebox.crash import HOST, memory_of, out_of_memory
+from onebox.distributed import gather, print0, whole
+from onebox.files import read_json, read_rows, sync_folder, write_atomic
 
-NO_CHECKPOINT = 3   # exit code: none can be read, or none could be written MAX_FAILURES times in a row
-MAX_FAILURES = 3
-RETRY_S = 5.0       # between the attempts at a save that cannot wait for a later step
+NO_CHECKPOINT = 3   # exit code: none can be read, or none could be written
 ROOM = 2.2          # free disk space that a save wants, in sizes of a checkpoint
 
 
@@ -46,12 +40,12 @@ class Damaged(Exception):
 
 
 def agree(problem):
-    """The first rank's problem that has one, on every rank; "" where none has."""
+    """Return the problem of the first rank that has one, on every rank; "" if none has."""
     return next((text for text in gather([problem]) if text), "")
 
 
 def attempt(part, *args):
-    """-> "" or, in a line, why the disk did not let `part` be done; all else, out of memory too, is raised."""
+    """Call `part`. Return "" or, in a line, why the disk refused; raise all else, out of memory too."""
     try:
         part(*args)
     except (OSError, SafetensorError) as error:
@@ -67,58 +61,38 @@ def attempt(part, *args):
     return ""
 
 
+def step_folder(folder, step, prefix=""):
+    return os.path.join(folder, f"{prefix}step_{step:06d}")
+
+
+def saved_steps(folder):
+    """Return the steps that have a checkpoint, oldest first."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return sorted(int(n[5:]) for n in names if re.fullmatch(r"step_\d{6,}", n))
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # save
 # ---------------------------------------------------------------------------------------------------------------
 
 
-class Saver:
-    """When to save, and what a save that failed leads to: said, counted, tried again after 1, 2 steps; then the end."""
-
-    def __init__(self, folder, every, keep, say=print0):
-        self.folder, self.every, self.keep, self.say = folder, every, keep, say
-        self.failures, self.retry_at = 0, math.inf
-
-    def due(self, step):
-        return step >= self.retry_at or bool(self.every and step % self.every == 0)
-
-    def save(self, step, policy, optimizer, state, *, must=False, **more):
-        """must: there is no later step, so try again now. ConfigError with exit code 3 after MAX_FAILURES in a row."""
-        while problem := save_state(self.folder, step, policy, optimizer, state, keep=self.keep, **more):
-            self.failures += 1
-            free = shutil.disk_usage(self.folder).free / 1e9
-            self.say(f"WARNING: step {step} could not be saved ({problem}; {free:.2f} GB free): {self.failures} failed "
-                     f"in a row. Older checkpoints are as they were: {saved_steps(self.folder) or 'there is none'}")
-            if self.failures >= MAX_FAILURES:
-                raise ConfigError(f"{self.folder}: {MAX_FAILURES} checkpoints in a row could not be written ({problem}"
-                                  "): make room; the same command continues from the newest one", NO_CHECKPOINT)
-            if not must:
-                self.retry_at = step + self.failures
-                return
-            time.sleep(RETRY_S)
-        self.failures, self.retry_at = 0, math.inf
-
-
 @memory_of("a save", HOST)
 def save_state(folder, step, policy, optimizer, state, *, keep=2, **more):
     """
-    folder/step_000120/, complete or not there at all; every rank together. -> "" or why it could not be written, the
-    same on all ranks. The `keep` newest stay, and the one with the best held-out success, see prune.
+    Write folder/step_000120/, complete or not at all, then prune. Collective. Return "", or why it could not be written.
 
-    policy, optimizer: their shards go to disk rank by rank (torch.distributed.checkpoint), nothing is gathered.
+    policy, optimizer: each rank writes its own shards (torch.distributed.checkpoint), nothing is gathered.
     more: further models with their optimizers, as critic=(critic, critic_optimizer). state: plain JSON.
     """
-    final, tmp = os.path.join(folder, f"step_{step:06d}"), os.path.join(folder, f"tmp_step_{step:06d}")
-    rank = dist.get_rank()
+    final, tmp, rank, mine = step_folder(folder, step), step_folder(folder, step, "tmp_"), dist.get_rank(), {}
     state = {"step": step, **state, "models": ["model", *more], "format": 2}
-    mine = {}
 
     def prepare():
         if rank == 0:
             check_room(folder, [policy, *(model for model, _ in more.values())])
             shutil.rmtree(tmp, ignore_errors=True)
             os.makedirs(tmp)
-            write_json(os.path.join(tmp, "state.json"), state)
+            write_atomic(os.path.join(tmp, "state.json"), json.dumps(state, indent=1))
 
     def look():
         if not os.path.isdir(tmp):
@@ -126,7 +100,6 @@ def save_state(folder, step, policy, optimizer, state, *, keep=2, **more):
 
     def write():
         dcp.save(sharded_state(policy, optimizer, more), checkpoint_id=os.path.join(tmp, "dcp"))
-        fault("save_write", step)
 
     def hash_own():  # DCP calls the files of rank 3 __3_0.distcp, __3_1.distcp, ...
         for name in os.listdir(os.path.join(tmp, "dcp")):
@@ -138,32 +111,22 @@ def save_state(folder, step, policy, optimizer, state, *, keep=2, **more):
     def publish():
         files = dict(gather(mine.items()))
         if rank == 0:
-            fault("save_manifest", step)
-            manifest = {"step": step, "world_size": dist.get_world_size(), "commit": commit(), "versions": versions(),
-                        "files": files}
-            write_json(os.path.join(tmp, "MANIFEST.json"), manifest)
+            manifest = {"step": step, "world_size": dist.get_world_size(), "files": files}
+            write_atomic(os.path.join(tmp, "MANIFEST.json"), json.dumps(manifest, indent=1))
             for path in (os.path.join(tmp, "dcp"), tmp):
                 sync_folder(path)
             if os.path.exists(final):
                 os.rename(final, os.path.join(folder, f"tmp_replaced_{step:06d}"))
             os.rename(tmp, final)
             sync_folder(folder)
-            fault("after_rename", step)
 
     for part in (prepare, look, write, hash_own, publish):
         if problem := agree(attempt(part)):
             if rank == 0:
                 shutil.rmtree(tmp, ignore_errors=True)
             return problem
-    prune_or_say(folder, keep)
+    prune(folder, keep)
     return ""
-
-
-def prune_or_say(folder, keep):
-    """prune on the first rank; the others wait for it."""
-    if dist.get_rank() == 0 and (problem := attempt(prune, folder, keep)):
-        print0(f"WARNING: {folder}: an old checkpoint could not be removed ({problem})")
-    dist.barrier()
 
 
 def sharded_state(policy, optimizer, more):
@@ -174,29 +137,14 @@ def sharded_state(policy, optimizer, more):
 
 
 def check_room(folder, models):
-    """OSError where the disk has less room than ROOM checkpoints of the last one's size, or of 12 bytes a parameter."""
+    """Raise OSError if the disk has less room than ROOM checkpoints of the last one's size, or of 12 bytes a parameter."""
     size = sum(12 * p.numel() for model in models for p in model.parameters())
     for step in saved_steps(folder)[-1:]:
-        size = sum(file[0] for file in read_json(folder, step, "MANIFEST.json").get("files", {}).values()) or size
+        files = read_json(os.path.join(step_folder(folder, step), "MANIFEST.json")).get("files", {})
+        size = sum(file[0] for file in files.values()) or size
     free = shutil.disk_usage(folder).free
     if free < ROOM * size:
         raise OSError(f"{free / 1e9:.2f} GB free, a checkpoint of {size / 1e9:.2f} GB wants {ROOM:g} times its size")
-
-
-def write_json(path, content):
-    with open(path, "w") as f:
-        json.dump(content, f, indent=1)
-        f.flush()
-        os.fsync(f.fileno())
-
-
-def sync_folder(path):
-    """Names reach the disk with their directory, not with the file."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def size_and_sha256(path):
@@ -206,33 +154,25 @@ def size_and_sha256(path):
 
 def prune(folder, keep):
     """
-    Remove all but the `keep` newest (at least one) and the best by metrics.jsonl, which knows a step's held-out success
-    only after its checkpoint was written; a kill on the way leaves but a tmp_ directory.
+    Remove old checkpoints: the `keep` newest stay, at least one, and the best evaluated one. Collective.
+
+    metrics.jsonl knows a step's held-out success only after its checkpoint was written: call this again then.
     """
-    steps, scores = saved_steps(folder), held_out_scores(folder)
-    best = max(((scores[step], step) for step in steps if step in scores), default=(None, None))[1]
-    if best is not None:
-        write_json(os.path.join(folder, "tmp_best"), {"step": best, "score": scores[best]})
-        os.replace(os.path.join(folder, "tmp_best"), os.path.join(folder, "best"))
-    for step in steps[:-max(1, keep)]:
-        if step != best:
-            gone = os.path.join(folder, f"tmp_pruned_{step:06d}")
-            os.rename(os.path.join(folder, f"step_{step:06d}"), gone)
-            fault("prune", steps[-1])
-            shutil.rmtree(gone)
+    def remove():
+        rows = [row for _, row in read_rows(os.path.join(folder, "metrics.jsonl")) if row.get("eval_correct") is not None]
+        steps, scores = saved_steps(folder), {row["step"]: row["eval_correct"] for row in rows}
+        best = max(((scores[step], step) for step in steps if step in scores), default=(None, None))[1]
+        if best is not None:
+            write_atomic(os.path.join(folder, "best"), json.dumps({"step": best, "score": scores[best]}))
+        for step in steps[:-max(1, keep)]:
+            if step != best:
+                gone = os.path.join(folder, f"tmp_pruned_{step:06d}")  # all that a kill on the way leaves
+                os.rename(step_folder(folder, step), gone)
+                shutil.rmtree(gone)
 
-
-def held_out_scores(folder):
-    """{step: eval_correct} of metrics.jsonl."""
-    file, scores = os.path.join(folder, "metrics.jsonl"), {}
-    with open(file, errors="replace") if os.path.exists(file) else io.StringIO() as f:
-        for line in f:
-            try:
-                row = json.loads(line)
-                scores |= {row["step"]: row["eval_correct"]} if row.get("eval_correct") is not None else {}
-            except (ValueError, KeyError, AttributeError):
-                continue  # half a line of a killed run
-    return scores
+    if dist.get_rank() == 0 and (problem := attempt(remove)):
+        print0(f"WARNING: {folder}: an old checkpoint could not be removed ({problem})")
+    dist.barrier()
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -240,29 +180,13 @@ def held_out_scores(folder):
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def saved_steps(folder):
-    """The steps that have a checkpoint, oldest first."""
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    return sorted(int(n[5:]) for n in names if re.fullmatch(r"step_\d{6,}", n))
-
-
-def read_json(folder, step, name):
-    """A JSON object of a checkpoint; {} where there is none that can be read."""
-    try:
-        with open(os.path.join(folder, f"step_{step:06d}", name)) as f:
-            content = json.load(f)
-        return content if isinstance(content, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
 def find(folder, fingerprints, allow_data_change=False, say=print0):
     """
-    state.json of the newest checkpoint that its manifest vouches for, {"step": 0} where the run has none yet; cheap,
-    before any weights are loaded, and the same on all ranks. Damaged ones are put aside, leftovers of a kill removed.
+    Return state.json of the newest checkpoint that its manifest vouches for, {"step": 0} if the run has none yet.
 
-    fingerprints: of the data and the model, as `fingerprint_of_model` and data.fingerprint give them; ConfigError where
-    the checkpoint was made from others. ConfigError with exit code 3 where there are checkpoints but none can be used.
+    Cheap, before any weights are loaded; the same on all ranks. Damaged checkpoints are set aside, leftovers of a kill
+    removed. fingerprints: of data and models. ConfigError if the checkpoint was made from others, and with exit code 3 if
+    there are checkpoints but none can be used.
     """
     if dist.get_rank() == 0:
         for name in os.listdir(folder):
@@ -276,15 +200,11 @@ def find(folder, fingerprints, allow_data_change=False, say=print0):
 
 
 def newest(folder, say=print0):
-    """The walk down the steps: state.json of the first that passes, {"step": 0} where there never was a checkpoint."""
-    while True:
-        steps = gather(saved_steps(folder) if dist.get_rank() == 0 else [])  # the first rank looks for all
-        if not steps:
-            break
-        problem = agree(damage_or_error(folder, steps[-1]))
-        if not problem:
-            return read_json(folder, steps[-1], "state.json")
-        quarantine(folder, steps[-1], problem, say)
+    """Walk down the steps. Return state.json of the first that passes, {"step": 0} if there never was a checkpoint."""
+    while steps := gather(saved_steps(folder) if dist.get_rank() == 0 else []):  # the first rank looks for all
+        if not (problem := agree(damage_or_error(folder, steps[-1]))):
+            return read_json(os.path.join(step_folder(folder, steps[-1]), "state.json"))
+        set_aside(folder, steps[-1], problem, say)
     if held := gather([n for n in os.listdir(folder) if n.startswith("corrupt_step_")] if dist.get_rank() == 0 else []):
         raise ConfigError(f"{folder} holds no checkpoint that can be used, only {', '.join(sorted(held))}: repair one "
                           "and call it step_... again, or start anew with another --name", NO_CHECKPOINT)
@@ -299,12 +219,12 @@ def damage_or_error(folder, step):
 
 
 def damage(folder, step):
-    """What is wrong with a checkpoint, "" if nothing; each rank hashes its share. ConfigError for the old format."""
-    path = os.path.join(folder, f"step_{step:06d}")
+    """Return what is wrong with a checkpoint, "" if nothing. Each rank hashes its share. ConfigError for the old format."""
+    path = step_folder(folder, step)
     if not os.path.exists(path):
         raise ConfigError(f"rank {dist.get_rank()} does not see {path}: out/ must lie on a file system of all nodes (or a "
                           "run that still goes on has removed it: start again)")
-    manifest, state = read_json(folder, step, "MANIFEST.json"), read_json(folder, step, "state.json")
+    manifest, state = (read_json(os.path.join(path, name)) for name in ("MANIFEST.json", "state.json"))
     if not os.path.exists(os.path.join(path, "MANIFEST.json")) and state and "format" not in state:
         raise ConfigError(f"{path} is from before checkpoints had a MANIFEST.json and cannot be verified: go on "
                           f"with the code in {folder}/code, or give this run another --name", NO_CHECKPOINT)
@@ -325,41 +245,34 @@ def damage(folder, step):
     return "" if state.get("step") == step else "state.json is missing or of another step"
 
 
-def quarantine(folder, step, problem, say):
-    """step_000100 -> corrupt_step_000100: kept for who wants to look, never loaded."""
+def set_aside(folder, step, problem, say):
+    """Rename step_000100 to corrupt_step_000100: kept for inspection, never loaded."""
     name = f"corrupt_step_{step:06d}"
     if dist.get_rank() == 0:
         taken = sum(other.startswith(name) for other in os.listdir(folder))
         name += f"_{taken + 1}" if taken else ""
-        os.rename(os.path.join(folder, f"step_{step:06d}"), os.path.join(folder, name))
+        os.rename(step_folder(folder, step), os.path.join(folder, name))
     say(f"WARNING: {folder}/step_{step:06d} is damaged ({problem}): renamed to {name}, trying the one before it")
     dist.barrier()
 
 
 def load(folder, state, policy, optimizer, say=print0, **more):
-    """
-    Weights and optimizers of the checkpoint that `find` found, or of an older one if that does not load -> its state.
-    {"step": 0}: nothing is loaded, the run begins.
-    """
+    """Load the checkpoint that `find` found, or an older one if it is damaged. Return its state; {"step": 0} loads none."""
     while state["step"]:
         try:
             load_state(folder, state["step"], policy, optimizer, **more)
             say(f"resumed {folder} at step {state['step']}")
             break
         except Damaged as error:
-            quarantine(folder, state["step"], error, say)
+            set_aside(folder, state["step"], error, say)
             state = newest(folder, say)
     return state
 
 
 def load_state(folder, step, policy, optimizer, **more):
-    """A checkpoint into freshly built models; the number of ranks may differ from the saver's. Damaged on all ranks."""
+    """Load a checkpoint into freshly built models, on any number of ranks. Raise Damaged on all ranks."""
     state = sharded_state(policy, optimizer, more)
-
-    def read():
-        dcp.load(state, checkpoint_id=os.path.join(folder, f"step_{step:06d}", "dcp"))
-
-    if problem := agree(attempt(read) or not_finite(state)):
+    if problem := read_into(state, folder, step):
         raise Damaged(problem)
     for name, pair in {"model": (policy, optimizer), **more}.items():
         optim_state = state["optimizer" if name == "model" else f"{name}_optimizer"]
@@ -367,20 +280,22 @@ def load_state(folder, step, policy, optimizer, **more):
 
 
 def load_model_weights(folder, step, policy):
-    """The policy's weights of a checkpoint, for an evaluation; every rank together. ConfigError where it is damaged."""
+    """Load the policy's weights of a checkpoint, for an evaluation. Collective. ConfigError if it is damaged."""
     state = {"model": get_model_state_dict(policy)}
-
-    def read():
-        dcp.load(state, checkpoint_id=os.path.join(folder, f"step_{step:06d}", "dcp"))
-
-    if problem := agree(damage_or_error(folder, step)) or agree(attempt(read) or not_finite(state)):
+    if problem := agree(damage_or_error(folder, step)) or read_into(state, folder, step):
         raise ConfigError(f"{folder}/step_{step:06d} is damaged ({problem}): remove it, or leave this step out",
                           NO_CHECKPOINT)
     set_model_state_dict(policy, state["model"])
 
 
+def read_into(state, folder, step):
+    """Read a checkpoint into the tensors of `state`. Return what is wrong with it, the same on all ranks."""
+    path = os.path.join(step_folder(folder, step), "dcp")
+    return agree(attempt(lambda: dcp.load(state, checkpoint_id=path)) or not_finite(state))
+
+
 def not_finite(state):
-    """The name of a weight or Adam moment in this rank's shards that holds NaN or infinity, or ""."""
+    """Return the name of a weight or Adam moment in this rank's shards that holds NaN or infinity, or ""."""
     for name, part in state.items():
         for key, value in part.get("state", part).items():
             for tensor in value.values() if isinstance(value, dict) else [value]:
@@ -391,7 +306,7 @@ def not_finite(state):
 
 
 def fingerprint_of_model(path):
-    """sha256 over a model directory: config, tokenizer and index whole, of weights the size and a MB at 3 places."""
+    """Return the sha256 of a model directory: config, tokenizer and index whole, of weights the size and a MB at 3 places."""
     digest = hashlib.sha256()
     for name in sorted(os.listdir(path)):
         weights, file = name.endswith((".safetensors", ".bin")), os.path.join(path, name)
@@ -405,6 +320,20 @@ def fingerprint_of_model(path):
     return digest.hexdigest()
 
 
+def changed_contents(folder, before, now, allow_data_change):
+    """Return the names of data whose fingerprints differ, if that is allowed. ConfigError if not, or for a model."""
+    changed = [name for name in now if before.get(name, now[name]) != now[name]]
+    for name in ("model", "critic"):
+        if name in changed:
+            raise ConfigError(f"the {name}'s files are not those that {folder} was started with: put the old ones back, or "
+                              "give this run another --name")
+    if changed and not allow_data_change:
+        raise ConfigError(f"the {' and '.join(changed)} data are not those that {folder} was started with (other rows, "
+                          "text or answers): put the old ones back, give this run another --name, or accept them with "
+                          "--allow_data_change", exit_code=2)
+    return changed
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # export
 # ---------------------------------------------------------------------------------------------------------------
@@ -413,10 +342,11 @@ def fingerprint_of_model(path):
 @memory_of("the export of the model", HOST)
 def export_hf(policy, tokenizer, folder, dtype, step, stop_ids=(), say=print0):
     """
-    A plain Hugging Face directory (config, safetensors, tokenizer) that transformers and vLLM load as it is, and that
-    stops at stop_ids; written beside and renamed. ConfigError with exit code 3, on all ranks, where the disk refuses it.
+    Write a plain Hugging Face directory that transformers and vLLM load as it is, and that stops at stop_ids. Collective.
+
+    It is written beside and renamed. ConfigError with exit code 3, on all ranks, if the disk refuses it.
     """
-    settled, changes = generation_config(policy.hf.generation_config, stop_ids)
+    fitting, changes = generation_config(policy.hf.generation_config, stop_ids)
     if changes:
         say(f"{folder}/generation_config.json: transformers does not write the base model's as it is: {', '.join(changes)}")
     weights, tmp, old = {}, folder + ".tmp", folder + ".old"
@@ -430,15 +360,14 @@ def export_hf(policy, tokenizer, folder, dtype, step, stop_ids=(), say=print0):
             shutil.rmtree(left, ignore_errors=True)
         if policy.hf.config.tie_word_embeddings:
             weights.pop("lm_head.weight", None)  # the same tensor as the embeddings; loaders tie it again
-        policy.hf.config.dtype, policy.hf.generation_config = dtype, settled
+        policy.hf.config.dtype, policy.hf.generation_config = dtype, fitting
         policy.hf.save_pretrained(tmp, state_dict=weights)
         tokenizer.save_pretrained(tmp)
-        write_json(os.path.join(tmp, "trained.json"), {"step": step})
+        write_atomic(os.path.join(tmp, "trained.json"), json.dumps({"step": step}))
         for name in os.listdir(tmp):
             sync_folder(os.path.join(tmp, name))
         if os.path.exists(folder):
             os.rename(folder, old)
-        fault("export", step)
         os.rename(tmp, folder)
         sync_folder(os.path.dirname(folder) or ".")
         shutil.rmtree(old, ignore_errors=True)
@@ -450,7 +379,7 @@ def export_hf(policy, tokenizer, folder, dtype, step, stop_ids=(), say=print0):
 
 def generation_config(found, stop_ids):
     """
-    -> (the model's GenerationConfig with the run's stop ids, what was changed so that transformers writes it).
+    Return (the model's GenerationConfig with the run's stop ids, what was changed so that transformers writes it).
 
     transformers loads many published files that it refuses to save, such as a temperature without do_sample. Sampling
     values that do not come with do_sample = False are kept by do_sample = True; what still does not fit is left out.
@@ -458,73 +387,32 @@ def generation_config(found, stop_ids):
     fields = {name: getattr(found, name) for name in found.to_diff_dict() if name != "transformers_version"}
     if stop_ids:
         fields["eos_token_id"] = list(stop_ids) if len(stop_ids) > 1 else stop_ids[0]
-    settled, left_out = fit(fields)
+    fitting, left_out = fit(fields)
     if left_out and fields.get("do_sample") is None:
         sampled, still_out = fit(fields | {"do_sample": True})
         if len(still_out) < len(left_out):
             return sampled, ["do_sample = True set", *still_out]
-    return settled, left_out
+    return fitting, left_out
 
 
 def fit(fields):
-    """-> (GenerationConfig of those fields that go together, what was left out as text)."""
+    """Return (a GenerationConfig of those fields that go together, what was left out as text)."""
     from transformers import GenerationConfig
 
-    settled, left_out = GenerationConfig(), []
+    fitting, left_out = GenerationConfig(), []
     first = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")  # what other fields depend on
     for name in sorted(fields, key=lambda name: (name not in first, name)):
-        default = getattr(settled, name, None)
-        setattr(settled, name, fields[name])
+        default = getattr(fitting, name, None)
+        setattr(fitting, name, fields[name])
         try:
-            settled.validate(strict=True)
+            fitting.validate(strict=True)
         except (ValueError, TypeError, AttributeError):
-            setattr(settled, name, default)
+            setattr(fitting, name, default)
             left_out.append(f"{name} = {fields[name]!r} left out")
-    return settled, left_out
+    return fitting, left_out
 
 
 def exported_step(folder):
-    """The step whose weights lie in an exported directory, -1 where there is none or it cannot be told."""
-    try:
-        with open(os.path.join(folder, "trained.json")) as f:
-            return int(json.load(f)["step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return -1
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# stop
-# ---------------------------------------------------------------------------------------------------------------
-
-
-class Stop:
-    """
-    SIGTERM, SIGUSR1 or max_hours (0: none) end a run after the current step; a second signal ends it at once.
-
-    A thread reads the signals from a pipe, since Python's own handlers wait for the main thread, which may be inside
-    the engine for minutes. clock: seconds since the process started, monotonic.
-    """
-
-    def __init__(self, device, max_hours=0.0, clock=lambda: time.monotonic() - START):
-        self.device, self.max_hours, self.clock, self.seen = device, max_hours, clock, []
-        read, write = os.pipe()
-        os.set_blocking(write, False)
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, lambda *_: None)
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        threading.Thread(target=self.listen, args=(read,), daemon=True).start()
-
-    def listen(self, read):
-        while True:
-            for number in os.read(read, 1):
-                if number in (signal.SIGTERM, signal.SIGUSR1):
-                    if self.seen:
-                        os._exit(128 + number)
-                    self.seen.append(number)
-                    print0(f"{signal.Signals(number).name}: stopping after this step; once more: at once")
-
-    def reason(self):
-        """"" or why all ranks stop now; a collective, at the end of each step."""
-        late = self.max_hours and self.clock() >= self.max_hours * 3600
-        code = int(max_over_ranks(self.seen[0] if self.seen else late, self.device))
-        return f"max_hours = {self.max_hours:g}" if code == 1 else signal.Signals(code).name if code else ""
+    """Return the step whose weights lie in an exported directory, -1 if there is none or nobody can tell."""
+    step = read_json(os.path.join(folder, "trained.json")).get("step")
+    return step if isinstance(step, int) else -1

@@ -1,5 +1,5 @@
 """
-The run directory: who writes there, what is kept, how a crash is told, how a script ends.
+The run directory: locking, logging, metrics, resume, and what every run can be told about its operation.
 
     out/<name>/  config.json   the settings of the run       metrics.jsonl  one object a step: the truth
                  log.txt       all that was printed           code/          the code as it was, commit and diff
@@ -10,251 +10,116 @@ The run directory: who writes there, what is kept, how a crash is told, how a sc
 
 import dataclasses
 import errno
-import faulthandler
 import fcntl
 import gzip
-import inspect
-import io
 import json
 import math
 import os
-import queue
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-import traceback
-from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 
-from onebox import distributed
-from onebox.distributed import gather, leave_distributed, print0, visible
-from onebox.config import ConfigError, table
-
-# A run may be continued with another value of these, which do not change what is learned, but for rounding (in bf16 also
-# which tokens a seed draws) and for what the clock cuts off; any other difference is another run. num_steps: where the lr
-# does not follow from it.
-MAY_CHANGE = ("num_steps", "eval_every", "save_every", "wandb", "check", "max_tokens_per_gpu", "checkpointing", "compile",
-              "max_num_seqs", "kv_cache_gb", "rollout_deadline_s", "keep_rollouts", "report_every", "keep_checkpoints",
-              "max_hours", "allow_data_change", "shard_size", "tensor_parallel", "dry_step", "name")
-# Settings that are paths: what lies there may not change, where it lies may.
-PATHS = {"train_grpo.py": ("model", "data_path", "eval_path"), "train_ppo.py": ("model", "critic_model", "data_path", "eval_path"),
-         "sft.py": ("model", "data")}
+from onebox import checkpoint, distributed, metrics
+from onebox.config import ConfigError, NonNegative, Positive, script_of, table
+from onebox.crash import CONTEXT, entry, size_left  # noqa: F401  scripts take `entry` from here
+from onebox.distributed import Broken, Clock, gather, max_over_ranks, print0, seed_generators
+from onebox.files import read_json, read_rows, write_atomic
+from onebox.text import visible
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the repository
-
-# What is known when a run ends: folder, step, rollouts, row of metrics (for a crash report); (asked, used) of max_tokens
-# and the longest sequence, cache_asked and (used, least) GB of the engine's cache (for what to do when out of memory)
-LAST = {}
+MAX_FAILURES = 3    # failed saves in a row that end a run
+RETRY_S = 5.0       # between the attempts at a save that cannot wait for a later step
 
 
-def entry(main):
+@dataclass(frozen=True)
+class BasicSettings:
+    """Settings of every run. None changes what is learned, but for rounding, so that a run may go on with other values."""
+
+    name: str = "run"                    # the run lies in out/<name>/
+    check: bool = False                  # validate settings and data, show what the model will see, then stop
+    save_every: NonNegative[int] = 50    # checkpoint every N steps; 0 = only the last
+    keep_checkpoints: Positive[int] = 2  # how many recent checkpoints to keep; the best evaluated one is always kept
+    max_hours: NonNegative[float] = 0.0  # save and stop after the first step that ends past this limit; 0 = no limit
+    allow_data_change: bool = False      # continue a run although its rows changed
+    wandb: Literal["off", "offline", "online"] = "off"  # metrics.jsonl is always written
+    checkpointing: Literal[True, False, "selective"] = True  # recompute in backward: all, nothing, or what is cheap
+    compile: bool = False                # torch.compile each block: a slower start, less memory for activations
+    max_tokens_per_gpu: Positive[int] = 16384  # tokens of a micro-batch; halve it when out of memory, results stay the same
+    shard_size: NonNegative[int] = 0     # ranks that share one copy of the weights; 0 = all, 8 = inside each node
+
+
+@dataclass(frozen=True)
+class RunSettings(BasicSettings):
+    """Settings of a run with rollouts."""
+
+    eval_every: NonNegative[int] = 10    # held-out evaluation every N steps; 0 = only before and after
+    keep_rollouts: NonNegative[int] = 16  # responses of each step kept token by token in samples/; 0 = none
+    report_every: NonNegative[int] = 20  # renew report.html every N steps and at the end; 0 = never
+    dry_step: Literal["auto", "on", "off"] = "auto"  # a micro-batch of full length before the run; auto: on GPUs
+    max_num_seqs: Positive[int] = 256    # sequences decoded together in one engine
+    kv_cache_gb: NonNegative[float] = 0.0  # per engine; 0 = room for max_num_seqs full sequences, at most 35 % of its GPUs
+    tensor_parallel: Positive[int] = 1   # GPUs per engine
+    rollout_deadline_s: Positive[float] = 3600.0  # after it, unfinished responses are cut off and count as truncated
+
+
+# num_steps: unless the lr of a step follows from it
+MAY_CHANGE = {"num_steps", *(f.name for f in dataclasses.fields(RunSettings))}
+PATHS = ("model", "critic_model", "data_path", "eval_path")  # what lies there may not change, where it lies may
+
+
+@dataclass
+class Progress:
+    """Where a run stands: state.json of a checkpoint."""
+
+    step: int = 0                  # the last one that is finished
+    prompts_seen: int = 0          # draws of the data order; sft.py: examples
+    nonfinite_updates: int = 0     # in a row
+    kl_coef: float | None = None   # of PPO's controller
+    row: dict | None = None        # metrics row of `step`, until it is in metrics.jsonl
+
+    def count_update(self, finite):
+        """Count updates in a row whose gradient was not finite. Raise Broken at the third."""
+        self.nonfinite_updates = 0 if finite else self.nonfinite_updates + 1
+        if self.nonfinite_updates == 3:
+            raise Broken("three updates in a row had a gradient that is not finite; none was applied. Lower lr, or look at "
+                         "the last metrics")
+
+
+def open_run(cfg, origin, device, fingerprints, num_steps=None):
     """
-    Run a script's main(). Ends the process with the exit code of a ConfigError after its line on stderr; with 130 after
-    Ctrl-C, 4 when out of memory, 6 when Broken, 1 for any other crash, after leaving a report in the run directory.
+    Open out/<name>/ for this process and find its newest checkpoint. Return the Run, None if it is complete already.
+
+    fingerprints {"model": ..., "training": ...}: of what the run will use. ConfigError, in one line, if the directory
+    holds a run of other settings, data or models, if it is in use, or if no checkpoint in it can be used.
     """
-    ours, failed = not dist.is_initialized(), True
-    try:
-        main()
-        failed = False
-    except ConfigError as error:
-        remove_new_folder()
-        print(error, file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
-    except (Exception, KeyboardInterrupt) as error:
-        distributed.end_if_orphaned()  # then this is what ranks that died a moment earlier leave behind
-        stopped, full, text = isinstance(error, KeyboardInterrupt), out_of_memory(error), ""
-        if not stopped:
-            traceback.print_exc()
-        try:
-            if full:
-                text += f"; out of memory{memory_advice(error)}"
-            if "folder" in LAST:
-                text += f"; the batch, all stacks and the last metrics are in {crash_report(error, LAST['folder'])}"
-        except (OSError, MemoryError) as none_left:  # perhaps what the run died of
-            text += f"; no crash report could be written ({none_left!r})"
-        if stopped:
-            print0(f"interrupted in step {LAST.get('step', 0)}{text}; the same command continues", file=sys.stderr)
-            sys.exit(130)
-        print(visible(f"error: {type(error).__name__} in step {LAST.get('step', 0)}{text}"), file=sys.stderr, flush=True)
-        sys.exit(4 if full else getattr(error, "exit_code", 1))
-    finally:
-        if ours:
-            leave_distributed(failed)
-
-
-def remove_new_folder():
-    """A start that is refused before its first step leaves no directory behind: the one that it made, with what it put there."""
-    if (folder := LAST.get("made")) and "step" not in LAST:
-        keep = r"metrics\.jsonl|step_|corrupt_step_|out_of_memory|crash"
-        if not any(re.match(keep, name) for name in os.listdir(folder)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# out of memory
-# ---------------------------------------------------------------------------------------------------------------
-
-# PyTorch's and Python's own classes need no text. These come as plain errors: vLLM's wake-up and CUDA's driver ("CUDA Error:
-# out of memory"), Triton, cuBLAS ("CUBLAS_STATUS_ALLOC_FAILED"), NCCL ("Failed to CUDA calloc async 608 bytes"), the host.
-# ("cannot allocate memory in static TLS block": a library was loaded too late, which is another matter)
-MEMORY = re.compile(r"out of memory|can(no|')t allocate memory(?! in static TLS)|not enough memory|_ALLOC_FAILED|"
-                    r"cudaErrorMemoryAllocation|failed to (cuda |host )*[cm]?alloc|bad_alloc", re.IGNORECASE)
-SIDE_BY_SIDE = ("the weights of trainer and engine do not fit beside each other, and neither smaller micro-batches nor a "
-                "smaller cache helps: take more GPUs, or --tensor_parallel")
-MODELS = "the models do not fit, and smaller micro-batches do not help: take more GPUs, or ask tools/plan.py"
-HOST = "a checkpoint is written from the host's memory: give the run more of it; the same command goes on from the last one"
-
-
-class NoMemory(RuntimeError):
-    """Out of memory in a part of a run for which smaller micro-batches are no help; `advice` is what helps."""
-
-    def __init__(self, part, advice):
-        super().__init__(f"out of memory in {part}")
-        self.part, self.advice = part, advice
-
-
-@contextmanager
-def memory_of(part, advice):
-    """Whoever runs out of memory in here gets this advice: a text, or a function that acts and returns it."""
-    try:
-        yield
-    except Exception as error:
-        if not out_of_memory(error) or any(isinstance(e, NoMemory) for e in causes(error)):
-            raise
-        raise NoMemory(part, advice) from error
-
-
-def causes(error):
-    """An error, then what led to it, as a traceback shows them."""
-    found = []
-    while error is not None and error not in found:
-        found.append(error)
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return found
-
-
-def out_of_memory(error):
-    """Whether a GPU or the host had no memory left: an error of that kind, or one that it led to."""
-    return any(e.errno == errno.ENOMEM if isinstance(e, OSError) else
-               isinstance(e, (MemoryError, torch.OutOfMemoryError)) or bool(MEMORY.search(str(e))) for e in causes(error))
-
-
-def memory_advice(error):
-    """-> what helps, after leaving a smaller size for the next start where that is what helps."""
-    if known := next((e for e in causes(error) if isinstance(e, NoMemory)), None):
-        return f" in {known.part}: {known.advice() if callable(known.advice) else known.advice}"
-    return f": {halve_tokens()}" if "step" in LAST else f" before the first step: {MODELS}"
-
-
-def halve_tokens():
-    """After the trainer ran out of memory: leave half the micro-batch size for the next start -> what happens then."""
-    if "max_tokens" not in LAST:
-        return "take a smaller max_tokens_per_gpu"
-    asked, used = LAST["max_tokens"]
-    if used <= (longest := LAST.get("longest", 1)):  # half of it would still be a micro-batch of one sequence
-        return (f"max_tokens_per_gpu = {used} is no more than the longest sequence, {longest} tokens: take more GPUs, "
-                "checkpointing or shorter responses, or ask tools/plan.py")
-    leave(asked=asked, max_tokens_per_gpu=used // 2)
-    return (f"the same command goes on with max_tokens_per_gpu = {used // 2} instead of {used}, from the last checkpoint; "
-            "results do not change but for rounding")
-
-
-def halve_cache():
-    """After the engine ran out of memory: leave half of its cache for the next start -> what happens then."""
-    if "cache" not in LAST:
-        return "take a smaller kv_cache_gb"
-    used, least = LAST["cache"]
-    if used / 2 < least:
-        return (f"kv_cache_gb = {used:.3g} cannot be halved, one sequence of full length takes {least:.3g}: take more GPUs, "
-                "--tensor_parallel or a smaller max_response_len")
-    if "cache_asked" not in LAST:  # eval.py
-        return f"give --kv_cache_gb {used / 2:.3g} instead of {used:.3g}"
-    leave(cache_asked=LAST["cache_asked"], kv_cache_gb=used / 2)
-    return (f"the same command goes on with kv_cache_gb = {used / 2:.3g} instead of {used:.3g}, from the last checkpoint; "
-            "results do not change but for rounding")
-
-
-def leave(**sizes):
-    """Into out_of_memory.json of the run, beside what is there: the next start takes these."""
-    file = os.path.join(LAST["folder"], "out_of_memory.json")
-    tmp = f"{file}.tmp{os.environ.get('RANK', 0)}"  # ranks may fail together
-    with open(tmp, "w") as f:
-        json.dump(left(LAST["folder"]) | sizes, f)
-    os.replace(tmp, file)
-
-
-def left(folder):
-    try:
-        with open(os.path.join(folder, "out_of_memory.json")) as f:
-            found = json.load(f)
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
-        return {}  # none, or torn: the settings themselves; running out of memory writes it anew
-
-
-def token_budget(folder, asked, say=print0):
-    """-> max_tokens_per_gpu: what the settings ask for, or the half that an earlier start with them left; says so then."""
-    before, used = left(folder), asked
-    if before.get("asked") == asked and isinstance(before.get("max_tokens_per_gpu"), int):
-        used = before["max_tokens_per_gpu"]
-    LAST["max_tokens"] = (asked, used)
-    if used != asked:
-        say(f"micro-batches of {used} tokens: an earlier start ran out of memory with more")
-    return used
-
-
-def cache_budget(folder, asked, say=print0):
-    """-> kv_cache_gb: what the settings ask for (0: as much as is needed), or the half that an earlier start left."""
-    before, LAST["cache_asked"] = left(folder), asked
-    if before.get("cache_asked") != asked or not isinstance(before.get("kv_cache_gb"), float):
-        return asked
-    say(f"an engine's cache of {before['kv_cache_gb']:.3g} GB: an earlier start ran out of memory with more")
-    return before["kv_cache_gb"]
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# crash reports
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def crash_report(error, folder):
-    """folder/crash/<time>_rank0/: error.txt, last_metrics.json and the rollouts of the step that crashed -> its path."""
-    path = os.path.join(folder, "crash", time.strftime("%Y%m%d-%H%M%S") + f"_rank{os.environ.get('RANK', 0)}")
-    os.makedirs(path, exist_ok=True)
-    with open(os.path.join(path, "error.txt"), "w") as f:
-        f.write("".join(traceback.format_exception(error)) + f"\nstep {LAST.get('step')}; all threads:\n")
-        f.flush()
-        faulthandler.dump_traceback(f)
-    with open(os.path.join(path, "last_metrics.json"), "w") as f:
-        json.dump(LAST.get("row"), f, indent=1)
-    with gzip.open(os.path.join(path, "batch.jsonl.gz"), "wt") as f:
-        for r in LAST.get("rollouts", ()):
-            f.write(json.dumps({"uid": r.uid, "sample": r.sample, "prompt_ids": list(map(int, r.prompt_ids)),
-                                "response_ids": list(map(int, r.response_ids)), "finish_reason": r.finish_reason,
-                                "rollout_logprobs": [float(x) for x in r.rollout_logprobs],
-                                "reward": getattr(r.score, "total", None)}) + "\n")
-    return path
+    path, num_steps = run_folder(cfg, fingerprints), num_steps or cfg.num_steps
+    if (done := checkpoint.exported_step(f"{path}/model")) >= num_steps:
+        return print0(f"{path} is complete: step {done} of {num_steps}. Its model is {path}/model")
+    return Run(cfg, origin, device, fingerprints, num_steps)
 
 
 def run_folder(cfg, fingerprints=None):
     """
-    -> out/<name>, after making sure that it is new or holds a run of the same settings: the same command continues a
-    run, another one is another run. Without metrics or checkpoint it is a start that failed, and does not count.
+    Return out/<name>, after making sure that it is new or holds a run of the same settings.
 
-    fingerprints {"model", "training", ...}: of what the run would use. A directory, a model or a file may have moved: of a
-    setting that is a path the contents count, as the run's config.json has them.
+    The same command continues a run, another one is another run. Without metrics or checkpoint it is a start that failed,
+    and does not count. Models and files may have moved: of a setting that is a path the contents count, by fingerprints.
     """
     if not re.fullmatch(r"[\w.+-]+", cfg.name) or cfg.name.startswith("."):
         raise ConfigError(f"name = {cfg.name!r} must be a plain directory name: letters, digits, '-', '_', '.'")
     path = os.path.join("out", cfg.name)
     before = record_of(path).get("fingerprints") if fingerprints else None
-    allowed = MAY_CHANGE if before is None else (*MAY_CHANGE, *PATHS.get(script_of(cfg), ()))
+    allowed = MAY_CHANGE.union(() if before is None else (*PATHS, *["data"] * (script_of(type(cfg)) == "sft.py")))
     changed = changed_settings(path, cfg)
     refused = [line for name, line in changed.items() if name not in allowed]
     if "num_steps" in changed and lr_follows_num_steps(cfg):
@@ -264,23 +129,19 @@ def run_folder(cfg, fingerprints=None):
     if refused:
         raise ConfigError(f"{path} holds a run with other settings ({', '.join(refused)}); give this one another --name, "
                           f"or remove {path}")
-    changed_contents(path, before or {}, fingerprints or {}, getattr(cfg, "allow_data_change", False))
+    checkpoint.changed_contents(path, before or {}, fingerprints or {}, getattr(cfg, "allow_data_change", False))
     return path
 
 
 def lr_follows_num_steps(cfg):
-    """Whether the lr of a step depends on num_steps, in any of the three scripts: sft.py's schedule is a cosine."""
-    schedules = [getattr(cfg, "lr_schedule", "cosine")]
-    schedules += [cfg.critic_lr_schedule] if getattr(cfg, "estimator", "") == "gae" else []
-    return set(schedules) != {"constant"} and getattr(cfg, "lr_min_ratio", 1) != 1
-
-
-def script_of(cfg):
-    return os.path.basename(inspect.getfile(type(cfg)))
+    """Return whether the lr of a step depends on num_steps, in any of the three scripts: sft.py's schedule is a cosine."""
+    schedules = {getattr(cfg, "lr_schedule", "cosine")}
+    schedules |= {cfg.critic_lr_schedule} if getattr(cfg, "estimator", "") == "gae" else set()
+    return schedules != {"constant"} and getattr(cfg, "lr_min_ratio", 1) != 1
 
 
 def record_of(path):
-    """config.json of a run directory; {} where it holds no run yet."""
+    """Return config.json of a run directory, {} if it holds no run yet."""
     names, file = os.listdir(path) if os.path.isdir(path) else [], os.path.join(path, "config.json")
     if not any(re.match(r"metrics\.jsonl|(corrupt_)?step_", name) for name in names):
         return {}
@@ -293,34 +154,24 @@ def record_of(path):
 
 
 def changed_settings(path, cfg):
-    """{"lr": "lr: 0.1 there, 0.2 now"} of a run directory against cfg; {} for a new one. What is missing had its default."""
-    record = record_of(path)
-    if not record:
+    """Return {"lr": "lr: 0.1 there, 0.2 now"} of a run directory against cfg. What the record lacks had its default."""
+    if not (record := record_of(path)):
         return {}
     before = as_json(type(cfg)()) | record["settings"] | {"script": record["script"]}
-    now = as_json(cfg) | {"script": script_of(cfg)}
+    now = as_json(cfg) | {"script": script_of(type(cfg))}
     names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
     return {name: f"{name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in names}
 
 
-def changed_contents(folder, before, now, allow_data_change):
-    """The fingerprints that differ, as names of data, where that is allowed; ConfigError where it is not."""
-    changed = [name for name in now if before.get(name, now[name]) != now[name]]
-    for name in ("model", "critic"):
-        if name in changed:
-            raise ConfigError(f"the {name}'s files are not those that {folder} was started with: put the old ones back, or "
-                              "give this run another --name")
-    if changed and not allow_data_change:
-        raise ConfigError(f"the {' and '.join(changed)} data are not those that {folder} was started with (other rows, "
-                          "text or answers): put the old ones back, give this run another --name, or accept them with "
-                          "--allow_data_change", exit_code=2)
-    return changed
+def as_json(cfg):
+    return json.loads(json.dumps(dataclasses.asdict(cfg)))
 
 
 def lock(folder):
     """
-    Take a run directory for this run, on all ranks; ConfigError names the process that has it. -> keep the result: the
-    lock lives as long as that file is open, so a killed run leaves none behind, only its name in the file.
+    Take a directory for this process, on all ranks. Return the open lock file: the lock lives as long as it does.
+
+    ConfigError names the process that has it. A killed run leaves no lock behind, only its name in the file.
     """
     file, problem = None, ""
     if dist.get_rank() == 0:
@@ -332,7 +183,7 @@ def lock(folder):
             file.truncate(0)
             file.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
             file.flush()
-            LAST["made"] = folder if new else ""
+            CONTEXT["made"] = folder if new else ""
         except BlockingIOError:
             file.seek(0)
             problem = f"{folder} is in use by {file.read()}: wait for it, stop it, or give this run another --name"
@@ -341,224 +192,276 @@ def lock(folder):
                 print0(f"WARNING: {folder} is on a file system without locks: make sure that no second run writes there")
             else:
                 problem = f"{folder} cannot be written ({error}): mend that, or start from another directory"
-    for text in gather([problem]):
-        if text:
-            raise ConfigError(text)
+    if problem := checkpoint.agree(problem):
+        raise ConfigError(problem)
     return file
 
 
-def as_json(cfg):
-    return json.loads(json.dumps(dataclasses.asdict(cfg)))
-
-
 class Run:
-    """The run directory of one training; on ranks other than 0 every method does nothing."""
+    """One run and its directory. Every rank calls the same methods; only rank 0 writes, but for checkpoints."""
 
-    def __init__(self, cfg, origin, script, fingerprints=None):
-        self.path = run_folder(cfg, fingerprints)
-        self.main = dist.get_rank() == 0
+    def __init__(self, cfg, origin, device, fingerprints, num_steps):
+        self.path, self.cfg, self.device, self.fingerprints = run_folder(cfg, fingerprints), cfg, device, fingerprints
+        self.num_steps, self.main, self.clock = num_steps, dist.get_rank() == 0, Clock(device)
         self.wandb, self.reporting, self.unwritten = None, None, {}
-        settings, file = as_json(cfg), os.path.join(self.path, "config.json")
+        self.failures, self.retry_at, self.saved_step = 0, math.inf, 0
+        self.evaluated, self.silent_steps = None, 0
         self.lock = lock(self.path)  # nobody reads config.json after this, a collective
-        LAST["folder"] = self.path
-        if not self.main:
-            return
-        changed = changed_settings(self.path, cfg)
+        CONTEXT["folder"] = self.path
+        if self.main:
+            self.start(cfg, origin, as_json(cfg))
+        self.state = checkpoint.find(self.path, fingerprints, cfg.allow_data_change, self.say)
+        if self.state["step"] and "critic" in fingerprints and "critic" not in self.state.get("models", ()):
+            raise ConfigError(f"{self.path}/step_{self.state['step']:06d} holds no critic, so the run cannot go on from it: "
+                              f"remove {self.path}, or give this run another --name")
+        self.max_tokens = size_left(self.path, "max_tokens_per_gpu", cfg.max_tokens_per_gpu, self.say)
+        CONTEXT["max_tokens"], CONTEXT["cache_asked"] = (cfg.max_tokens_per_gpu, self.max_tokens), getattr(cfg, "kv_cache_gb", 0)
+        self.kv_cache_gb = size_left(self.path, "kv_cache_gb", CONTEXT["cache_asked"], self.say)
+        self.signals = Signals()
+
+    def start(self, cfg, origin, settings):
+        """Write config.json and the code as it is, print what is not a default, and connect to wandb."""
+        changed, script, file = changed_settings(self.path, cfg), script_of(type(cfg)), os.path.join(self.path, "config.json")
+        # a directory that was begun again is another run at wandb too
+        wandb_id = read_json(file).get("wandb_id") or f"{cfg.name}-{os.urandom(4).hex()}"
+        record = {"script": script, "settings": settings, "origin": origin, "fingerprints": self.fingerprints,
+                  "command": [os.path.basename(word) for word in (sys.executable, sys.argv[0])] + sys.argv[1:],
+                  "world_size": dist.get_world_size(), "wandb_id": wandb_id, "versions": versions(), "machine": machine(),
+                  "commit": commit()}
         try:
-            self.write_start(cfg, origin, script, settings, file, fingerprints)
+            os.makedirs(os.path.join(self.path, "samples"), exist_ok=True)
+            write_atomic(file, json.dumps(record, indent=1))
+            starts = sum(name == "code" or name.startswith("code_") for name in os.listdir(self.path))
+            save_code(os.path.join(self.path, f"code_{starts + 1}" if starts else "code"))
         except OSError as error:
             raise ConfigError(f"{self.path} cannot be written ({error}): make room; the same command continues", 3) from error
-        self.say(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')}  {script}  ->  {self.path}\n{table(cfg, origin)}")
-        if changed:
-            self.say(f"other settings than before: {', '.join(changed.values())}")
-        self.start_wandb(cfg, settings)
+        head = f"\n{time.strftime('%Y-%m-%d %H:%M:%S')}  {script}  ->  {self.path}\n"
+        note = f"all {len(settings)} settings: {file}" + (f"; other than before: {', '.join(changed.values())}" if changed else "")
+        self.say("\n".join([head + table(cfg, origin, only=origin), note]), f"{head}{table(cfg, origin)}\n{note}")
+        if cfg.wandb != "off":
+            from tools.wandb_thread import WandbThread
 
-    def write_start(self, cfg, origin, script, settings, file, fingerprints):
-        """config.json and the code as it is, once for each start of the run."""
-        os.makedirs(os.path.join(self.path, "samples"), exist_ok=True)
-        self.wandb_id = f"{cfg.name}-{os.urandom(4).hex()}"  # a directory begun anew is another run there too
-        try:
-            with open(file) as f:
-                self.wandb_id = str(json.load(f)["wandb_id"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # the first start
-        command = [os.path.basename(word) for word in (sys.executable, sys.argv[0])] + sys.argv[1:]
-        record = {"script": script, "settings": settings, "origin": origin, "command": command, "fingerprints": fingerprints,
-                  "world_size": dist.get_world_size(), "wandb_id": self.wandb_id, "versions": versions(), "machine": machine(), "commit": commit()}
-        with open(file + ".tmp", "w") as f:
-            json.dump(record, f, indent=1)
-        os.replace(file + ".tmp", file)
-        starts = sum(name == "code" or name.startswith("code_") for name in os.listdir(self.path))
-        save_code(os.path.join(self.path, f"code_{starts + 1}" if starts else "code"))
+            self.wandb = WandbThread(self.say, project="onebox-r1", name=cfg.name, id=wandb_id, mode=cfg.wandb, config=settings,
+                                     dir=self.path, resume="allow")
 
-    def say(self, text):
-        """Print on rank 0 and keep it in log.txt; control characters of a model's text are made visible first."""
+    def say(self, text, in_log=None):
+        """Print on rank 0 and append to log.txt. Control characters of a model's text are made visible first."""
         if self.main:
-            text = visible(text)
-            print(text, flush=True)
-            self.append("log.txt", text + "\n")
+            print(visible(text), flush=True)
+            self.append("log.txt", visible(in_log or text) + "\n")
 
     def append(self, name, text):
-        """Text onto a file of the run, synced, whole or not at all: what a full disk refuses is tried with the next."""
+        """Append text and sync, all or nothing. If the disk is full, keep it and try again with the next write."""
         path, text = os.path.join(self.path, name), self.unwritten.get(name, "") + text
+        self.unwritten[name] = text
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-            try:
-                size, data = os.fstat(fd).st_size, text.encode()
-                if os.write(fd, data) < len(data):
-                    os.ftruncate(fd, size)
+            with open(path, "ab", buffering=0) as f:
+                size, data = os.fstat(f.fileno()).st_size, text.encode()
+                if os.write(f.fileno(), data) < len(data):
+                    os.ftruncate(f.fileno(), size)
                     raise OSError(errno.ENOSPC, "only a part could be written")
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+                os.fsync(f.fileno())
             self.unwritten[name] = ""
         except OSError as error:
-            self.unwritten[name] = text
             print(f"WARNING: {path} cannot be written ({error}): kept, and tried again with the next line", flush=True)
 
-    def metrics(self, row):
-        """Append one step to metrics.jsonl; NaN and infinity become null, so that the file stays JSON."""
-        if not self.main:
-            return
-        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        LAST["row"] = clean
-        self.append("metrics.jsonl", json.dumps(clean) + "\n")
-        if self.wandb is not None:
-            self.wandb.log({k: v for k, v in clean.items() if v is not None})
+    def resume(self, policy, optimizer, **more):
+        """
+        Load the newest checkpoint into the models and drop what was written after it. Return its Progress. Collective.
+
+        more: as critic=(critic, critic_optimizer). progress.row is None unless the run was killed between the save of a step
+        and its row in metrics.jsonl: then the rest of that step, its evaluation and log, is still to do.
+        """
+        state = checkpoint.load(self.path, self.state, policy, optimizer, self.say, **more)
+        old = {"nonfinite_updates": "bad_steps", "prompts_seen": "examples_seen"}  # names in older checkpoints
+        names = [f.name for f in dataclasses.fields(Progress)]
+        progress = Progress(**{name: state.get(name, state.get(old.get(name), getattr(Progress, name))) for name in names})
+        self.saved_step = progress.step
+        logged = gather(self.forget_after(progress.step) if self.main else [])
+        if progress.step in logged or not progress.step:
+            progress.row = None
+        if progress.row:
+            CONTEXT["step"] = progress.step
+        return progress
 
     def forget_after(self, step):
-        """Drop what the run wrote after `step`, a row of metrics or a sample: a resumed run writes it again."""
-        if not self.main:
-            return
-        folder = os.path.join(self.path, "samples")
+        """Drop rows and rollouts after the step: the run writes them again. Return the steps that keep their row."""
+        folder, kept, logged = os.path.join(self.path, "samples"), step or -1, []  # without a checkpoint step 0 goes too
         for name in os.listdir(folder):
-            if (number := re.search(r"_(\d{6,})\.jsonl", name)) and int(number[1]) > step:
+            if (number := re.search(r"_(\d{6,})\.jsonl", name)) and int(number[1]) > kept:
                 os.remove(os.path.join(folder, name))
         for file in (os.path.join(self.path, "metrics.jsonl"), os.path.join(folder, "held_out.jsonl")):
-            if file.endswith("held_out.jsonl") and step > 0 and self.find_row(step) is None:
-                step -= 1  # killed between the two files: the evaluation is made again
-            rows, dropped = [], 0
-            with open(file, errors="replace") if os.path.exists(file) else io.StringIO() as f:
-                for line in f:
-                    try:
-                        keep = line.endswith("\n") and json.loads(line)["step"] <= step
-                    except (ValueError, KeyError, TypeError):
-                        keep = False  # a killed run may leave half a line
-                    rows += [line] * keep
-                    dropped += not keep
-            if dropped:
-                with open(file + ".tmp", "w") as f:
-                    f.writelines(rows)
-                os.replace(file + ".tmp", file)
-                if file.endswith("metrics.jsonl"):
-                    self.say(f"{dropped} rows of metrics after the last checkpoint are dropped, their steps done again")
+            if file.endswith("held_out.jsonl") and step not in logged:
+                kept -= 1  # killed between the two files: the evaluation is made again
+            rows = list(read_rows(file))
+            stay = [(line, row) for line, row in rows if isinstance(row.get("step"), int) and row["step"] <= kept]
+            if len(stay) < len(rows):
+                write_atomic(file, "".join(line for line, _ in stay))
+            if file.endswith("metrics.jsonl"):
+                logged = [row["step"] for _, row in stay]
+                for _, row in stay:
+                    self.remember(row)
+                if len(stay) < len(rows):
+                    self.say(f"{len(rows) - len(stay)} rows of metrics after the last checkpoint are dropped, their steps done again")
+        return logged
 
-    def find_row(self, step):
-        """The row of a step in metrics.jsonl, or None; on rank 0."""
-        file = os.path.join(self.path, "metrics.jsonl")
-        with open(file, errors="replace") if os.path.exists(file) else io.StringIO() as f:
-            for line in f:
-                if f'"step": {step},' in line and (row := json.loads(line))["step"] == step:
-                    return row
-        return None
+    def remember(self, row):
+        """Keep of a metrics row what later warnings compare with."""
+        self.silent_steps = self.silent_steps + 1 if row.get("zero_variance_groups") == 1 else 0
+        if row.get("eval_correct") is not None and row.get("reward") is not None:
+            self.evaluated = row
 
-    def unfinished(self, step):
+    def begin_step(self, step):
+        """Seed the global generators from (seed, step, rank), and begin the step's clock and crash report."""
+        CONTEXT.update(step=step, rollouts=())
+        seed_generators(self.cfg.seed, step, dist.get_rank())
+
+    def keep_for_crash_report(self, rollouts):
+        """Remember the rollouts of the step, until the next one begins."""
+        CONTEXT.update(rollouts=rollouts, longest=max(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
+
+    def save_is_due(self, step):
+        return step >= self.retry_at or bool(self.cfg.save_every and step % self.cfg.save_every == 0)
+
+    def save(self, progress, policy, optimizer, last=False, **more):
         """
-        Of a step whose checkpoint was written before its held-out evaluation -> (its row of metrics, or None where a kill
-        came before that was written; the kept rollouts of its training), the same row on all ranks.
+        Write the checkpoint of progress.step, unless it is there. Collective.
+
+        A failed save is logged and tried again 1, then 2 steps later, or at once if this is the last step. The third failure
+        in a row raises ConfigError with exit code 3. more: as critic=(critic, critic_optimizer).
         """
-        row, kept, file = None, [], os.path.join(self.path, "samples", f"step_{step:06d}.jsonl.gz")
-        if self.main:
-            row = self.find_row(step)
+        if self.saved_step == progress.step:
+            return
+        self.clock.phase("save")
+        state = dataclasses.asdict(progress) | {"fingerprints": self.fingerprints, "commit": commit(), "versions": versions()}
+        while problem := checkpoint.save_state(self.path, progress.step, policy, optimizer, state, keep=self.cfg.keep_checkpoints,
+                                               **more):
+            self.failures += 1
+            self.say(f"WARNING: step {progress.step} could not be saved ({problem}; {shutil.disk_usage(self.path).free / 1e9:.2f} GB "
+                     f"free): {self.failures} failed in a row. Older checkpoints are as they were: "
+                     f"{checkpoint.saved_steps(self.path) or 'there is none'}")
+            if self.failures >= MAX_FAILURES:
+                raise ConfigError(f"{self.path}: {MAX_FAILURES} checkpoints in a row could not be written ({problem}): make room; "
+                                  "the same command continues from the newest one", checkpoint.NO_CHECKPOINT)
+            if not last:
+                self.retry_at = progress.step + self.failures
+                break
+            time.sleep(RETRY_S)
+        else:
+            self.failures, self.retry_at, self.saved_step = 0, math.inf, progress.step
+        self.clock.phase("other")
+
+    def stop_reason(self):
+        """Return "", or why all ranks stop after this step: a signal or max_hours. Collective."""
+        late = self.cfg.max_hours and time.monotonic() - distributed.START >= self.cfg.max_hours * 3600
+        code = int(max_over_ranks(self.signals.seen or late, self.device))
+        return f"max_hours = {self.cfg.max_hours:g}" if code == 1 else signal.Signals(code).name if code else ""
+
+    def keep_rollouts(self, step, rows):
+        """Write rollouts of one split (train, held-out) to samples/step_000010.jsonl.gz, beside those of the other one."""
+        if not self.main or not rows:
+            return
+        file = os.path.join(self.path, "samples", f"step_{step:06d}.jsonl.gz")
+        try:
             if os.path.exists(file):
                 with gzip.open(file, "rt") as f:
-                    kept = [r for r in map(json.loads, f) if r["split"] == "train"]
-        return gather([row] if self.main else [])[0], kept
+                    rows = [row for row in map(json.loads, f) if row["split"] != rows[0]["split"]] + rows
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            write_atomic(file, gzip.compress(text.encode(), compresslevel=6, mtime=0))  # the same rows, the same bytes
+        except OSError as error:  # a full disk does not end the run: nothing that is learned depends on them
+            self.say(f"WARNING: the rollouts of step {step} are not kept ({error})")
 
     def held_out(self, step, per_problem):
         """Append to samples/held_out.jsonl how each held-out problem went: {uid: [share right sampled, greedy 0 or 1]}."""
         if self.main:
             self.append("samples/held_out.jsonl", json.dumps({"step": step, "correct": per_problem}) + "\n")
 
-    def samples(self, step, rows):
-        """Keep some rollouts of a step in out/<name>/samples/step_000010.jsonl.gz, one object (samples.row) a line."""
-        if not self.main or not rows:
+    def log(self, row):
+        """Finish a step: its row of metrics with the seconds since clock.take(), the console line, warnings, the report."""
+        row = row | metrics.more_seconds(row, self.clock.take())
+        if not self.main:
             return
-        file = os.path.join(self.path, "samples", f"step_{step:06d}.jsonl.gz")
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        try:
-            with open(file + ".tmp", "wb") as f:
-                f.write(gzip.compress(text.encode(), compresslevel=6, mtime=0))  # the same rows, the same bytes
-            os.replace(file + ".tmp", file)
-        except OSError as error:  # a full disk does not end the run: nothing that is learned depends on them
-            self.say(f"WARNING: the rollouts of step {step} are not kept ({error})")
+        self.metrics(row)  # after all else that a step writes: it says that the step is finished
+        self.say(metrics.console_line(row, self.num_steps))
+        warnings = [metrics.hacked(self.evaluated, row) if "eval_correct" in row and "reward" in row else ""]
+        self.remember(row)
+        for warning in [*warnings, metrics.no_signal(self.silent_steps, row)]:
+            if warning:
+                self.say(warning)
+        every = getattr(self.cfg, "report_every", 0)
+        if every and 0 < row["step"] < self.num_steps and row["step"] % every == 0:
+            self.report()
+
+    def metrics(self, row):
+        """Append a row to metrics.jsonl. NaN and infinity become null, so that the file stays JSON."""
+        if self.main:
+            CONTEXT["row"] = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+            self.append("metrics.jsonl", json.dumps(CONTEXT["row"]) + "\n")
+            if self.wandb is not None:
+                self.wandb.log({k: v for k, v in CONTEXT["row"].items() if v is not None})
 
     def report(self, wait=False):
-        """Renew out/<name>/report.html in a process of its own; it may fail without harm, and says why in report.log."""
-        if not self.main or (self.reporting is not None and self.reporting.poll() is None and not wait):
+        """Renew report.html in a process of its own, killed after 10 minutes. It may fail without harm: report.log says why."""
+        if not self.main or (self.reporting and self.reporting.poll() is None and not wait):
             return  # the one before is still at work
-        if self.reporting is not None:
-            self.finished_report()
+        if self.reporting:
+            self.reporting.wait()
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("LD_PRELOAD", "WANDB"))}
+        command = ["timeout", "-k", "5", "600", "nice", "-n", "10", sys.executable, "-m", "tools.report", os.path.abspath(self.path)]
         try:
             with open(os.path.join(self.path, "report.log"), "w") as log:
-                command = ["nice", "-n", "10", sys.executable, "-m", "tools.report", os.path.abspath(self.path)]
                 self.reporting = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                                                   env=environment, cwd=HERE)
         except OSError as error:  # a full disk
             return self.say(f"WARNING: no report.html was made ({error})")
-        if wait and self.finished_report():
+        if wait and self.reporting.wait():
             self.say(f"no report.html was made: see {self.path}/report.log")
 
-    def finished_report(self, wait_s=600):
-        """-> exit code of the report that is being made; one that hangs is killed, a run must be able to end."""
-        try:
-            return self.reporting.wait(wait_s)
-        except subprocess.TimeoutExpired:
-            self.reporting.kill()
-            return self.reporting.wait()
-
-    def start_wandb(self, cfg, settings):
-        if cfg.wandb != "off":
-            self.wandb = Wandb(self.say, project="onebox-r1", name=cfg.name, id=self.wandb_id, mode=cfg.wandb, config=settings,
-                               dir=self.path, resume="allow")
-
-    def close(self):
+    def finish(self, policy, tokenizer, stop_ids, step, stopped_by=""):
+        """End the run: say that it was stopped, or export the model to model/ and make the last report. Collective."""
+        checkpoint.prune(self.path, self.cfg.keep_checkpoints)  # only now it is known whether the last one is the best
+        if stopped_by and step < self.num_steps:
+            self.say(f"stopped by {stopped_by} after step {step}; the same command continues")
+        else:
+            dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
+            checkpoint.export_hf(policy, tokenizer, f"{self.path}/model", dtype, step, stop_ids, self.say)
+            if getattr(self.cfg, "report_every", 0):
+                self.report(wait=True)
+            self.say(f"done: {self.path}  (metrics.jsonl, log.txt, report.html, samples/, code/, and the model as a Hugging Face "
+                     f"directory: {self.path}/model)")
         if self.wandb is not None:
             self.wandb.close()
 
 
-class Wandb(threading.Thread):
+class Signals:
     """
-    Weights & Biases in a thread of its own: a service that is down, slow or full must not hold a run up, nor end it.
-    metrics.jsonl is the truth. Rows that a resumed run writes again are dropped by wandb, and are the same.
+    Remember SIGTERM or SIGUSR1, so that the run ends after its step; a second signal ends the process at once.
+
+    A thread reads them from a pipe, since Python's own handlers wait for the main thread, which may be inside the engine
+    for minutes.
     """
 
-    def __init__(self, say, **settings):
-        super().__init__(daemon=True)
-        self.say, self.settings, self.rows = say, settings, queue.SimpleQueue()
-        os.environ.setdefault("WANDB_SILENT", "true")
-        self.start()
+    def __init__(self):
+        self.seen, (read, write) = 0, os.pipe()
+        os.set_blocking(write, False)
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, lambda *_: None)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        threading.Thread(target=self.listen, args=(read,), daemon=True).start()
 
-    def run(self):
-        try:
-            import wandb
+    def listen(self, read):
+        while True:
+            number = os.read(read, 1)[0]
+            if number in (signal.SIGTERM, signal.SIGUSR1):
+                if self.seen:
+                    os._exit(128 + number)
+                self.seen = number
+                print0(f"{signal.Signals(number).name}: stopping after this step; once more: at once")
 
-            run = wandb.init(**self.settings, settings=wandb.Settings(init_timeout=30, login_timeout=30))
-            while (row := self.rows.get()) is not None:
-                run.log(row, step=row["step"])
-            run.finish()
-        except Exception as error:  # no package, no key, no connection, disk full: the run does not depend on it
-            self.say(f"wandb: {type(error).__name__}: {error}; going on without it")
 
-    def log(self, row):
-        self.rows.put(row)
-
-    def close(self, wait_s=60):
-        self.rows.put(None)
-        self.join(wait_s)
-        if self.is_alive():
-            self.say(f"wandb: not done after {wait_s} s; not waiting for it")
+# ---------------------------------------------------------------------------------------------------------------
+# what a run ran on
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def versions():
@@ -591,7 +494,7 @@ def git(*args):
 
 
 def save_code(folder):
-    """The scripts and recipes as they are, with commit and diff: an edit is the ablation, so it is kept."""
+    """Copy the scripts and recipes, with commit and diff: an edit is the ablation, so it is kept."""
     for sub in (".", "tasks", "onebox", "tools", "tools/report", "recipes"):
         os.makedirs(os.path.join(folder, sub), exist_ok=True)
         for name in sorted(os.listdir(os.path.join(HERE, sub))):
