@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from onebox.config import ConfigError
 from onebox.distributed import Broken, gather, print0, progress, visible, whole
-from onebox.rundir import SIDE_BY_SIDE, NoMemory, halve_cache, memory_of, out_of_memory
+from onebox.crash import SIDE_BY_SIDE, NoMemory, halve_cache, memory_of, out_of_memory
 from onebox.vllm_start import make_engine
 
 

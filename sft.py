@@ -248,7 +248,7 @@ def main():
             window = [0.0, 0]
         progress.step, stopped_by = step, run.stop_reason()
         if run.save_is_due(step) or stopped_by:
-            run.save(progress)
+            run.save(progress, stopping=bool(stopped_by))
         if stopped_by:
             break
     run.finish(policy, tokenizer, stop_ids, stopped_by)

@@ -300,7 +300,7 @@ def main():
     if progress.step == 0 and eval_prompts:
         progress.row = empty_row("advantage_std")
     if progress.row:  # before any update, or of a step that was saved but not logged
-        evaluate_and_log(progress.row, run, engine, policy, scorer, eval_prompts, cfg)
+        evaluate_and_log(progress, run, engine, policy, scorer, eval_prompts, cfg)
 
     # ------------------------------------------------------------------------------------------------------------
     # training loop
@@ -374,9 +374,9 @@ def main():
         progress.end_step(row, has_signal=bool(advantages.any()))
         if run.save_is_due(step):
             run.save(progress)
-        evaluate_and_log(row, run, engine, policy, scorer, eval_prompts, cfg)
+        evaluate_and_log(progress, run, engine, policy, scorer, eval_prompts, cfg)
         if stopped_by := run.stop_reason():          # "", a signal or max_hours; the same on all ranks
-            run.save(progress)
+            run.save(progress, stopping=True)
             break
     scorer.close()
     run.finish(policy, tokenizer, stop_ids, stopped_by)

@@ -456,7 +456,7 @@ def main():
     if progress.step == 0 and eval_prompts:
         progress.row = empty_row(*explain_values({}, {}, {}), "critic_lr", "kl_coef")
     if progress.row:  # before any update, or of a step that was saved but not logged
-        evaluate_and_log(progress.row, run, engine, policy, scorer, eval_prompts, cfg)
+        evaluate_and_log(progress, run, engine, policy, scorer, eval_prompts, cfg)
 
     # ------------------------------------------------------------------------------------------------------------
     # training loop
@@ -548,9 +548,9 @@ def main():
         progress.end_step(row, has_signal=len(rewards.unique()) > 1)
         if run.save_is_due(step):
             run.save(progress)
-        evaluate_and_log(row, run, engine, policy, scorer, eval_prompts, cfg)
+        evaluate_and_log(progress, run, engine, policy, scorer, eval_prompts, cfg)
         if stopped_by := run.stop_reason():          # "", a signal or max_hours; the same on all ranks
-            run.save(progress)
+            run.save(progress, stopping=True)
             break
     scorer.close()
     run.finish(policy, tokenizer, stop_ids, stopped_by)

@@ -84,6 +84,7 @@ class Progress:
     step: int = 0                  # the last one that is finished
     prompts_seen: int = 0          # draws of the data order; sft.py: examples
     nonfinite_updates: int = 0     # in a row
+    silent_steps: int = 0          # in a row, without anything to learn from
     kl_coef: float | None = None   # of PPO's controller
     row: dict | None = None        # metrics row of `step`, until it is in metrics.jsonl
 
@@ -93,6 +94,10 @@ class Progress:
         if self.nonfinite_updates == 3:
             raise Broken("three updates in a row had a gradient that is not finite; none was applied. Lower lr, or look at "
                          "the last metrics")
+
+    def end_step(self, row, has_signal):
+        """Note that the step of this metrics row is done; has_signal: whether it had anything to learn from."""
+        self.step, self.row, self.silent_steps = row["step"], row, 0 if has_signal else self.silent_steps + 1
 
 
 def open_run(cfg, origin, device, fingerprints, num_steps=None):
@@ -205,7 +210,7 @@ class Run:
         self.num_steps, self.main, self.clock = num_steps, dist.get_rank() == 0, Clock(device)
         self.wandb, self.reporting, self.unwritten = None, None, {}
         self.failures, self.retry_at, self.saved_step = 0, math.inf, 0
-        self.evaluated, self.silent_steps = None, 0
+        self.evaluated = None  # the newest row of metrics with an evaluation
         self.lock = lock(self.path)  # nobody reads config.json after this, a collective
         CONTEXT["folder"] = self.path
         if self.main:
@@ -265,14 +270,15 @@ class Run:
         except OSError as error:
             print(f"WARNING: {path} cannot be written ({error}): kept, and tried again with the next line", flush=True)
 
-    def resume(self, policy, optimizer, **more):
+    def resume(self, models):
         """
         Load the newest checkpoint into the models and drop what was written after it. Return its Progress. Collective.
 
-        more: as critic=(critic, critic_optimizer). progress.row is None unless the run was killed between the save of a step
-        and its row in metrics.jsonl: then the rest of that step, its evaluation and log, is still to do.
+        models {"policy": (policy, optimizer), ...}. progress.row is None unless the run was killed between the save of a
+        step and its row in metrics.jsonl: then the rest of that step, its evaluation and log, is still to do.
         """
-        state = checkpoint.load(self.path, self.state, policy, optimizer, self.say, **more)
+        (policy, optimizer), more = models["policy"], {name: pair for name, pair in models.items() if name != "policy"}
+        self.models, state = models, checkpoint.load(self.path, self.state, policy, optimizer, self.say, **more)
         old = {"nonfinite_updates": "bad_steps", "prompts_seen": "examples_seen"}  # names in older checkpoints
         names = [f.name for f in dataclasses.fields(Progress)]
         progress = Progress(**{name: state.get(name, state.get(old.get(name), getattr(Progress, name))) for name in names})
@@ -282,6 +288,8 @@ class Run:
             progress.row = None
         if progress.row:
             CONTEXT["step"] = progress.step
+        if progress.kl_coef is None:
+            progress.kl_coef = getattr(self.cfg, "kl_coef", None)
         return progress
 
     def forget_after(self, step):
@@ -307,7 +315,6 @@ class Run:
 
     def remember(self, row):
         """Keep of a metrics row what later warnings compare with."""
-        self.silent_steps = self.silent_steps + 1 if row.get("zero_variance_groups") == 1 else 0
         if row.get("eval_correct") is not None and row.get("reward") is not None:
             self.evaluated = row
 
@@ -321,21 +328,24 @@ class Run:
         CONTEXT.update(rollouts=rollouts, longest=max(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
 
     def save_is_due(self, step):
-        return step >= self.retry_at or bool(self.cfg.save_every and step % self.cfg.save_every == 0)
+        """Return whether a step calls for a checkpoint: the last one, every save_every steps, and after a save that failed."""
+        every = self.cfg.save_every
+        return step == self.num_steps or step >= self.retry_at or bool(every and step % every == 0)
 
-    def save(self, progress, policy, optimizer, last=False, **more):
+    def save(self, progress, stopping=False):
         """
         Write the checkpoint of progress.step, unless it is there. Collective.
 
-        A failed save is logged and tried again 1, then 2 steps later, or at once if this is the last step. The third failure
-        in a row raises ConfigError with exit code 3. more: as critic=(critic, critic_optimizer).
+        A failed save is logged and tried again 1, then 2 steps later, or at once if there is no later step (stopping). The
+        third failure in a row raises ConfigError with exit code 3.
         """
         if self.saved_step == progress.step:
             return
         self.clock.phase("save")
         state = dataclasses.asdict(progress) | {"fingerprints": self.fingerprints, "commit": commit(), "versions": versions()}
-        while problem := checkpoint.save_state(self.path, progress.step, policy, optimizer, state, keep=self.cfg.keep_checkpoints,
-                                               **more):
+        (policy, optimizer), more = self.models["policy"], {n: pair for n, pair in self.models.items() if n != "policy"}
+        while problem := checkpoint.save_state(self.path, progress.step, policy, optimizer, state,
+                                               keep=self.cfg.keep_checkpoints, **more):
             self.failures += 1
             self.say(f"WARNING: step {progress.step} could not be saved ({problem}; {shutil.disk_usage(self.path).free / 1e9:.2f} GB "
                      f"free): {self.failures} failed in a row. Older checkpoints are as they were: "
@@ -343,7 +353,7 @@ class Run:
             if self.failures >= MAX_FAILURES:
                 raise ConfigError(f"{self.path}: {MAX_FAILURES} checkpoints in a row could not be written ({problem}): make room; "
                                   "the same command continues from the newest one", checkpoint.NO_CHECKPOINT)
-            if not last:
+            if not stopping and progress.step < self.num_steps:
                 self.retry_at = progress.step + self.failures
                 break
             time.sleep(RETRY_S)
@@ -376,16 +386,18 @@ class Run:
         if self.main:
             self.append("samples/held_out.jsonl", json.dumps({"step": step, "correct": per_problem}) + "\n")
 
-    def log(self, row):
+    def log(self, row, silent_steps=0):
         """Finish a step: its row of metrics with the seconds since clock.take(), the console line, warnings, the report."""
         row = row | metrics.more_seconds(row, self.clock.take())
         if not self.main:
             return
         self.metrics(row)  # after all else that a step writes: it says that the step is finished
-        self.say(metrics.console_line(row, self.num_steps))
-        warnings = [metrics.hacked(self.evaluated, row) if "eval_correct" in row and "reward" in row else ""]
+        for line in metrics.console_lines(row, self.num_steps):
+            self.say(line)
+        warnings = [metrics.hacked(self.evaluated, row) if "eval_correct" in row else "",
+                    metrics.no_signal(silent_steps, row)]
         self.remember(row)
-        for warning in [*warnings, metrics.no_signal(self.silent_steps, row)]:
+        for warning in warnings:
             if warning:
                 self.say(warning)
         every = getattr(self.cfg, "report_every", 0)
@@ -417,9 +429,10 @@ class Run:
         if wait and self.reporting.wait():
             self.say(f"no report.html was made: see {self.path}/report.log")
 
-    def finish(self, policy, tokenizer, stop_ids, step, stopped_by=""):
+    def finish(self, policy, tokenizer, stop_ids, stopped_by=""):
         """End the run: say that it was stopped, or export the model to model/ and make the last report. Collective."""
         checkpoint.prune(self.path, self.cfg.keep_checkpoints)  # only now it is known whether the last one is the best
+        step = self.saved_step
         if stopped_by and step < self.num_steps:
             self.say(f"stopped by {stopped_by} after step {step}; the same command continues")
         else:

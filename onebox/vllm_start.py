@@ -12,7 +12,7 @@ import torch
 
 import older
 from onebox.distributed import gather, print0
-from onebox.rundir import LAST, halve_cache, memory_of
+from onebox.crash import CONTEXT, halve_cache, memory_of
 
 # Before vllm is imported: the engine core in this process, and no pinning of the trainer's threads on CPU.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -40,7 +40,7 @@ def make_engine(path, *, config, dtype, prompt_len, response_len, max_num_seqs, 
     need = kv_cache_bytes(config, max_num_seqs, max_len, dtype, tensor_parallel)
     limit = 4e9 if on_cpu else 0.35 * torch.cuda.get_device_properties(device).total_memory  # of each GPU
     kv_bytes = int(kv_cache_gb * 1e9 if kv_cache_gb else min(need, limit * tensor_parallel))
-    LAST["cache"] = kv_bytes / 1e9, kv_cache_bytes(config, 0, max_len, dtype, tensor_parallel) / 1e9  # and of one sequence
+    CONTEXT["cache"] = kv_bytes / 1e9, kv_cache_bytes(config, 0, max_len, dtype, tensor_parallel) / 1e9  # and of one sequence
 
     # vLLM takes max_position_embeddings for what YaRN has stretched already; the configs of Qwen2.5 name what it was before
     stretched = max_len > (getattr(config, "max_position_embeddings", None) or max_len)
