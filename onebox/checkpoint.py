@@ -77,19 +77,19 @@ def saved_steps(folder):
 
 
 @memory_of("a save", HOST)
-def save_state(folder, step, policy, optimizer, state, *, keep=2, **more):
+def save(folder, step, models, state, keep=2):
     """
     Write folder/step_000120/, complete or not at all, then prune. Collective. Return "", or why it could not be written.
 
-    policy, optimizer: each rank writes its own shards (torch.distributed.checkpoint), nothing is gathered.
-    more: further models with their optimizers, as critic=(critic, critic_optimizer). state: plain JSON.
+    models: {"model": (policy, optimizer), "critic": ...}; each rank writes its own shards (torch.distributed.checkpoint),
+    nothing is gathered. state: plain JSON.
     """
     final, tmp, rank, mine = step_folder(folder, step), step_folder(folder, step, "tmp_"), dist.get_rank(), {}
-    state = {"step": step, **state, "models": ["model", *more], "format": 2}
+    state = {"step": step, **state, "models": list(models), "format": 2}
 
     def prepare():
         if rank == 0:
-            check_room(folder, [policy, *(model for model, _ in more.values())])
+            check_room(folder, [model for model, _ in models.values()])
             shutil.rmtree(tmp, ignore_errors=True)
             os.makedirs(tmp)
             write_atomic(os.path.join(tmp, "state.json"), json.dumps(state, indent=1))
@@ -99,7 +99,7 @@ def save_state(folder, step, policy, optimizer, state, *, keep=2, **more):
             raise OSError(f"rank {rank} does not see {tmp}: out/ must lie on a file system of all nodes")
 
     def write():
-        dcp.save(sharded_state(policy, optimizer, more), checkpoint_id=os.path.join(tmp, "dcp"))
+        dcp.save(sharded_state(models), checkpoint_id=os.path.join(tmp, "dcp"))
 
     def hash_own():  # DCP calls the files of rank 3 __3_0.distcp, __3_1.distcp, ...
         for name in os.listdir(os.path.join(tmp, "dcp")):
@@ -129,11 +129,16 @@ def save_state(folder, step, policy, optimizer, state, *, keep=2, **more):
     return ""
 
 
-def sharded_state(policy, optimizer, more):
+def sharded_state(models):
+    """Return {name: weights, optimizer_name: Adam state} of this rank's shards."""
     state = {}
-    for name, pair in {"model": (policy, optimizer), **more}.items():
-        state[name], state["optimizer" if name == "model" else f"{name}_optimizer"] = get_state_dict(*pair)
+    for name, pair in models.items():
+        state[name], state[optimizer_of(name)] = get_state_dict(*pair)
     return state
+
+
+def optimizer_of(name):
+    return "optimizer" if name == "model" else f"{name}_optimizer"
 
 
 def check_room(folder, models):
@@ -256,11 +261,11 @@ def set_aside(folder, step, problem, say):
     dist.barrier()
 
 
-def load(folder, state, policy, optimizer, say=print0, **more):
+def load(folder, state, models, say=print0):
     """Load the checkpoint that `find` found, or an older one if it is damaged. Return its state; {"step": 0} loads none."""
     while state["step"]:
         try:
-            load_state(folder, state["step"], policy, optimizer, **more)
+            load_state(folder, state["step"], models)
             say(f"resumed {folder} at step {state['step']}")
             break
         except Damaged as error:
@@ -269,14 +274,13 @@ def load(folder, state, policy, optimizer, say=print0, **more):
     return state
 
 
-def load_state(folder, step, policy, optimizer, **more):
+def load_state(folder, step, models):
     """Load a checkpoint into freshly built models, on any number of ranks. Raise Damaged on all ranks."""
-    state = sharded_state(policy, optimizer, more)
+    state = sharded_state(models)
     if problem := read_into(state, folder, step):
         raise Damaged(problem)
-    for name, pair in {"model": (policy, optimizer), **more}.items():
-        optim_state = state["optimizer" if name == "model" else f"{name}_optimizer"]
-        set_state_dict(*pair, model_state_dict=state[name], optim_state_dict=optim_state)
+    for name, pair in models.items():
+        set_state_dict(*pair, model_state_dict=state[name], optim_state_dict=state[optimizer_of(name)])
 
 
 def load_model_weights(folder, step, policy):

@@ -81,12 +81,12 @@ PATHS = ("model", "critic_model", "data_path", "eval_path")  # what lies there m
 class Progress:
     """Where a run stands: state.json of a checkpoint."""
 
-    step: int = 0                  # the last one that is finished
+    step: int = 0                  # the last one whose updates are done
     prompts_seen: int = 0          # draws of the data order; sft.py: examples
     nonfinite_updates: int = 0     # in a row
-    silent_steps: int = 0          # in a row, without anything to learn from
+    steps_without_signal: int = 0  # in a row
     kl_coef: float | None = None   # of PPO's controller
-    row: dict | None = None        # metrics row of `step`, until it is in metrics.jsonl
+    row: dict | None = None        # metrics row of `step`, without its evaluation
 
     def count_update(self, finite):
         """Count updates in a row whose gradient was not finite. Raise Broken at the third."""
@@ -96,8 +96,9 @@ class Progress:
                          "the last metrics")
 
     def end_step(self, row, has_signal):
-        """Note that the step of this metrics row is done; has_signal: whether it had anything to learn from."""
-        self.step, self.row, self.silent_steps = row["step"], row, 0 if has_signal else self.silent_steps + 1
+        """Record that the updates of a step are done. has_signal: whether any response had an advantage."""
+        self.step, self.row = row["step"], row
+        self.steps_without_signal = 0 if has_signal else self.steps_without_signal + 1
 
 
 def open_run(cfg, origin, device, fingerprints, num_steps=None):
@@ -210,7 +211,7 @@ class Run:
         self.num_steps, self.main, self.clock = num_steps, dist.get_rank() == 0, Clock(device)
         self.wandb, self.reporting, self.unwritten = None, None, {}
         self.failures, self.retry_at, self.saved_step = 0, math.inf, 0
-        self.evaluated = None  # the newest row of metrics with an evaluation
+        self.evaluated = None  # the newest evaluated row, which the next one is compared with
         self.lock = lock(self.path)  # nobody reads config.json after this, a collective
         CONTEXT["folder"] = self.path
         if self.main:
@@ -274,22 +275,20 @@ class Run:
         """
         Load the newest checkpoint into the models and drop what was written after it. Return its Progress. Collective.
 
-        models {"policy": (policy, optimizer), ...}. progress.row is None unless the run was killed between the save of a
-        step and its row in metrics.jsonl: then the rest of that step, its evaluation and log, is still to do.
+        models: {"policy": (policy, optimizer), "critic": ...}, which `save` writes too. progress.row is None unless the run was
+        killed between the save of a step and its row in metrics.jsonl: then the evaluation and log of that step are to do.
         """
-        (policy, optimizer), more = models["policy"], {name: pair for name, pair in models.items() if name != "policy"}
-        self.models, state = models, checkpoint.load(self.path, self.state, policy, optimizer, self.say, **more)
-        old = {"nonfinite_updates": "bad_steps", "prompts_seen": "examples_seen"}  # names in older checkpoints
-        names = [f.name for f in dataclasses.fields(Progress)]
+        self.models = {"model" if name == "policy" else name: pair for name, pair in models.items()}
+        state = checkpoint.load(self.path, self.state, self.models, self.say)
+        state["kl_coef"] = state.get("kl_coef", getattr(self.cfg, "kl_coef", None))
+        old = {"nonfinite_updates": "bad_steps", "steps_without_signal": "silent_steps", "prompts_seen": "examples_seen"}
+        names = [f.name for f in dataclasses.fields(Progress)]  # old: what older checkpoints call them
         progress = Progress(**{name: state.get(name, state.get(old.get(name), getattr(Progress, name))) for name in names})
-        self.saved_step = progress.step
-        logged = gather(self.forget_after(progress.step) if self.main else [])
-        if progress.step in logged or not progress.step:
+        if progress.step in gather(self.forget_after(progress.step) if self.main else []):
             progress.row = None
         if progress.row:
             CONTEXT["step"] = progress.step
-        if progress.kl_coef is None:
-            progress.kl_coef = getattr(self.cfg, "kl_coef", None)
+        self.progress, self.saved_step = progress, progress.step
         return progress
 
     def forget_after(self, step):
@@ -307,16 +306,11 @@ class Run:
                 write_atomic(file, "".join(line for line, _ in stay))
             if file.endswith("metrics.jsonl"):
                 logged = [row["step"] for _, row in stay]
-                for _, row in stay:
-                    self.remember(row)
+                evaluated = [row for _, row in stay if row["step"] and row.get("eval_correct") is not None]
+                self.evaluated = evaluated[-1] if evaluated else None
                 if len(stay) < len(rows):
                     self.say(f"{len(rows) - len(stay)} rows of metrics after the last checkpoint are dropped, their steps done again")
         return logged
-
-    def remember(self, row):
-        """Keep of a metrics row what later warnings compare with."""
-        if row.get("eval_correct") is not None and row.get("reward") is not None:
-            self.evaluated = row
 
     def begin_step(self, step):
         """Seed the global generators from (seed, step, rank), and begin the step's clock and crash report."""
@@ -328,9 +322,8 @@ class Run:
         CONTEXT.update(rollouts=rollouts, longest=max(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
 
     def save_is_due(self, step):
-        """Return whether a step calls for a checkpoint: the last one, every save_every steps, and after a save that failed."""
-        every = self.cfg.save_every
-        return step == self.num_steps or step >= self.retry_at or bool(every and step % every == 0)
+        """Return whether this is the last step, one of every save_every, or one to try a failed save again."""
+        return step >= min(self.retry_at, self.num_steps) or bool(self.cfg.save_every and step % self.cfg.save_every == 0)
 
     def save(self, progress, stopping=False):
         """
@@ -343,9 +336,7 @@ class Run:
             return
         self.clock.phase("save")
         state = dataclasses.asdict(progress) | {"fingerprints": self.fingerprints, "commit": commit(), "versions": versions()}
-        (policy, optimizer), more = self.models["policy"], {n: pair for n, pair in self.models.items() if n != "policy"}
-        while problem := checkpoint.save_state(self.path, progress.step, policy, optimizer, state,
-                                               keep=self.cfg.keep_checkpoints, **more):
+        while problem := checkpoint.save(self.path, progress.step, self.models, state, self.cfg.keep_checkpoints):
             self.failures += 1
             self.say(f"WARNING: step {progress.step} could not be saved ({problem}; {shutil.disk_usage(self.path).free / 1e9:.2f} GB "
                      f"free): {self.failures} failed in a row. Older checkpoints are as they were: "
@@ -386,22 +377,19 @@ class Run:
         if self.main:
             self.append("samples/held_out.jsonl", json.dumps({"step": step, "correct": per_problem}) + "\n")
 
-    def log(self, row, silent_steps=0):
+    def log(self, row):
         """Finish a step: its row of metrics with the seconds since clock.take(), the console line, warnings, the report."""
         row = row | metrics.more_seconds(row, self.clock.take())
         if not self.main:
             return
         self.metrics(row)  # after all else that a step writes: it says that the step is finished
-        for line in metrics.console_lines(row, self.num_steps):
+        warnings = [metrics.no_signal(self.progress.steps_without_signal, row)]
+        if row["step"] and row.get("eval_correct") is not None:
+            warnings.append(metrics.hacked(self.evaluated, row))
+            self.evaluated = row
+        for line in [*metrics.console_lines(row, self.num_steps), *filter(None, warnings)]:
             self.say(line)
-        warnings = [metrics.hacked(self.evaluated, row) if "eval_correct" in row else "",
-                    metrics.no_signal(silent_steps, row)]
-        self.remember(row)
-        for warning in warnings:
-            if warning:
-                self.say(warning)
-        every = getattr(self.cfg, "report_every", 0)
-        if every and 0 < row["step"] < self.num_steps and row["step"] % every == 0:
+        if self.cfg.report_every and 0 < row["step"] < self.num_steps and row["step"] % self.cfg.report_every == 0:
             self.report()
 
     def metrics(self, row):
@@ -432,7 +420,7 @@ class Run:
     def finish(self, policy, tokenizer, stop_ids, stopped_by=""):
         """End the run: say that it was stopped, or export the model to model/ and make the last report. Collective."""
         checkpoint.prune(self.path, self.cfg.keep_checkpoints)  # only now it is known whether the last one is the best
-        step = self.saved_step
+        step = self.progress.step
         if stopped_by and step < self.num_steps:
             self.say(f"stopped by {stopped_by} after step {step}; the same command continues")
         else:
@@ -515,3 +503,9 @@ def save_code(folder):
                 shutil.copyfile(os.path.join(HERE, sub, name), os.path.join(folder, sub, name))
     with open(os.path.join(folder, "git.txt"), "w") as f:
         f.write(f"commit {commit()}\n{git('diff', 'HEAD')}")
+
+
+from onebox.crash import (  # noqa: E402, F401  until all import them from there
+    HOST, MODELS, SIDE_BY_SIDE, NoMemory, halve_cache, halve_tokens, memory_of, out_of_memory)
+
+LAST = CONTEXT
