@@ -315,6 +315,7 @@ class Run:
     def begin_step(self, step):
         """Seed the global generators from (seed, step, rank), and begin the step's clock and crash report."""
         CONTEXT.update(step=step, rollouts=())
+        self.clock.take()
         seed_generators(self.cfg.seed, step, dist.get_rank())
 
     def keep_for_crash_report(self, rollouts):
