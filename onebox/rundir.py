@@ -84,7 +84,7 @@ class Progress:
     step: int = 0                  # the last one whose updates are done
     prompts_seen: int = 0          # draws of the data order; sft.py: examples
     nonfinite_updates: int = 0     # in a row
-    steps_without_signal: int = 0  # in a row
+    silent_steps: int = 0          # in a row, without anything to learn from
     kl_coef: float | None = None   # of PPO's controller
     row: dict | None = None        # metrics row of `step`, without its evaluation
 
@@ -98,7 +98,7 @@ class Progress:
     def end_step(self, row, has_signal):
         """Record that the updates of a step are done. has_signal: whether any response had an advantage."""
         self.step, self.row = row["step"], row
-        self.steps_without_signal = 0 if has_signal else self.steps_without_signal + 1
+        self.silent_steps = 0 if has_signal else self.silent_steps + 1
 
 
 def open_run(cfg, origin, device, fingerprints, num_steps=None):
@@ -281,7 +281,7 @@ class Run:
         self.models = {"model" if name == "policy" else name: pair for name, pair in models.items()}
         state = checkpoint.load(self.path, self.state, self.models, self.say)
         state["kl_coef"] = state.get("kl_coef", getattr(self.cfg, "kl_coef", None))
-        old = {"nonfinite_updates": "bad_steps", "steps_without_signal": "silent_steps", "prompts_seen": "examples_seen"}
+        old = {"nonfinite_updates": "bad_steps", "prompts_seen": "examples_seen"}
         names = [f.name for f in dataclasses.fields(Progress)]  # old: what older checkpoints call them
         progress = Progress(**{name: state.get(name, state.get(old.get(name), getattr(Progress, name))) for name in names})
         if progress.step in gather(self.forget_after(progress.step) if self.main else []):
@@ -378,13 +378,13 @@ class Run:
         if self.main:
             self.append("samples/held_out.jsonl", json.dumps({"step": step, "correct": per_problem}) + "\n")
 
-    def log(self, row):
+    def log(self, row, *_):
         """Finish a step: its row of metrics with the seconds since clock.take(), the console line, warnings, the report."""
         row = row | metrics.more_seconds(row, self.clock.take())
         if not self.main:
             return
         self.metrics(row)  # after all else that a step writes: it says that the step is finished
-        warnings = [metrics.no_signal(self.progress.steps_without_signal, row)]
+        warnings = [metrics.no_signal(self.progress.silent_steps, row)]
         if row["step"] and row.get("eval_correct") is not None:
             warnings.append(metrics.hacked(self.evaluated, row))
             self.evaluated = row
