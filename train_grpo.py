@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
-from onebox.distributed import init_distributed, stable_seed  # first: it sets what libraries read when they are imported
+from onebox.distributed import init_distributed, stable_seed  # first: sets what libraries read when imported
 
 import torch
 
@@ -37,7 +37,7 @@ class Config(RunSettings):  # RunSettings: name, reports, checkpoints, memory: w
 
     # model
     model: str = "Qwen/Qwen2.5-3B"       # Hugging Face directory or hub id
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of compute and engine; auto: bfloat16 on GPU, float32 on CPU
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # auto: bfloat16 on GPU, float32 on CPU
 
     # data
     data: str | dict = "countdown"       # source name, or {name: weight}
@@ -47,7 +47,7 @@ class Config(RunSettings):  # RunSettings: name, reports, checkpoints, memory: w
     chat_template_kwargs: dict | None = None  # arguments of the model's chat template, e.g. {"enable_thinking": False}
     chat_date: str = "2024-07-26"        # the date that a chat template is told; prompts must not depend on the day
     reward: str | dict = "tinyzero_countdown"  # reward name, or {source: reward}
-    reward_parts: dict | None = None     # {part: weight} on top of the reward, e.g. {"soft_overlong": 1.0}; see rewards.PARTS
+    reward_parts: dict | None = None     # {part: weight} on top, e.g. {"soft_overlong": 1.0}; see rewards.PARTS
     max_prompt_len: Positive[int] = 256  # tokens; longer prompts are refused and counted
 
     # rollout
@@ -69,12 +69,12 @@ class Config(RunSettings):  # RunSettings: name, reports, checkpoints, memory: w
     clip_low: NonNegative[float] = 0.2   # ratio below 1 - clip_low ...
     clip_high: NonNegative[float] = 0.2  # ... or above 1 + clip_high gets no gradient (DAPO 0.28)
     dual_clip: NonNegative[float] = 0.0  # ratio above which a bad token gets no gradient either, e.g. 3; 0 = off
-    kl_in: Literal["none", "reward_k1", "loss_k2", "loss_k3"] = "none"  # KL to the initial model: in the reward or the loss
+    kl_in: Literal["none", "reward_k1", "loss_k2", "loss_k3"] = "none"  # KL to the initial model: in reward or loss
     kl_coef: NonNegative[float] = 0.001  # its weight
     entropy_coef: NonNegative[float] = 0.0  # entropy bonus
-    on_truncated: Literal["keep", "mask"] = "keep"  # keep: trained on, with the reward's failure value; mask: no gradient
+    on_truncated: Literal["keep", "mask"] = "keep"  # keep: train on the reward's failure value; mask: no gradient
     mismatch_cap: NonNegative[float] = 2.0  # truncated importance weight of trainer over engine, 0 = off
-    mismatch_bound: NonNegative[float] = 0.0  # stop above this mean |rollout - trainer| log-prob; 0 = 0.001 fp32, 0.05 bf16
+    mismatch_bound: NonNegative[float] = 0.0  # stop above this mean |rollout - trainer|; 0 = 0.001, bf16 0.05
 
     # optimizer
     lr: NonNegative[float] = 1e-6        # peak
@@ -131,8 +131,8 @@ def token_weights(response_lens, num_responses, num_tokens, loss_agg, max_respon
 
 def in_loss_mask(rollouts, on_truncated):
     """
-    Tell which responses the loss sees, bool (R,). "keep" trains on truncated ones with the reward's failure value. "mask"
-    leaves them out of the loss and of its denominators (DAPO, arXiv 2503.14476, section 3.4). Empty ones have no token.
+    Tell which responses the loss sees, bool (R,): truncated ones under "keep", with the reward's failure value; not under
+    "mask", nor do they count in its denominators (DAPO, arXiv 2503.14476, section 3.4). Empty ones have no token.
     """
     return torch.tensor([len(r.response_ids) > 0 and not (on_truncated == "mask" and r.truncated) for r in rollouts])
 
@@ -150,8 +150,8 @@ def policy_loss(logprobs, old_logprobs, advantages, clip_low, clip_high, dual_cl
     """
     Compute the clipped surrogate of each token, arXiv 1707.06347, eq. 7; all (T,).
 
-    The gradient is zero once the ratio leaves the clip range in the direction the advantage favors. dual_clip: a bad token
-    (advantage < 0) never costs more than dual_clip * |advantage|, arXiv 1912.09729, eq. 5; 0: without that bound.
+    The gradient is zero once the ratio leaves the clip range in the direction the advantage favors. With dual_clip a bad
+    token (advantage < 0) never costs more than dual_clip * |advantage|, arXiv 1912.09729, eq. 5.
     """
     ratio = (logprobs - old_logprobs).exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
@@ -213,26 +213,27 @@ def token_loss(logprobs, entropy, batch, cfg):
     return loss - cfg.entropy_coef * entropy, clipped
 
 
-def sample_groups(engine, scorer, prompts, mixture, prompts_seen, cfg):
+def sample_groups(engine, scorer, prompts, mixture, progress, cfg):
     """
-    Sample group_size responses to each prompt of a step. With dynamic sampling, replace groups whose rewards all agree, in
+    Sample group_size responses to each prompt of a step. Dynamic sampling replaces groups whose rewards all agree, in
     at most that many more rounds (DAPO, arXiv 2503.14476, section 3.2).
 
-    Returns (groups: at most prompts_per_step lists of Rollouts, all that was sampled, prompts_seen: draws so far).
+    Returns (groups: at most prompts_per_step lists of Rollouts, all that was sampled); progress counts the draws.
     """
     groups, sampled = [], []
     for _ in range(1 + cfg.dynamic_sampling):
-        batch_prompts = draw(prompts, mixture, cfg.seed, prompts_seen, cfg.prompts_per_step)
-        seeds = [[stable_seed(cfg.seed, p.uid, prompts_seen + i, k) for k in range(cfg.group_size)]
+        seen = progress.prompts_seen
+        batch_prompts = draw(prompts, mixture, cfg.seed, seen, cfg.prompts_per_step)
+        seeds = [[stable_seed(cfg.seed, p.uid, seen + i, k) for k in range(cfg.group_size)]
                  for i, p in enumerate(batch_prompts)]  # by the number of the draw: no two groups of a run share one
-        prompts_seen += cfg.prompts_per_step
+        progress.prompts_seen += cfg.prompts_per_step
         rollouts = engine.sample(batch_prompts, seeds, scorer, cfg.temperature)
         sampled += rollouts
         new_groups = [rollouts[i:i + cfg.group_size] for i in range(0, len(rollouts), cfg.group_size)]
         groups += [g for g in new_groups if not cfg.dynamic_sampling or len({r.score.total for r in g}) > 1]
         if len(groups) >= cfg.prompts_per_step:
             break
-    return groups[:cfg.prompts_per_step], sampled, prompts_seen
+    return groups[:cfg.prompts_per_step], sampled
 
 
 def parts_of_step(num_responses, group_size, num_updates):
@@ -247,17 +248,18 @@ def check_config(cfg, world):
     check_sampling(cfg, world)
     check_compile(cfg.compile, cfg.checkpointing)
     if cfg.prompts_per_step % cfg.updates_per_step:
-        raise ConfigError(f"updates_per_step = {cfg.updates_per_step} does not divide prompts_per_step = {cfg.prompts_per_step}")
+        raise ConfigError(f"updates_per_step = {cfg.updates_per_step} does not divide the {cfg.prompts_per_step} "
+                          "prompts_per_step")
     if cfg.shard_size and world % cfg.shard_size:
         raise ConfigError(f"shard_size = {cfg.shard_size} does not divide the {world} processes")
     if 0 < cfg.dual_clip <= 1:
         raise ConfigError(f"dual_clip = {cfg.dual_clip} must be above 1 (3 is usual), or 0 for off")
     if cfg.dynamic_sampling and cfg.group_size == 1:
-        raise ConfigError(f"dynamic_sampling = {cfg.dynamic_sampling} waits for groups that vary, and a group of one never "
-                          "does: make group_size 2 or more, or leave dynamic_sampling 0")
+        raise ConfigError(f"dynamic_sampling = {cfg.dynamic_sampling} waits for groups that vary, and a group of one "
+                          "never does: make group_size 2 or more, or leave dynamic_sampling 0")
     if cfg.group_size == 1 and not needs_grad_mask(torch.zeros(1), cfg).any():
-        raise ConfigError("group_size = 1 teaches nothing: the advantage of a group of one is 0; make it 2 or more (or set "
-                          "kl_in or entropy_coef, which need no group)")
+        raise ConfigError("group_size = 1 teaches nothing: the advantage of a group of one is 0; make it 2 or more (or "
+                          "set kl_in or entropy_coef, which need no group)")
 
 
 def main():
@@ -274,22 +276,25 @@ def main():
     path, hf_config, tokenizer, stop_ids = resolve_model(cfg.model, cfg.max_prompt_len + cfg.max_response_len,
                                                          tensor_parallel=cfg.tensor_parallel)
     prompts, mixture, eval_prompts = load_train_and_eval(cfg, tokenizer, hf_config.vocab_size)
-    fingerprints = {"model": fingerprint_of_model(path), "training": fingerprint(prompts), "held-out": fingerprint(eval_prompts)}
+    fingerprints = {"model": fingerprint_of_model(path), "training": fingerprint(prompts),
+                    "held-out": fingerprint(eval_prompts)}
     run = open_run(cfg, origin, device, fingerprints)
     if run is None:  # it is complete
         return
 
-    policy = load_policy(path, device, dtype, checkpointing=cfg.checkpointing, compile=cfg.compile, shard_size=cfg.shard_size)
+    policy = load_policy(path, device, dtype, checkpointing=cfg.checkpointing, compile=cfg.compile,
+                         shard_size=cfg.shard_size)
     optimizer = make_adam(policy, cfg.lr, cfg.adam_beta1, cfg.adam_beta2, cfg.weight_decay)
     models = {"policy": (policy, optimizer)}
     progress = run.resume(models)
     reference = None
     if cfg.kl_in != "none":
         reference = load_policy(path, device, dtype, compile=cfg.compile, trainable=False, shard_size=cfg.shard_size)
-    engine = Engine(path, tokenizer, stop_ids, config=hf_config, dtype=dtype, device=device, clock=run.clock, seed=cfg.seed,
-                    prompt_len=cfg.max_prompt_len, response_len=cfg.max_response_len, max_num_seqs=cfg.max_num_seqs,
-                    kv_cache_gb=run.kv_cache_gb, tensor_parallel=cfg.tensor_parallel, deadline_s=cfg.rollout_deadline_s,
-                    stop_strings=cfg.stop, repetition_stop=cfg.repetition_stop, say=run.say)
+    engine = Engine(path, tokenizer, stop_ids, config=hf_config, dtype=dtype, device=device, clock=run.clock,
+                    seed=cfg.seed, prompt_len=cfg.max_prompt_len, response_len=cfg.max_response_len,
+                    max_num_seqs=cfg.max_num_seqs, kv_cache_gb=run.kv_cache_gb, tensor_parallel=cfg.tensor_parallel,
+                    deadline_s=cfg.rollout_deadline_s, stop_strings=cfg.stop, repetition_stop=cfg.repetition_stop,
+                    say=run.say)
     engine.sleep()
     if cfg.dry_step == "on" or (cfg.dry_step == "auto" and device.type == "cuda"):
         from tools.dry_step import dry_step
@@ -311,14 +316,14 @@ def main():
 
         # 1) sample group_size responses to each prompt; they are scored while the engine is still busy with others
         engine.wake(policy, version=step - 1)
-        groups, sampled, progress.prompts_seen = sample_groups(engine, scorer, prompts, mixture, progress.prompts_seen, cfg)
+        groups, sampled = sample_groups(engine, scorer, prompts, mixture, progress, cfg)
         engine.sleep()
         run.keep_for_crash_report(sampled)
 
         # 2) rewards and advantages
         rollouts = list(chain(*groups))                                                           # R = P * G
-        rewards = torch.tensor([r.score.total for r in rollouts], dtype=torch.float64).reshape(-1, cfg.group_size)  # (P, G)
-        advantages = group_advantages(rewards, cfg.adv_std, cfg.adv_eps).flatten()                # (R,)
+        rewards = torch.tensor([r.score.total for r in rollouts], dtype=torch.float64)            # (R,)
+        advantages = group_advantages(rewards.reshape(-1, cfg.group_size), cfg.adv_std, cfg.adv_eps).flatten()  # (R,)
 
         # 3) pack: one list of micro-batches per update; loss weights count the responses of all ranks
         in_loss = in_loss_mask(rollouts, cfg.on_truncated)                                        # (R,)
@@ -358,7 +363,7 @@ def main():
                 losses, clipped = token_loss(logprobs, entropy, batch, cfg)                       # (T,), (T,)
                 loss = (batch.loss_weights * losses).sum()
                 if batch.needs_grad:
-                    (loss * world).backward()        # undo FSDP's mean over ranks: the weights already count all of them
+                    (loss * world).backward()        # undo FSDP's mean over ranks: loss_weights count all of them
                 stats.add(batch, logprobs, entropy, loss, clipped)
             stats.check_mismatch()                   # before the step: a broken engine must not touch the weights
             skip = not any(batch.needs_grad for batch in micro_batches)
@@ -369,7 +374,8 @@ def main():
         run.clock.phase("other")
         row = {"step": step, "lr": lr, "prompts_seen": progress.prompts_seen,
                "advantage_std": float(advantages.std()) if len(rollouts) > 1 else 0.0,
-               **summarize(sampled, tokenizer, cfg.group_size), **stats.row(), **speed(run.clock, machine, sampled, updates)}
+               **summarize(sampled, tokenizer, cfg.group_size), **stats.row(),
+               **speed(run.clock, machine, sampled, updates)}
         run.keep_rollouts(step, trained_rows(step, rollouts, updates, cfg.keep_rollouts, cfg.group_size, tokenizer))
         progress.end_step(row, has_signal=bool(advantages.any()))
         if run.save_is_due(step):

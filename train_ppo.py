@@ -1,12 +1,10 @@
 """
-PPO, from prompts to new weights: prompt -> rollout -> reward -> value -> advantage -> loss -> weight sync, top to bottom.
+PPO, from prompts to new weights: prompt -> rollout -> reward -> values -> advantage -> loss -> weight sync.
 
-    torchrun --standalone --nproc-per-node=8 train_ppo.py recipes/tinyzero_ppo.py [--setting value ...]
-    python train_ppo.py recipes/tinyzero_ppo.py --check        # settings, data, prompt and reward, no weights
+    torchrun --standalone --nproc-per-node=8 train_ppo.py recipes/tinyzero_ppo.py [--check] [--setting value ...]
 
-`diff train_grpo.py train_ppo.py` is the difference between the two: what the group's mean is to GRPO, a critic is here,
-token by token. REINFORCE++ is the case of a critic that always says 0, RLOO the same with a group's mean in the reward
-and no whitening.
+`diff train_grpo.py train_ppo.py` is the lesson: what the group's mean is to GRPO, a critic is here, token by token.
+REINFORCE++ has a critic that always says 0; RLOO has none either, the mean of the group in its reward, no whitening.
 Start reading at main(). Shape comments: P prompts of a step, G samples a prompt, R = P * G responses, T response
 tokens of a packed micro-batch. Every rank sees all rollouts of the step: the batch is global, only compute is shared.
 """
@@ -15,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from typing import Literal
 
-from onebox.distributed import init_distributed, stable_seed  # first: it sets what libraries read when they are imported
+from onebox.distributed import init_distributed, stable_seed  # first: sets what libraries read when imported
 
 import numpy as np
 import torch
@@ -43,7 +41,7 @@ class Config(RunSettings):  # RunSettings: name, reports, checkpoints, memory: w
 
     # model
     model: str = "Qwen/Qwen2.5-3B"       # Hugging Face directory or hub id
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of compute and engine; auto: bfloat16 on GPU, float32 on CPU
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # auto: bfloat16 on GPU, float32 on CPU
     critic_model: str = ""               # where the critic starts, with a value head of zeros; empty = model
 
     # data
@@ -54,7 +52,7 @@ class Config(RunSettings):  # RunSettings: name, reports, checkpoints, memory: w
     chat_template_kwargs: dict | None = None  # arguments of the model's chat template, e.g. {"enable_thinking": False}
     chat_date: str = "2024-07-26"        # the date that a chat template is told; prompts must not depend on the day
     reward: str | dict = "tinyzero_countdown"  # reward name, or {source: reward}
-    reward_parts: dict | None = None     # {part: weight} on top of the reward, e.g. {"soft_overlong": 1.0}; see rewards.PARTS
+    reward_parts: dict | None = None     # {part: weight} on top, e.g. {"soft_overlong": 1.0}; see rewards.PARTS
     max_prompt_len: Positive[int] = 256  # tokens; longer prompts are refused and counted
 
     # rollout
@@ -70,14 +68,14 @@ class Config(RunSettings):  # RunSettings: name, reports, checkpoints, memory: w
     # algorithm
     updates_per_step: Positive[int] = 1  # optimizer steps on one batch of rollouts, disjoint parts of it
     epochs_per_step: Positive[int] = 1   # passes over the same rollouts; old log-probs stay fixed
-    estimator: Literal["gae", "reinforce_pp", "rloo"] = "gae"  # gae: with a critic; the others: return-to-go without one
+    estimator: Literal["gae", "reinforce_pp", "rloo"] = "gae"  # gae: with a critic; others: return-to-go
     gamma: Share[float] = 1.0            # discount a token
     gammas: dict | None = None           # {"task": 1.0, "repetition": 0.99}: one discount per reward type instead
     lam: Share[float] = 1.0              # GAE's lambda; at 0.95 a reward 100 tokens away counts 0.6 %
     critic_lam: Share[float] = 1.0       # lambda of the returns that the critic learns
-    length_adaptive_lam: NonNegative[float] = 0.0  # alpha of VAPO: lam = 1 - 1 / (alpha * length) for the policy; 0 = off
+    length_adaptive_lam: NonNegative[float] = 0.0  # alpha of VAPO: lam = 1 - 1 / (alpha * length); 0 = off
     whiten: bool | None = None           # advantages of all tokens of the step to mean 0, std 1; None: all but rloo do
-    truncation_bootstrap: Literal["zero", "value"] = "zero"  # value of what follows a truncated response: 0, or its last one
+    truncation_bootstrap: Literal["zero", "value"] = "zero"  # after a truncated response: 0, or its last value
     repetition_coef: NonNegative[float] = 0.0  # subtracted at each token of a repeated n-gram
     repetition_ngram: Positive[int] = 40  # its n
     value_clip: NonNegative[float] = 0.5  # how far a value may move from the old one and still get gradient; 0 = off
@@ -85,14 +83,14 @@ class Config(RunSettings):  # RunSettings: name, reports, checkpoints, memory: w
     clip_low: NonNegative[float] = 0.2   # ratio below 1 - clip_low ...
     clip_high: NonNegative[float] = 0.2  # ... or above 1 + clip_high gets no gradient (DAPO 0.28)
     dual_clip: NonNegative[float] = 0.0  # ratio above which a bad token gets no gradient either, e.g. 3; 0 = off
-    kl_in: Literal["none", "reward_k1", "loss_k2", "loss_k3"] = "none"  # KL to the initial model: in the reward or the loss
+    kl_in: Literal["none", "reward_k1", "loss_k2", "loss_k3"] = "none"  # KL to the initial model: in reward or loss
     kl_coef: NonNegative[float] = 0.001  # its weight
     kl_target: NonNegative[float] = 0.0  # nats a token that an adaptive kl_coef aims at; 0 = kl_coef is fixed
     kl_horizon: Positive[int] = 10000    # responses in which it may change by a fifth at most, over and over
     entropy_coef: NonNegative[float] = 0.0  # entropy bonus
-    on_truncated: Literal["keep", "mask"] = "keep"  # keep: trained on, with the reward's failure value; mask: no gradient
+    on_truncated: Literal["keep", "mask"] = "keep"  # keep: train on the reward's failure value; mask: no gradient
     mismatch_cap: NonNegative[float] = 2.0  # truncated importance weight of trainer over engine, 0 = off
-    mismatch_bound: NonNegative[float] = 0.0  # stop above this mean |rollout - trainer| log-prob; 0 = 0.001 fp32, 0.05 bf16
+    mismatch_bound: NonNegative[float] = 0.0  # stop above this mean |rollout - trainer|; 0 = 0.001, bf16 0.05
 
     # optimizer
     lr: NonNegative[float] = 1e-6        # peak
@@ -137,8 +135,8 @@ def leave_one_out(rewards):
 
 def token_rewards(reward, num_tokens, kl, repetition, gammas):
     """
-    Place the rewards of one response on its tokens: {type: (T,)}. The task's reward stands on the last token; the kl penalty
-    (T,) is split evenly over the types, as demystify-long-cot does; repetition (T,) is negative.
+    Place the rewards of one response on its tokens: {type: (T,)}. The task's reward stands on the last token; the kl
+    penalty (T,) is split evenly over the types, as demystify-long-cot does; repetition (T,) is negative.
     """
     task = np.zeros(num_tokens)
     task[-1] = reward
@@ -161,7 +159,7 @@ def gae(rewards, values, gamma, lam, last_value=0.0):
 
 
 def gae_of_types(rewards, values, gammas, lam, last_value):
-    """Sum one GAE per reward type, each with its discount; V belongs to "task". (GAE is linear in rewards and values)"""
+    """Sum one GAE per reward type, each with its discount; V belongs to "task" (GAE is linear in rewards and values)."""
     advantages = gae(rewards["task"], values, gammas["task"], lam, last_value)
     for name in rewards.keys() - {"task"}:
         advantages = advantages + gae(rewards[name], np.zeros_like(values), gammas[name], lam)
@@ -220,8 +218,8 @@ def token_weights(response_lens, num_responses, num_tokens, loss_agg, max_respon
 
 def in_loss_mask(rollouts, on_truncated):
     """
-    Tell which responses the loss sees, bool (R,). "keep" trains on truncated ones with the reward's failure value. "mask"
-    leaves them out of the loss and of its denominators (DAPO, arXiv 2503.14476, section 3.4). Empty ones have no token.
+    Tell which responses the loss sees, bool (R,): truncated ones under "keep", with the reward's failure value; not under
+    "mask", nor do they count in its denominators (DAPO, arXiv 2503.14476, section 3.4). Empty ones have no token.
     """
     return torch.tensor([len(r.response_ids) > 0 and not (on_truncated == "mask" and r.truncated) for r in rollouts])
 
@@ -239,8 +237,8 @@ def policy_loss(logprobs, old_logprobs, advantages, clip_low, clip_high, dual_cl
     """
     Compute the clipped surrogate of each token, arXiv 1707.06347, eq. 7; all (T,).
 
-    The gradient is zero once the ratio leaves the clip range in the direction the advantage favors. dual_clip: a bad token
-    (advantage < 0) never costs more than dual_clip * |advantage|, arXiv 1912.09729, eq. 5; 0: without that bound.
+    The gradient is zero once the ratio leaves the clip range in the direction the advantage favors. With dual_clip a bad
+    token (advantage < 0) never costs more than dual_clip * |advantage|, arXiv 1912.09729, eq. 5.
     """
     ratio = (logprobs - old_logprobs).exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
@@ -259,8 +257,8 @@ def clipped_tokens(logprobs, old_logprobs, advantages, clip_low, clip_high, dual
 
 def value_loss(values, old_values, returns, value_clip):
     """
-    Compute half the squared error (T,) of the value, or of the value kept within value_clip of the old one, whichever is
-    worse: no gradient once it has moved so far towards the return. value_clip 0: not clipped.
+    Compute half the squared error (T,) of the value, or of the value kept within value_clip of the old one, whichever
+    is worse: no gradient once it has moved so far towards the return. value_clip 0: not clipped.
     """
     error = (values - returns).square()
     if value_clip > 0:
@@ -312,26 +310,27 @@ def token_loss(logprobs, entropy, batch, cfg):
     return loss - cfg.entropy_coef * entropy, clipped
 
 
-def sample_groups(engine, scorer, prompts, mixture, prompts_seen, cfg):
+def sample_groups(engine, scorer, prompts, mixture, progress, cfg):
     """
-    Sample group_size responses to each prompt of a step. With dynamic sampling, replace groups whose rewards all agree, in
+    Sample group_size responses to each prompt of a step. Dynamic sampling replaces groups whose rewards all agree, in
     at most that many more rounds (DAPO, arXiv 2503.14476, section 3.2).
 
-    Returns (groups: at most prompts_per_step lists of Rollouts, all that was sampled, prompts_seen: draws so far).
+    Returns (groups: at most prompts_per_step lists of Rollouts, all that was sampled); progress counts the draws.
     """
     groups, sampled = [], []
     for _ in range(1 + cfg.dynamic_sampling):
-        batch_prompts = draw(prompts, mixture, cfg.seed, prompts_seen, cfg.prompts_per_step)
-        seeds = [[stable_seed(cfg.seed, p.uid, prompts_seen + i, k) for k in range(cfg.group_size)]
+        seen = progress.prompts_seen
+        batch_prompts = draw(prompts, mixture, cfg.seed, seen, cfg.prompts_per_step)
+        seeds = [[stable_seed(cfg.seed, p.uid, seen + i, k) for k in range(cfg.group_size)]
                  for i, p in enumerate(batch_prompts)]  # by the number of the draw: no two groups of a run share one
-        prompts_seen += cfg.prompts_per_step
+        progress.prompts_seen += cfg.prompts_per_step
         rollouts = engine.sample(batch_prompts, seeds, scorer, cfg.temperature)
         sampled += rollouts
         new_groups = [rollouts[i:i + cfg.group_size] for i in range(0, len(rollouts), cfg.group_size)]
         groups += [g for g in new_groups if not cfg.dynamic_sampling or len({r.score.total for r in g}) > 1]
         if len(groups) >= cfg.prompts_per_step:
             break
-    return groups[:cfg.prompts_per_step], sampled, prompts_seen
+    return groups[:cfg.prompts_per_step], sampled
 
 
 def parts_of_step(num_responses, group_size, num_updates):
@@ -342,23 +341,24 @@ def parts_of_step(num_responses, group_size, num_updates):
 
 def set_advantages(updates, rollouts, rewards, train_policy, cfg):
     """
-    Set advantages and returns (T,) and needs_grad of each micro-batch, from rewards (P, G) and old_values. Every rank gathers
-    the numbers of all responses: whitening is over the whole step, in float64. Returns explain_values's columns.
+    Set advantages and returns (T,) and needs_grad of each micro-batch, from rewards (R,) and old_values. Every rank
+    gathers the numbers of all responses: whitening is over the whole step, in float64. Returns explain_values's columns.
     """
     batches, penalties = list(chain(*updates)), {}
     values = to_responses(batches, "old_values")  # {response: (T,)}, as all that follows
     if cfg.kl_in == "reward_k1":
         old, ref = (to_responses(batches, name) for name in ("old_logprobs", "ref_logprobs"))
         penalties = {i: cfg.kl_coef * (old[i] - ref[i]) for i in values}
-    rewards = (leave_one_out(rewards) if cfg.estimator == "rloo" else rewards).flatten().tolist()
-    advantages, returns = advantages_and_returns(rollouts, rewards, values, penalties, cfg)
+    if cfg.estimator == "rloo":
+        rewards = leave_one_out(rewards.reshape(-1, cfg.group_size)).flatten()
+    advantages, returns = advantages_and_returns(rollouts, rewards.tolist(), values, penalties, cfg)
     columns = explain_values(values, returns, advantages)
     if cfg.whiten or (cfg.whiten is None and cfg.estimator != "rloo"):
         advantages = whiten(advantages)
     for micro_batches in updates:
         for batch in micro_batches:
             batch.advantages, batch.returns = from_responses(batch, advantages), from_responses(batch, returns)
-        size = max_over_ranks(sum(batch.advantages.abs().sum() for batch in micro_batches), micro_batches[0].ids.device)
+        size = max_over_ranks(sum(batch.advantages.abs().sum() for batch in micro_batches), batch.ids.device)
         for batch in micro_batches:
             batch.needs_grad &= train_policy and bool(needs_grad_mask(torch.tensor(size), cfg))
     return columns
@@ -376,34 +376,36 @@ def check_config(cfg, world):
     check_sampling(cfg, world)
     check_compile(cfg.compile, cfg.checkpointing)
     if cfg.prompts_per_step % cfg.updates_per_step:
-        raise ConfigError(f"updates_per_step = {cfg.updates_per_step} does not divide prompts_per_step = {cfg.prompts_per_step}")
+        raise ConfigError(f"updates_per_step = {cfg.updates_per_step} does not divide the {cfg.prompts_per_step} "
+                          "prompts_per_step")
     if cfg.shard_size and world % cfg.shard_size:
         raise ConfigError(f"shard_size = {cfg.shard_size} does not divide the {world} processes")
     if 0 < cfg.dual_clip <= 1:
         raise ConfigError(f"dual_clip = {cfg.dual_clip} must be above 1 (3 is usual), or 0 for off")
     if cfg.dynamic_sampling and cfg.group_size == 1:
-        raise ConfigError(f"dynamic_sampling = {cfg.dynamic_sampling} waits for groups that vary, and a group of one never "
-                          "does: make group_size 2 or more, or leave dynamic_sampling 0")
+        raise ConfigError(f"dynamic_sampling = {cfg.dynamic_sampling} waits for groups that vary, and a group of one "
+                          "never does: make group_size 2 or more, or leave dynamic_sampling 0")
     if cfg.estimator == "rloo" and cfg.group_size == 1:
         raise ConfigError("estimator = 'rloo' compares the samples of a prompt: group_size must be 2 or more")
     if cfg.estimator == "rloo" and cfg.whiten:
-        raise ConfigError("whiten = True moves groups that agree, which estimator = 'rloo' leaves at 0: leave whiten out, or "
-                          "choose estimator = 'reinforce_pp'")
-    one_number = cfg.gamma == 1 and not (cfg.repetition_coef or cfg.entropy_coef or (cfg.kl_in != "none" and cfg.kl_coef))
-    if cfg.estimator == "reinforce_pp" and cfg.whiten is not False and cfg.prompts_per_step * cfg.group_size == 1 and one_number:
-        raise ConfigError("estimator = 'reinforce_pp' whitens over the responses of a step, and one alone becomes 0: make "
-                          "prompts_per_step or group_size 2 or more")
-    if cfg.estimator != "gae" and (cfg.critic_warmup_steps or cfg.critic_model or cfg.lam < 1 or cfg.length_adaptive_lam):
-        raise ConfigError(f"estimator = {cfg.estimator!r} has no critic: leave critic_model and critic_warmup_steps empty, "
-                          "lam 1 and length_adaptive_lam 0")
+        raise ConfigError("whiten = True moves groups that agree, which estimator = 'rloo' leaves at 0: leave whiten "
+                          "out, or choose estimator = 'reinforce_pp'")
+    flat = cfg.gamma == 1 and not cfg.repetition_coef and not needs_grad_mask(torch.zeros(1), cfg)
+    if cfg.estimator == "reinforce_pp" and cfg.whiten is not False and cfg.prompts_per_step * cfg.group_size == 1 and flat:
+        raise ConfigError("estimator = 'reinforce_pp' whitens over the responses of a step, and one alone becomes 0: "
+                          "make prompts_per_step or group_size 2 or more")
+    if cfg.estimator != "gae" and (cfg.critic_warmup_steps or cfg.critic_model or cfg.lam < 1
+                                   or cfg.length_adaptive_lam):
+        raise ConfigError(f"estimator = {cfg.estimator!r} has no critic: leave critic_model and critic_warmup_steps "
+                          "empty, lam 1 and length_adaptive_lam 0")
     if cfg.gammas is not None and (set(cfg.gammas) != {"task", "repetition"} or not cfg.repetition_coef
                                    or min(cfg.lam, cfg.critic_lam) < 1 or cfg.length_adaptive_lam):
-        raise ConfigError(f'gammas = {cfg.gammas} wants {{"task": ..., "repetition": ...}}, repetition_coef > 0, lam and '
-                          "critic_lam 1: one value function knows one discount only")
+        raise ConfigError(f'gammas = {cfg.gammas} wants {{"task": ..., "repetition": ...}}, repetition_coef > 0, lam '
+                          "and critic_lam 1: one value function knows one discount only")
     if cfg.kl_target and cfg.kl_in == "none":
         raise ConfigError(f"kl_target = {cfg.kl_target} without a penalty to adapt: set kl_in")
     if cfg.critic_warmup_steps >= cfg.num_steps:
-        raise ConfigError(f"critic_warmup_steps = {cfg.critic_warmup_steps} leaves no step of {cfg.num_steps} for the policy")
+        raise ConfigError(f"critic_warmup_steps = {cfg.critic_warmup_steps} leaves the policy none of {cfg.num_steps}")
 
 
 def main():
@@ -420,15 +422,18 @@ def main():
     path, hf_config, tokenizer, stop_ids = resolve_model(cfg.model, cfg.max_prompt_len + cfg.max_response_len,
                                                          tensor_parallel=cfg.tensor_parallel)
     prompts, mixture, eval_prompts = load_train_and_eval(cfg, tokenizer, hf_config.vocab_size)
-    fingerprints = {"model": fingerprint_of_model(path), "training": fingerprint(prompts), "held-out": fingerprint(eval_prompts)}
+    fingerprints = {"model": fingerprint_of_model(path), "training": fingerprint(prompts),
+                    "held-out": fingerprint(eval_prompts)}
     if cfg.estimator == "gae":
-        critic_path = check_critic(cfg.critic_model or cfg.model, cfg.max_prompt_len + cfg.max_response_len, hf_config, tokenizer)
+        critic_path = check_critic(cfg.critic_model or cfg.model, cfg.max_prompt_len + cfg.max_response_len, hf_config,
+                                   tokenizer)
         fingerprints["critic"] = fingerprint_of_model(critic_path)
     run = open_run(cfg, origin, device, fingerprints)
     if run is None:  # it is complete
         return
 
-    policy = load_policy(path, device, dtype, checkpointing=cfg.checkpointing, compile=cfg.compile, shard_size=cfg.shard_size)
+    policy = load_policy(path, device, dtype, checkpointing=cfg.checkpointing, compile=cfg.compile,
+                         shard_size=cfg.shard_size)
     optimizer = make_adam(policy, cfg.lr, cfg.adam_beta1, cfg.adam_beta2, cfg.weight_decay)
     models = {"policy": (policy, optimizer)}
     critic = None
@@ -442,10 +447,11 @@ def main():
     reference = None
     if cfg.kl_in != "none":
         reference = load_policy(path, device, dtype, compile=cfg.compile, trainable=False, shard_size=cfg.shard_size)
-    engine = Engine(path, tokenizer, stop_ids, config=hf_config, dtype=dtype, device=device, clock=run.clock, seed=cfg.seed,
-                    prompt_len=cfg.max_prompt_len, response_len=cfg.max_response_len, max_num_seqs=cfg.max_num_seqs,
-                    kv_cache_gb=run.kv_cache_gb, tensor_parallel=cfg.tensor_parallel, deadline_s=cfg.rollout_deadline_s,
-                    stop_strings=cfg.stop, repetition_stop=cfg.repetition_stop, say=run.say)
+    engine = Engine(path, tokenizer, stop_ids, config=hf_config, dtype=dtype, device=device, clock=run.clock,
+                    seed=cfg.seed, prompt_len=cfg.max_prompt_len, response_len=cfg.max_response_len,
+                    max_num_seqs=cfg.max_num_seqs, kv_cache_gb=run.kv_cache_gb, tensor_parallel=cfg.tensor_parallel,
+                    deadline_s=cfg.rollout_deadline_s, stop_strings=cfg.stop, repetition_stop=cfg.repetition_stop,
+                    say=run.say)
     engine.sleep()
     if cfg.dry_step == "on" or (cfg.dry_step == "auto" and device.type == "cuda"):
         from tools.dry_step import dry_step
@@ -467,13 +473,13 @@ def main():
 
         # 1) sample group_size responses to each prompt; they are scored while the engine is still busy with others
         engine.wake(policy, version=step - 1)
-        groups, sampled, progress.prompts_seen = sample_groups(engine, scorer, prompts, mixture, progress.prompts_seen, cfg)
+        groups, sampled = sample_groups(engine, scorer, prompts, mixture, progress, cfg)
         engine.sleep()
         run.keep_for_crash_report(sampled)
 
         # 2) rewards and advantages
         rollouts = list(chain(*groups))                                                           # R = P * G
-        rewards = torch.tensor([r.score.total for r in rollouts], dtype=torch.float64).reshape(-1, cfg.group_size)  # (P, G)
+        rewards = torch.tensor([r.score.total for r in rollouts], dtype=torch.float64)            # (R,)
 
         # 3) pack: one list of micro-batches per update; loss weights count the responses of all ranks
         in_loss = in_loss_mask(rollouts, cfg.on_truncated)                                        # (R,)
@@ -510,7 +516,8 @@ def main():
         run.clock.phase("train")
         lr = learning_rate(step - cfg.critic_warmup_steps, cfg.lr, cfg.lr_schedule, cfg.warmup_steps,
                            cfg.num_steps - cfg.critic_warmup_steps, cfg.lr_min_ratio)
-        critic_lr = learning_rate(step, cfg.critic_lr, cfg.critic_lr_schedule, cfg.warmup_steps, cfg.num_steps, cfg.lr_min_ratio)
+        critic_lr = learning_rate(step, cfg.critic_lr, cfg.critic_lr_schedule, cfg.warmup_steps, cfg.num_steps,
+                                  cfg.lr_min_ratio)
         for micro_batches in updates * cfg.epochs_per_step:
             for batch in micro_batches:
                 with torch.set_grad_enabled(batch.needs_grad):
@@ -520,7 +527,7 @@ def main():
                 losses, clipped = token_loss(logprobs, entropy, batch, cfg)                       # (T,), (T,)
                 loss = (batch.loss_weights * losses).sum()
                 if batch.needs_grad:
-                    (loss * world).backward()        # undo FSDP's mean over ranks: the weights already count all of them
+                    (loss * world).backward()        # undo FSDP's mean over ranks: loss_weights count all of them
                 stats.add(batch, logprobs, entropy, loss, clipped)
                 if critic is not None:
                     values = token_values(critic, batch)                                          # (T,)
@@ -533,14 +540,16 @@ def main():
             grad_norm = optimizer_step(policy, optimizer, lr, cfg.grad_clip, skip)
             if critic is not None:
                 nothing = not any(batch.tokens_of_all for batch in micro_batches)
-                stats.critic_grad_norms.append(optimizer_step(critic, critic_optimizer, critic_lr, cfg.grad_clip, nothing))
-            progress.count_update(stats.end_update(grad_norm, skip and train_policy))  # three that are not finite end the run
+                norm = optimizer_step(critic, critic_optimizer, critic_lr, cfg.grad_clip, skip=nothing)
+                stats.critic_grad_norms.append(norm)
+            progress.count_update(stats.end_update(grad_norm, skip and train_policy))
 
         # 6) save, evaluate, log; in this order, so that a kill in the evaluation costs nothing but its time
         run.clock.phase("other")
         row = {"step": step, "lr": lr, "prompts_seen": progress.prompts_seen,
                "critic_lr": critic_lr if critic is not None else 0.0, "kl_coef": cfg.kl_coef, **value_columns,
-               **summarize(sampled, tokenizer, cfg.group_size), **stats.row(), **speed(run.clock, machine, sampled, updates)}
+               **summarize(sampled, tokenizer, cfg.group_size), **stats.row(),
+               **speed(run.clock, machine, sampled, updates)}
         run.keep_rollouts(step, trained_rows(step, rollouts, updates, cfg.keep_rollouts, cfg.group_size, tokenizer))
         if train_policy and row["kl_k1"] is not None:
             progress.kl_coef = adapt_kl_coef(cfg.kl_coef, row["kl_k1"], cfg.kl_target, len(rollouts), cfg.kl_horizon)

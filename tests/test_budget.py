@@ -1,42 +1,70 @@
 """
-What README says of the code's size is computed here, from the import graph and the syntax tree, and never written by hand.
-
-    python tests/test_budget.py        # prints the sentence for README and the table
+Lightweight is a promise with numbers. They are computed here, from the import graph and the syntax tree; README quotes
+them. `python tests/test_budget.py` prints the table and README's sentence.
 """
 
 import ast
+import dataclasses
+import difflib
+import functools
+import io
 import os
-import re
+import sys
+import tokenize
+
+import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)  # also when it is run as a script
+
+DOOR = ["data.py", "eval.py", "policy.py", "rewards.py", "rollout.py", "sft.py", "train_grpo.py", "train_ppo.py"]
+STATIONS = ["train_grpo.py", "data.py", "rollout.py", "rewards.py", "policy.py"]  # what one step runs through
+BUDGET = {
+    "files at the door": 8,
+    "lines a step runs through": 1900,
+    "lines a training process imports, without tasks/": 3300,
+    "lines of the loop": 80,
+    "statements of the loop": 65,
+    "names of the loop": 30,
+    "changed lines of the two scripts": 220,
+    "hunks that only rename": 0,
+    "settings of GRPO": 48,
+    "lines of the longest file": 550,
+    "lines of README": 150,
+}
 
 
-def tree_of(name):
-    with open(os.path.join(ROOT, name)) as f:
-        return ast.parse(f.read())
+def read(path):
+    with open(os.path.join(ROOT, path)) as f:
+        return f.read()
 
 
-def count_lines(name):
-    with open(os.path.join(ROOT, name)) as f:
-        return sum(1 for _ in f)
+def lines(path):
+    return len(read(path).splitlines())
 
 
-def at_the_door():
-    return sorted(name for name in os.listdir(ROOT) if name.endswith(".py"))
+def file_of(module):
+    """The file of a module of this repository, or None."""
+    for path in (module.replace(".", "/") + ".py", module.replace(".", "/") + "/__init__.py"):
+        if os.path.exists(os.path.join(ROOT, path)):
+            return path
+    return None
 
 
-def imports(name):
-    """The files of this repository that a file imports, at its top or inside a function."""
+def imports(path):
+    """The files of this repository that a file imports, at its top or inside a function, but for tools/."""
     names = set()
-    for node in ast.walk(tree_of(name)):
-        names |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
-        names |= {node.module} if isinstance(node, ast.ImportFrom) else set()
-    return {f"{module}.py" for module in names if f"{module}.py" in at_the_door()}
+    for node in ast.walk(ast.parse(read(path))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {file for name in names if (file := file_of(name)) and not file.startswith("tools/")}
 
 
-def closure(name):
+def closure(path):
     """A file and all that it imports, directly or through others."""
-    found, todo = set(), [name]
+    found, todo = set(), [path]
     while todo:
         if (file := todo.pop()) not in found:
             found.add(file)
@@ -44,41 +72,148 @@ def closure(name):
     return found
 
 
-def training_loop(name):
-    """The loop over steps in a script's main()."""
-    main = next(node for node in tree_of(name).body if isinstance(node, ast.FunctionDef) and node.name == "main")
+def imports_of_tools(path):
+    """The lines that import from tools/, and whether each stands inside a function, behind a condition."""
+    found = []
+
+    def walk(node, inside):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.ImportFrom) and (child.module or "").startswith("tools"):
+                found.append((f"{path}:{child.lineno}", inside >= {"function"}))
+            walk(child, inside | ({"function"} if isinstance(child, ast.FunctionDef) else set()))
+
+    walk(ast.parse(read(path)), set())
+    return found
+
+
+def training_loop(path):
+    """The `for step in ...` loop of a script's main()."""
+    main = next(node for node in ast.parse(read(path)).body if isinstance(node, ast.FunctionDef) and node.name == "main")
     return next(node for node in main.body if isinstance(node, ast.For) and node.target.id == "step")
 
 
-def size_of_the_loop(name):
-    loop = training_loop(name)
-    names = {node.id for node in ast.walk(loop) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    return loop.end_lineno - loop.lineno + 1, sum(isinstance(node, ast.stmt) for node in ast.walk(loop)), len(names)
+def names_of(loop):
+    return {node.id for node in ast.walk(loop) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
+def hunks(a, b):
+    """[(removed lines, added lines)] of the difference between two files."""
+    a, b = read(a).splitlines(), read(b).splitlines()
+    changes = difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
+    return [(a[i:j], b[k:m]) for tag, i, j, k, m in changes if tag != "equal"]
+
+
+def without_names(code):
+    """The tokens of some lines, every identifier replaced by one sign, comments left out."""
+    try:
+        tokens = list(tokenize.generate_tokens(io.StringIO("\n".join(line.strip() for line in code)).readline))
+    except tokenize.TokenError:  # a piece of a statement
+        return None
+    kinds = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    return [("a name" if t.type == tokenize.NAME and t.string.isidentifier() else t.string) for t in tokens if t.type not in kinds]
+
+
+def only_renames(removed, added):
+    return bool(removed and added) and without_names(removed) is not None and without_names(removed) == without_names(added)
+
+
+@functools.cache
+def measured():
+    import train_grpo
+    from onebox.rundir import RunSettings
+
+    loop = training_loop("train_grpo.py")
+    changes = hunks("train_grpo.py", "train_ppo.py")
+    imported = [file for file in closure("train_grpo.py") if not file.startswith("tasks/")]
+    of_runs = {field.name for field in dataclasses.fields(RunSettings)}
+    return {
+        "files at the door": len(at_the_door()),
+        "lines a step runs through": sum(map(lines, STATIONS)),
+        "lines a training process imports, without tasks/": sum(map(lines, imported)),
+        "lines of the loop": loop.end_lineno - loop.lineno + 1,
+        "statements of the loop": sum(isinstance(node, ast.stmt) for node in ast.walk(loop)),
+        "names of the loop": len(names_of(loop)),
+        "changed lines of the two scripts": sum(len(removed) + len(added) for removed, added in changes),
+        "hunks that only rename": sum(only_renames(*change) for change in changes),
+        "settings of GRPO": len([f for f in dataclasses.fields(train_grpo.Config) if f.name not in of_runs]),
+        "lines of the longest file": max(map(lines, product_files())),
+        "lines of README": lines("README.md"),
+    }
+
+
+def product_files():
+    """Every Python file but tests, benchmarks and results."""
+    found = list(at_the_door())
+    for top in ("onebox", "tasks", "tools", "recipes"):
+        for folder, _, names in os.walk(os.path.join(ROOT, top)):
+            found += [os.path.relpath(os.path.join(folder, name), ROOT) for name in names if name.endswith(".py")]
+    return found
+
+
+def at_the_door():
+    return sorted(name for name in os.listdir(ROOT) if name.endswith(".py"))
+
+
+def test_the_door_shows_the_cycle():
+    assert at_the_door() == DOOR
+
+
+@pytest.mark.parametrize("what", BUDGET)
+def test_every_budget_is_kept(what):
+    assert measured()[what] <= BUDGET[what], f"{what}: {measured()[what]}, the budget is {BUDGET[what]}"
+
+
+def test_a_run_needs_nothing_of_tools():
+    """tools/ may be deleted: what training imports names it only inside a function, for --check, --dry_step and the like."""
+    found = [place for file in closure("train_grpo.py") for place in imports_of_tools(file)]
+    assert found and all(lazy for _, lazy in found), found
+
+
+def test_tasks_need_no_torch():
+    for file in (f for f in product_files() if f.startswith("tasks/")):
+        assert not {name for name in imports_by_name(file) if name.split(".")[0] in ("torch", "vllm", "transformers")}, file
+
+
+def imports_by_name(path):
+    names = set()
+    for node in ast.parse(read(path)).body:
+        names |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+        names |= {node.module} if isinstance(node, ast.ImportFrom) else set()
+    return names
+
+
+def test_no_line_is_longer_than_120_columns():
+    others = [f"{folder}/{name}" for folder in ("tests", "bench") for name in os.listdir(os.path.join(ROOT, folder))]
+    for file in [*product_files(), *(f for f in others if f.endswith(".py"))]:
+        long = [i for i, line in enumerate(read(file).splitlines(), 1) if len(line) > 120]
+        assert not long, f"{file}: lines {long}"
 
 
 def sentence():
-    """What README says, with today's numbers; lines of all files to the nearest 200, so that not every edit changes it."""
-    files = closure("train_grpo.py")
-    lines, statements, names = size_of_the_loop("train_grpo.py")
-    total = round(sum(map(count_lines, files)) / 200) * 200
-    return (f"A training process imports {len(files)} of the {len(at_the_door())} files, about {total:,} lines; "
-            f"the loop of `train_grpo.py` has {lines} lines, {statements} statements and {names} names.")
+    """What README says, with today's numbers, to the nearest 50 lines, so that not every edit changes it."""
+    now = measured()
+    step, imported = (round(now[what] / 50) * 50 for what in ("lines a step runs through",
+                                                              "lines a training process imports, without tasks/"))
+    return (f"A training step runs through five files of {step:,} lines; all that a training process imports, without "
+            f"`tasks/`, is {imported:,} lines; the loop of `train_grpo.py` has {now['lines of the loop']} lines, "
+            f"{now['statements of the loop']} statements and {now['names of the loop']} names.")
 
 
 def test_readme_says_the_size_of_the_code_as_it_is():
-    with open(os.path.join(ROOT, "README.md")) as f:
-        text = " ".join(f.read().split())
-    assert sentence() in text, f"README must say: {sentence()}"
+    assert sentence() in " ".join(read("README.md").split()), f"README must say: {sentence()}"
 
 
 def test_readme_names_every_file_at_the_door():
-    with open(os.path.join(ROOT, "README.md")) as f:
-        table = "\n".join(line for line in f if line.startswith("|"))
-    missing = [name for name in at_the_door() if not re.search(rf"`{re.escape(name)}`", table)]
-    assert not missing
+    assert not [name for name in DOOR if f"`{name}`" not in read("README.md")]
+
+
+def table():
+    rows = [f"| {what} | {measured()[what]:,} | {BUDGET[what]:,} |" for what in BUDGET]
+    return "\n".join(["| what | now | budget |", "|---|---|---|", *rows])
 
 
 if __name__ == "__main__":
+    print(table())
     print(sentence())
-    for name in sorted(closure("train_grpo.py"), key=count_lines):
-        print(f"{count_lines(name):6,}  {name}")
+    for file in sorted(closure("train_grpo.py"), key=lines):
+        print(f"{lines(file):6,}  {file}")
