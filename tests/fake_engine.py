@@ -21,10 +21,10 @@ import traceback
 import numpy as np
 import torch
 
-from onebox import checkpoint
+import kill_at
 import policy
 import rollout
-from onebox import rundir
+from onebox import distributed, rundir
 
 
 class FakeEngine:
@@ -74,12 +74,12 @@ def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, versi
                                   "stop" if response[-1] in stop_ids else "length")
 
 
-def noisy_step(step=policy.clip_and_step):
-    """A changed script that draws from the global generators, as one with dropout would: the lr varies by chance."""
-    def clip_and_step(model, optimizer, grad_clip, lr):
-        return step(model, optimizer, grad_clip, lr * (0.5 + (random.random() + np.random.rand() + torch.rand(1).item()) / 3))
+def noisy_step(step=policy.optimizer_step):
+    """Stand for a changed script that draws from the global generators, as one with dropout would: lr varies by chance."""
+    def optimizer_step(module, optimizer, lr, *more):
+        return step(module, optimizer, lr * (0.5 + (random.random() + np.random.rand() + torch.rand(1).item()) / 3), *more)
 
-    policy.clip_and_step = clip_and_step
+    kill_at.replace(policy, "optimizer_step", optimizer_step)
 
 
 def install():
@@ -87,6 +87,7 @@ def install():
     rollout.sleep = lambda *_: None
     if os.environ.get("NOISE"):
         noisy_step()
+    kill_at.install()
 
 
 def child(job):
@@ -95,7 +96,7 @@ def child(job):
     for stream, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     os.environ.update(job.get("env", {}))
-    checkpoint.START = time.monotonic()
+    distributed.START = time.monotonic()
     if "max_file_bytes" in job:  # a disk that is full: every write beyond it fails (Python ignores SIGXFSZ)
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["max_file_bytes"], resource.RLIM_INFINITY))
     install()

@@ -84,7 +84,7 @@ def everything_of(folder, name="run"):
     last = max(n for n in os.listdir(run) if n.startswith("step_"))
     with open(os.path.join(run, last, "state.json")) as f:
         state = json.load(f)
-    state |= {"row": without_clock(state["row"])} if "row" in state else {}
+    state["row"] = without_clock(state["row"] or {})
     found = {"weights": sha256(os.path.join(run, "model", "model.safetensors")), "metrics": metrics_of(run), "state": state,
              "optimizer": sha256(os.path.join(run, last, "dcp", "__0_0.distcp")), "last": last,
              "samples": {n: text_of(os.path.join(run, "samples", n)) for n in sorted(os.listdir(os.path.join(run, "samples")))}}

@@ -18,11 +18,8 @@ import torch
 from conftest import ROOT, full, local, save_tiny_model
 from test_policy import make_rollouts
 
-from onebox import checkpoint
-from onebox import distributed
 import policy as model
-from onebox import rundir
-import train_ppo
+from onebox import checkpoint, crash, distributed, rundir
 from onebox.config import ConfigError
 
 
@@ -36,7 +33,7 @@ def train(policy, optimizer, steps, device):
     for _ in range(steps):
         (batch,) = model.pack(make_rollouts(), range(5), 1000, 0, 1, device)
         model.token_logprobs(policy, batch, 1.0)[0].mean().backward()
-        model.clip_and_step(policy, optimizer, 1.0, 1e-3)
+        model.optimizer_step(policy, optimizer, 1e-3, 1.0)
 
 
 def weights_of(policy):
@@ -49,7 +46,7 @@ def saved(tmp_path_factory, tied_model, one_process):
     folder, pair, weights = tmp_path_factory.mktemp("saved"), fresh(tied_model, one_process[2]), {}
     for step in (1, 2, 3):
         train(*pair, 1, one_process[2])
-        assert checkpoint.save_state(str(folder), step, *pair, {"prompts_seen": 10 * step}, keep=3) == ""
+        assert checkpoint.save(str(folder), step, {"model": pair}, {"prompts_seen": 10 * step}, keep=3) == ""
         weights[step] = weights_of(pair[0])
     return folder, weights
 
@@ -65,7 +62,7 @@ def copy(saved, tmp_path):
 def test_a_checkpoint_brings_back_weights_and_optimizer_to_the_bit(saved, tied_model, one_process):
     straight, second = fresh(tied_model, one_process[2]), fresh(tied_model, one_process[2])
     train(*straight, 4, one_process[2])
-    checkpoint.load_state(str(saved[0]), 2, *second)
+    checkpoint.load_state(str(saved[0]), 2, {"model": second})
     train(*second, 2, one_process[2])
     for a, b in zip(weights_of(straight[0]), weights_of(second[0]), strict=True):
         assert torch.equal(a, b)
@@ -82,12 +79,11 @@ def test_a_save_before_the_first_update_does_not_change_that_update(tmp_path, ti
         optimizer = model.make_adam(trained, 1e-3, 0.9, 0.999, 0.0)
         begun = weights_of(trained)
         if save:
-            more = {"critic": (trained, optimizer)} if kind == "critic" else {}
-            pair = other if kind == "critic" else (trained, optimizer)
-            assert checkpoint.save_state(str(tmp_path), 1, *pair, {"prompts_seen": 1}, **more) == ""
+            models = {"model": other, "critic": (trained, optimizer)} if kind == "critic" else {"model": (trained, optimizer)}
+            assert checkpoint.save(str(tmp_path), 1, models, {"prompts_seen": 1}) == ""
         loss = model.token_values(trained, *batches) if kind == "critic" else model.token_logprobs(trained, *batches, 1.0)[0]
         loss.mean().backward()
-        model.clip_and_step(trained, optimizer, 1.0, 1e-3)
+        model.optimizer_step(trained, optimizer, 1e-3, 1.0)
         after[save] = weights_of(trained)
         assert {float(state["step"]) for state in optimizer.state.values()} == {1.0}
         moved = max((a - b).abs().max() for a, b in zip(begun, after[save], strict=True))
@@ -113,8 +109,8 @@ def test_a_checkpoint_of_plain_tensors_and_one_of_shards_are_the_same(tmp_path, 
     assert [hasattr(next(pair[0].parameters()), "full_tensor") for pair in (here, there)] == [
         first == "bfloat16", then == "bfloat16"]
     train(*here, 2, one_process[2])
-    assert checkpoint.save_state(str(tmp_path), 2, *here, {}, keep=1) == ""
-    checkpoint.load_state(str(tmp_path), 2, *there)
+    assert checkpoint.save(str(tmp_path), 2, {"model": here}, {}, keep=1) == ""
+    checkpoint.load_state(str(tmp_path), 2, {"model": there})
     for a, b in zip(here[0].parameters(), there[0].parameters(), strict=True):
         assert torch.equal(full(a), full(b))
         for name in ("exp_avg", "exp_avg_sq", "step"):
@@ -125,14 +121,14 @@ def test_the_newest_stay_and_the_best_one_however_old(tmp_path, tied_model, one_
     pair, folder = fresh(tied_model, one_process[2]), str(tmp_path)
     for step, score, left in [(1, 0.5, [1]), (2, 0.7, [1, 2]), (3, None, [2, 3]), (4, 0.6, [2, 3, 4]), (5, 0.1, [2, 4, 5]),
                               (6, 0.7, [5, 6])]:  # at 6 as good as 2, and newer
-        assert checkpoint.save_state(folder, step, *pair, {}, keep=2) == ""
+        assert checkpoint.save(folder, step, {"model": pair}, {}, keep=2) == ""
         with open(tmp_path / "metrics.jsonl", "a") as f:  # the evaluation comes after the save
             f.write(json.dumps({"step": step, "eval_correct": score} if score else {"step": step}) + "\n" + '{"step": 9, "eva')
             f.write("\n")
-        checkpoint.prune_or_say(folder, 2)
+        checkpoint.prune(folder, 2)
         assert checkpoint.saved_steps(folder) == left
     assert json.load(open(tmp_path / "best")) == {"step": 6, "score": 0.7}
-    assert checkpoint.save_state(folder, 7, *pair, {}, keep=0) == ""  # whatever keep is, the newest stays
+    assert checkpoint.save(folder, 7, {"model": pair}, {}, keep=0) == ""  # whatever keep is, the newest stays
     assert checkpoint.saved_steps(folder) == [6, 7] and not [n for n in os.listdir(folder) if n.startswith("tmp")]
 
 
@@ -141,7 +137,7 @@ def test_the_manifest_holds_size_and_sha256_of_every_file(saved):
     manifest = json.load(open(os.path.join(path, "MANIFEST.json")))
     files = {os.path.relpath(os.path.join(d, n), path) for d, _, names in os.walk(path) for n in names}
     assert set(manifest["files"]) == files - {"MANIFEST.json"} and "dcp/.metadata" in files
-    assert manifest["step"] == 3 and manifest["world_size"] == 1 and "torch" in manifest["versions"]
+    assert manifest["step"] == 3 and manifest["world_size"] == 1
     sha = subprocess.run(["sha256sum", os.path.join(path, "state.json")], capture_output=True, text=True).stdout.split()[0]
     assert manifest["files"]["state.json"] == [os.path.getsize(os.path.join(path, "state.json")), sha]
 
@@ -218,14 +214,14 @@ def test_a_second_damaged_checkpoint_of_the_same_step_does_not_replace_the_first
 def test_weights_that_are_not_finite_are_damage_although_every_hash_is_right(copy, tied_model, one_process):
     folder, say, lines = copy
     pair = fresh(tied_model, one_process[2])
-    checkpoint.load_state(folder, 3, *pair)
+    checkpoint.load_state(folder, 3, {"model": pair})
     before = weights_of(pair[0])
     with torch.no_grad():
         local(next(pair[0].parameters()))[3, 3] = float("nan")
-    assert checkpoint.save_state(folder, 4, *pair, {}, keep=4) == ""
+    assert checkpoint.save(folder, 4, {"model": pair}, {}, keep=4) == ""
     state = checkpoint.find(folder, {}, say=say)
     assert state["step"] == 4
-    state = checkpoint.load(folder, state, *pair, say=say)
+    state = checkpoint.load(folder, state, {"model": pair}, say=say)
     assert state["step"] == 3 and "is not finite" in lines[0] and lines[-1] == f"resumed {folder} at step 3"
     assert all(torch.equal(a, b) for a, b in zip(before, weights_of(pair[0]), strict=True))
 
@@ -263,7 +259,7 @@ def test_leftovers_of_a_kill_are_removed_and_a_new_run_starts_at_0(copy, tmp_pat
 def test_other_data_are_refused_unless_allowed_and_another_model_always(saved, one_process, tied_model, tmp_path):
     pair, folder, said = fresh(tied_model, one_process[2]), str(tmp_path), []
     before = {"model": "m", "training": "t", "held-out": "h"}
-    assert checkpoint.save_state(folder, 1, *pair, {"fingerprints": before}) == ""
+    assert checkpoint.save(folder, 1, {"model": pair}, {"fingerprints": before}) == ""
     assert checkpoint.find(folder, before)["step"] == 1
     with pytest.raises(ConfigError, match="the training and held-out data are not those") as error:
         checkpoint.find(folder, {"model": "m", "training": "T", "held-out": "H"})
@@ -303,14 +299,14 @@ def as_before(folder):
 
 def test_a_read_only_directory_fails_the_save_and_leaves_what_is_there(tied_model, one_process):
     pair, folder = fresh(tied_model, one_process[2]), tempfile.mkdtemp()  # under /tmp: nobody may not even enter pytest's
-    assert checkpoint.save_state(folder, 1, *pair, {}) == ""
+    assert checkpoint.save(folder, 1, {"model": pair}, {}) == ""
     as_nobody(folder)
     try:
-        problem = checkpoint.save_state(folder, 2, *pair, {})
+        problem = checkpoint.save(folder, 2, {"model": pair}, {})
     finally:
         as_before(folder)
     assert "PermissionError" in problem and checkpoint.find(folder, {})["step"] == 1
-    assert checkpoint.save_state(folder, 2, *pair, {}) == "" and checkpoint.find(folder, {})["step"] == 2
+    assert checkpoint.save(folder, 2, {"model": pair}, {}) == "" and checkpoint.find(folder, {})["step"] == 2
     shutil.rmtree(folder)
 
 
@@ -324,9 +320,9 @@ def test_no_space_at_any_place_fails_the_save_and_leaves_what_is_there(copy, tie
 
     with monkeypatch.context() as patch:
         patch.setattr({"os": os, "dcp": checkpoint.dcp}[where.split(".")[0]], where.split(".")[1], full)
-        assert "No space left" in checkpoint.save_state(folder, 4, *pair, {}, keep=2)
+        assert "No space left" in checkpoint.save(folder, 4, {"model": pair}, {}, keep=2)
     assert checkpoint.find(folder, {}, say=say)["step"] == 3 and checkpoint.saved_steps(folder) == [1, 2, 3]
-    assert checkpoint.save_state(folder, 4, *pair, {}, keep=2) == "" and checkpoint.saved_steps(folder) == [3, 4]
+    assert checkpoint.save(folder, 4, {"model": pair}, {}, keep=2) == "" and checkpoint.saved_steps(folder) == [3, 4]
 
 
 OUT_OF_MEMORY = RuntimeError("CUDA Error: out of memory at /workspace/csrc/cumem_allocator.cpp:62")
@@ -340,12 +336,12 @@ def test_out_of_memory_or_ctrl_c_in_a_checkpoint_is_neither_damage_nor_a_full_di
     for raised in (wrapped, error) if isinstance(error, Exception) else (wrapped,):
         for name in ("load", "save"):
             monkeypatch.setattr(checkpoint.dcp, name, lambda *args, raised=raised, **kwargs: throw(raised))
-        policy, optimizer = fresh(tied_model, one_process[2])
+        models = {"model": fresh(tied_model, one_process[2])}
         with pytest.raises(type(error)) as found:
-            checkpoint.load(folder, {"step": 3}, policy, optimizer)
-        assert rundir.out_of_memory(found.value) == isinstance(error, Exception)
-        with pytest.raises(rundir.NoMemory if isinstance(error, Exception) else KeyboardInterrupt):
-            checkpoint.Saver(folder, 1, 2).save(4, policy, optimizer, {})
+            checkpoint.load(folder, {"step": 3}, models)
+        assert crash.out_of_memory(found.value) == isinstance(error, Exception)
+        with pytest.raises(crash.NoMemory if isinstance(error, Exception) else KeyboardInterrupt):
+            checkpoint.save(folder, 4, models, {})
         assert [n for n in sorted(os.listdir(folder)) if not n.startswith("tmp_")] == ["step_000001", "step_000002", "step_000003"]
 
 
@@ -359,21 +355,31 @@ def test_a_save_wants_more_than_twice_the_room_of_the_last_one(copy, tied_model,
     pair = fresh(tied_model, one_process[2])
     for free, message in ((2.19 * size, "wants 2.2 times"), (2.21 * size, "")):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: shutil._ntuple_diskusage(1, 1, free))
-        assert message in checkpoint.save_state(folder, 5, *pair, {}) and (message or os.path.isdir(folder + "/step_000005"))
+        assert message in checkpoint.save(folder, 5, {"model": pair}, {}) and (message or os.path.isdir(folder + "/step_000005"))
 
 
-def test_three_failures_in_a_row_are_retried_later_and_end_with_exit_code_3(tmp_path, monkeypatch):
-    answers, said, calls = ["full", "full", "", "full", "full", "full"], [], []
-    monkeypatch.setattr(checkpoint, "save_state", lambda folder, step, *_, **__: calls.append(step) or answers[len(calls) - 1])
-    saver = checkpoint.Saver(str(tmp_path), every=10, keep=2, say=said.append)
+def test_failed_saves_are_retried_and_three_in_a_row_end_the_run(tmp_path, one_process, monkeypatch):
+    answers, calls = ["full", "full", "", "full", "full", "full"], []
+    monkeypatch.setattr(checkpoint, "save", lambda folder, step, *_: calls.append(step) or answers[len(calls) - 1])
+    run = make_run(tmp_path, save_every=10)
     for step in range(1, 21):
-        if saver.due(step):
-            saver.save(step, None, None, {})
-    assert calls == [10, 11, 13, 20] and saver.failures == 1  # at 10, one step later, two steps later; then all is well
-    monkeypatch.setattr(checkpoint, "RETRY_S", 0)
+        if run.save_is_due(step):
+            run.save(rundir.Progress(step))
+    assert calls == [10, 11, 13, 20] and run.failures == 1  # at 10, one step later, two steps later; then all is well
+    monkeypatch.setattr(rundir, "RETRY_S", 0)
     with pytest.raises(ConfigError, match="3 checkpoints in a row") as error:
-        saver.save(21, None, None, {}, must=True)
-    assert error.value.exit_code == 3 and calls[4:] == [21, 21] and "3 failed in a row" in said[-1]
+        run.save(rundir.Progress(21), stopping=True)
+    assert error.value.exit_code == 3 and calls[4:] == [21, 21] and "3 failed in a row" in (tmp_path / "log.txt").read_text()
+
+
+def test_the_last_step_is_saved_and_no_step_twice(tmp_path, one_process, monkeypatch):
+    calls = []
+    monkeypatch.setattr(checkpoint, "save", lambda folder, step, *_: calls.append(step) or "")
+    run = make_run(tmp_path, save_every=0)
+    assert [step for step in range(1, 31) if run.save_is_due(step)] == [30]
+    for _ in range(2):  # once because it is due, once because the run stops
+        run.save(rundir.Progress(30), stopping=True)
+    assert calls == [30]
 
 
 def test_an_export_replaces_the_one_before_whole_or_not_at_all(tied_model, one_process, tmp_path, monkeypatch):
@@ -469,6 +475,8 @@ def test_all_changed_settings_are_listed_and_only_harmless_ones_are_allowed(tmp_
 
 def test_what_moved_continues_where_its_contents_agree_and_only_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    import train_ppo
+
     base = train_ppo.Config(name="a", model="m", critic_model="c", data_path="x.jsonl", eval_path="y.jsonl")
     prints = {"model": "1", "critic": "2", "training": "3", "held-out": "4"}
     os.makedirs("out/a/step_000002")
@@ -523,7 +531,7 @@ def test_num_steps_may_change_where_no_lr_follows_from_it(tmp_path, monkeypatch,
 def test_a_directory_belongs_to_one_process_and_a_killed_one_leaves_no_lock(tmp_path, one_process):
     folder = str(tmp_path / "out" / "run")
     held = rundir.lock(folder)
-    code = ("import sys, time, common, rundir\ncommon.init_distributed()\nlock = rundir.lock(sys.argv[1])\n"
+    code = ("import sys, time\nfrom onebox import distributed, rundir\ndistributed.init_distributed()\nlock = rundir.lock(sys.argv[1])\n"
             "print('mine', flush=True)\ntime.sleep(600)")
     env = os.environ | {"PYTHONPATH": ROOT}
     env = {k: v for k, v in env.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
@@ -539,15 +547,18 @@ def test_a_directory_belongs_to_one_process_and_a_killed_one_leaves_no_lock(tmp_
     rundir.lock(folder).close()
 
 
-def make_run(folder, monkeypatch):
+def make_run(folder, **settings):
+    """A run of 30 steps in this directory that has not opened it: no lock, no config.json."""
     run = rundir.Run.__new__(rundir.Run)
-    run.path, run.main, run.wandb, run.unwritten = str(folder), True, None, {}
+    run.path, run.main, run.wandb, run.unwritten, run.num_steps = str(folder), True, None, {}, 30
+    run.failures, run.retry_at, run.saved_step, run.models, run.fingerprints = 0, float("inf"), 0, {}, {}
+    run.cfg, run.clock = rundir.RunSettings(**settings), distributed.Clock(torch.device("cpu"))
     os.makedirs(folder / "samples", exist_ok=True)
     return run
 
 
 def test_a_resumed_run_forgets_the_rows_and_samples_after_its_checkpoint(tmp_path, monkeypatch):
-    run = make_run(tmp_path, monkeypatch)
+    run = make_run(tmp_path)
     for step in range(5):
         run.metrics({"step": step, "loss": 1.0})
         for name in (f"step_{step:06d}.jsonl", f"rollouts_{step:06d}.jsonl.gz"):
@@ -556,16 +567,16 @@ def test_a_resumed_run_forgets_the_rows_and_samples_after_its_checkpoint(tmp_pat
             f.write(json.dumps({"step": step, "uid": "a"}) + "\n")
     with open(tmp_path / "metrics.jsonl", "a") as f:
         f.write('{"step": 1, "lo')  # a kill in the middle of a line
-    run.forget_after(2)
+    assert run.forget_after(2) == [0, 1, 2]
     assert [json.loads(line)["step"] for line in open(tmp_path / "metrics.jsonl")] == [0, 1, 2]
     assert [json.loads(line)["step"] for line in open(tmp_path / "samples" / "held_out.jsonl")] == [0, 1, 2]
     assert len(os.listdir(tmp_path / "samples")) == 3 * 2 + 1
-    run.forget_after(-1)
+    assert run.forget_after(0) == []  # without a checkpoint the run starts anew
     assert os.path.getsize(tmp_path / "metrics.jsonl") == 0 and os.listdir(tmp_path / "samples") == ["held_out.jsonl"]
 
 
 def test_rows_that_a_full_disk_refuses_are_written_when_there_is_room_again(tmp_path, monkeypatch, capsys):
-    run = make_run(tmp_path, monkeypatch)
+    run = make_run(tmp_path)
     run.metrics({"step": 1})
     write = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:5]))  # half a row, then nothing: as ENOSPC does
