@@ -12,26 +12,26 @@ import torch
 from conftest import COLUMN, LOGPROB_MEAN, ROOT, run_script
 from runs import Server
 
-from tools import check
-from onebox import distributed
 import data
-from onebox import metrics
 import older
 import rewards
 import rollout
-from onebox import rundir
-from onebox import samples
+from onebox import crash, distributed, metrics, rundir
 from onebox.config import ConfigError
+from onebox.vllm_start import describe_head
+from tools import check
+from tools.wandb_thread import WandbThread
 
 TINY = ["--data", "tiny_countdown", "--template", "tiny_countdown", "--reward", "tinyzero_countdown", "--max_prompt_len", "16",
         "--max_response_len", "24", "--prompts_per_step", "4", "--group_size", "4", "--num_steps", "3", "--eval_prompts", "0",
         "--save_every", "1", "--checkpointing", "False", "--entropy_coef", "0.01", "--max_num_seqs", "16", "--lr", "3e-3",
         "--max_tokens_per_gpu", "200", "--report_every", "0"]
-# One part of the script breaks: FAULT names it, FAULT_STEP the call of clip_and_step before which it happens.
+# One part of the script breaks: FAULT names it, FAULT_STEP the call of optimizer_step before which it happens.
 BREAK = """
 import os, torch, policy
+from kill_at import replace
 fault, at, steps = os.environ.get("FAULT"), int(os.environ.get("FAULT_STEP", 2)), []
-real_step, real_logprobs = policy.clip_and_step, policy.token_logprobs
+real_step, real_logprobs = policy.optimizer_step, policy.token_logprobs
 local = lambda tensor: getattr(tensor, 'to_local', lambda: tensor)().detach()
 
 def step(model, *args):
@@ -39,20 +39,18 @@ def step(model, *args):
     bad = {"nan_once": len(steps) == at, "nan_always": len(steps) >= at}.get(fault)
     if bad and policy.dist.get_rank() == policy.dist.get_world_size() - 1:  # one rank alone
         local(next(p for p in model.parameters() if p.grad is not None and local(p.grad).numel()).grad)[0] = float("nan")
-    return real_step(model, *args)
+    norm = real_step(model, *args)
+    if fault == "weights":  # a weight becomes NaN after an update
+        local(next(p for p in model.parameters() if local(p).numel()).data)[0] = float("nan")
+    return norm
 
 def logprobs(model, batch, temperature):
     if fault == "memory" and len(steps) == at - 1 and len(batch.ids) > 100:
         raise torch.OutOfMemoryError("planted")
     return real_logprobs(model, batch, temperature)
 
-policy.clip_and_step, policy.token_logprobs = step, logprobs
-if fault == "weights":  # a weight becomes NaN after an update
-    def step(model, *args):
-        norm = real_step(model, *args)
-        local(next(p for p in model.parameters() if local(p).numel()).data)[0] = float("nan")
-        return norm
-    policy.clip_and_step = step
+replace(policy, "optimizer_step", step)
+replace(policy, "token_logprobs", logprobs)
 """
 
 
@@ -89,27 +87,28 @@ def clean(tmp_path_factory, train):
     return rows_of(folder)
 
 
-def test_a_gradient_that_is_not_finite_on_one_of_two_ranks_is_skipped_by_both(tied_model, tmp_path):
+def test_a_gradient_that_is_not_finite_is_skipped_by_all_ranks(tied_model, tmp_path):
     """The real engine, two processes."""
     driver = tmp_path / "driver.py"
-    driver.write_text(BREAK + "import train_grpo\nfrom onebox import rundir\nrundir.entry(train_grpo.main)\n")
+    driver.write_text(f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\n" + BREAK +
+                      "import train_grpo\nfrom onebox import crash\ncrash.entry(train_grpo.main)\n")
     done = run_script(driver, *TINY, "--model", tied_model, nproc=2, cwd=tmp_path, env={"FAULT": "nan_once"})
     assert done.returncode == 0, done.stderr[-3000:]
     rows = rows_of(tmp_path)
     assert [row["skipped_updates"] for row in rows] == [0, 1, 0]
     assert rows[1]["grad_norm"] is None  # NaN, as null
     assert rows[2]["mismatch_mean"] < LOGPROB_MEAN and rows[2]["grad_norm"] > 0  # weights and Adam state are still whole
-    assert "SKIPPED 1 updates" in done.stdout
+    assert "skipped_updates 1" in done.stdout
 
 
-def test_three_such_gradients_in_a_row_end_the_run_with_code_6_and_leave_a_report(train, tmp_path):
+def test_three_such_gradients_in_a_row_end_the_run_with_a_report(train, tmp_path):
     done = train(tmp_path, "nan_always", "--updates_per_step", "4")
     assert done.returncode == 6 and "three updates in a row" in done.stderr
     report = crash_files(tmp_path)
     assert report.replace(str(tmp_path) + "/", "") in done.stderr  # the message names it
     with open(os.path.join(report, "error.txt")) as f:
         text = f.read()
-    assert "common.Broken: step 1: three updates" in text and "step 1; all threads" in text and "Thread 0x" in text
+    assert "distributed.Broken: three updates" in text and "step 1; all threads" in text and "Thread 0x" in text
     with gzip.open(os.path.join(report, "batch.jsonl.gz"), "rt") as f:
         batch = [json.loads(line) for line in f]
     assert len(batch) == 16 and all(len(r["rollout_logprobs"]) == len(r["response_ids"]) for r in batch)
@@ -124,13 +123,13 @@ def test_a_weight_that_is_nan_stops_before_the_next_update(train, tmp_path):
     assert again.returncode == 3 and "corrupt_step_000001" in again.stderr and "not finite" in again.stdout
 
 
-def test_out_of_memory_ends_with_code_4_and_the_same_command_goes_on_with_half_the_tokens(train, tmp_path, clean):
+def test_after_out_of_memory_the_same_command_takes_half_the_tokens(train, tmp_path, clean):
     """Tokens of a micro-batch: 200 at first, 100 then; the steps are those of the run that had memory enough."""
     done = train(tmp_path, "memory")
     assert done.returncode == 4 and "max_tokens_per_gpu = 100 instead of 200" in done.stderr
     again = train(tmp_path, "")
     assert again.returncode == 0 and "resumed out/run at step 1" in again.stdout, again.stderr[-3000:]
-    assert "micro-batches of 100 tokens" in again.stdout
+    assert "max_tokens_per_gpu = 100: an earlier start" in again.stdout
     for a, b in zip(clean, rows_of(tmp_path), strict=True):
         for name in ("reward", "response_len", "loss", "grad_norm", "entropy"):
             assert a[name] == pytest.approx(b[name], **COLUMN), (a["step"], name)
@@ -162,24 +161,36 @@ def test_a_weight_sync_that_fails_half_way_is_broken_and_not_a_retry(monkeypatch
     (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 4, "RuntimeError"),
     (distributed.Broken("NaN"), 6, "Broken"), (KeyError("bug"), 1, "KeyError")])
 def test_every_kind_of_error_has_its_exit_code(error, code, told, capsys, monkeypatch):
-    monkeypatch.setattr(rundir, "LAST", {})
+    monkeypatch.setattr(crash, "CONTEXT", {})
 
     def main():
         raise error
 
     with pytest.raises(SystemExit) as ended:
-        rundir.entry(main)
+        crash.entry(main)
     assert ended.value.code == code and told in capsys.readouterr().err
 
 
-def test_the_token_budget_is_halved_once_more_by_every_crash_and_a_new_setting_wins(tmp_path, monkeypatch):
-    monkeypatch.setattr(rundir, "LAST", {"folder": str(tmp_path)})
-    assert rundir.token_budget(tmp_path, 4096) == 4096
-    rundir.halve_tokens()
-    assert rundir.token_budget(tmp_path, 4096) == 2048
-    rundir.halve_tokens()
-    assert rundir.token_budget(tmp_path, 4096) == 1024
-    assert rundir.token_budget(tmp_path, 3000) == 3000
+def tokens_left(folder, asked):
+    """The micro-batch size of a start, noted as rundir.Run does."""
+    used = crash.size_left(folder, "max_tokens_per_gpu", asked, lambda text: None)
+    crash.CONTEXT["max_tokens"] = asked, used
+    return used
+
+
+def cache_left(folder, asked, say=lambda text: None):
+    crash.CONTEXT["cache_asked"] = asked
+    return crash.size_left(folder, "kv_cache_gb", asked, say)
+
+
+def test_every_crash_halves_the_micro_batch_and_a_new_setting_wins(tmp_path, monkeypatch):
+    monkeypatch.setattr(crash, "CONTEXT", {"folder": str(tmp_path)})
+    assert tokens_left(tmp_path, 4096) == 4096
+    crash.halve_tokens()
+    assert tokens_left(tmp_path, 4096) == 2048
+    crash.halve_tokens()
+    assert tokens_left(tmp_path, 4096) == 1024
+    assert tokens_left(tmp_path, 3000) == 3000
 
 
 NCCL = ("NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled cuda error (run with NCCL_DEBUG=INFO for "
@@ -210,7 +221,7 @@ names = lambda errors: [f"{type(error).__name__}: {str(error)[-40:]}" for error 
 
 
 @pytest.mark.parametrize("error", FULL, ids=names(FULL))
-def test_a_full_memory_is_recognised_whoever_says_it_and_whatever_it_led_to(error):
+def test_out_of_memory_is_recognized_whoever_says_it(error):
     def wrapped(how):
         try:
             try:
@@ -224,14 +235,14 @@ def test_a_full_memory_is_recognised_whoever_says_it_and_whatever_it_led_to(erro
         except Exception as outer:
             return outer
 
-    assert rundir.out_of_memory(error)
-    assert rundir.out_of_memory(wrapped("cause")) and rundir.out_of_memory(wrapped("context"))
-    assert not rundir.out_of_memory(wrapped("from None"))
+    assert crash.out_of_memory(error)
+    assert crash.out_of_memory(wrapped("cause")) and crash.out_of_memory(wrapped("context"))
+    assert not crash.out_of_memory(wrapped("from None"))
 
 
 @pytest.mark.parametrize("error", ROOM_ENOUGH, ids=names(ROOM_ENOUGH))
 def test_other_errors_are_not_taken_for_a_full_memory(error):
-    assert not rundir.out_of_memory(error)
+    assert not crash.out_of_memory(error)
 
 
 CUDA = types.SimpleNamespace(type="cuda")
@@ -270,7 +281,7 @@ def sampled(engine, prompts=4):
 
 
 @pytest.mark.parametrize("strings, skipped", [((), True), (("<|im_end|>",), False)])
-def test_a_stop_string_that_is_a_special_token_is_not_taken_out_of_the_text_that_is_searched(strings, skipped, without_vllm):
+def test_a_special_token_can_be_a_stop_string(strings, skipped, without_vllm):
     asked = []
 
     def enqueue(prompts, options, **_):
@@ -285,7 +296,7 @@ def test_a_stop_string_that_is_a_special_token_is_not_taken_out_of_the_text_that
 
 def ended(main, capsys):
     with pytest.raises(SystemExit) as end:
-        rundir.entry(main)
+        crash.entry(main)
     return end.value.code, capsys.readouterr().err.splitlines()[-1]
 
 
@@ -294,13 +305,13 @@ def ended(main, capsys):
     ("reload", "the weight sync", "take more GPUs, or --tensor_parallel"),
     ("kv_cache", "waking the engine's cache up", "kv_cache_gb = 10 instead of 20"),
     ("step", "sampling", "kv_cache_gb = 10 instead of 20")])
-def test_an_engine_out_of_memory_ends_with_code_4_and_never_touches_the_micro_batches(
+def test_an_engine_out_of_memory_never_shrinks_the_micro_batches(
         at, part, advice, capsys, monkeypatch, tmp_path, without_vllm):
     """A cache of 20 GB, 6 of them for one sequence. Weights and sync have no cache beside them: a smaller one is no help."""
-    monkeypatch.setattr(rundir, "LAST", {"folder": str(tmp_path), "step": 3})
+    monkeypatch.setattr(crash, "CONTEXT", {"folder": str(tmp_path), "step": 3})
     monkeypatch.setattr(rollout, "hf_stream", lambda *_: iter(()))
-    assert rundir.token_budget(tmp_path, 4096) == 4096 and rundir.cache_budget(tmp_path, 0.0) == 0.0
-    rundir.LAST["cache"] = 20.0, 6.0
+    assert tokens_left(tmp_path, 4096) == 4096 and cache_left(tmp_path, 0.0) == 0.0
+    crash.CONTEXT["cache"] = 20.0, 6.0
     engine = full_engine(at, seen := [])
 
     def main():
@@ -310,26 +321,26 @@ def test_an_engine_out_of_memory_ends_with_code_4_and_never_touches_the_micro_ba
     code, last = ended(main, capsys)
     assert code == 4 and f"out of memory in {part}: " in last and advice in last, last
     assert seen.count("step") == (at == "step") and "abort" not in seen  # neither asked again in halves nor stepped on
-    rundir.LAST.clear()
-    assert rundir.token_budget(tmp_path, 4096) == 4096
-    assert rundir.cache_budget(tmp_path, 0.0) == (10.0 if "kv_cache_gb" in advice else 0.0)
+    crash.CONTEXT.clear()
+    assert tokens_left(tmp_path, 4096) == 4096
+    assert cache_left(tmp_path, 0.0) == (10.0 if "kv_cache_gb" in advice else 0.0)
 
 
-def test_the_cache_is_halved_until_one_sequence_would_not_fit_and_a_new_setting_wins(monkeypatch, tmp_path, capsys):
+def test_the_cache_is_halved_until_one_sequence_would_not_fit(monkeypatch, tmp_path, capsys):
     def no_room():
-        raise rundir.NoMemory("sampling", rundir.halve_cache) from RuntimeError(WAKE_UP)
+        raise crash.NoMemory("sampling", crash.halve_cache) from RuntimeError(WAKE_UP)
 
     said = []
     for start, size, told in ((1, 0.0, "kv_cache_gb = 10 instead of 20"), (2, 10.0, "kv_cache_gb = 5 instead of 10"),
                               (3, 5.0, "cannot be halved, one sequence of full length takes 3"), (4, 5.0, "cannot be halved")):
-        monkeypatch.setattr(rundir, "LAST", {"folder": str(tmp_path), "step": 1})
-        assert rundir.cache_budget(tmp_path, 0.0, said.append) == size
-        rundir.LAST["cache"] = size or 20.0, 3.0
+        monkeypatch.setattr(crash, "CONTEXT", {"folder": str(tmp_path), "step": 1})
+        assert cache_left(tmp_path, 0.0, said.append) == size
+        crash.CONTEXT["cache"] = size or 20.0, 3.0
         code, last = ended(no_room, capsys)
         assert code == 4 and told in last, (start, last)
-    assert said[0] == "an engine's cache of 10 GB: an earlier start ran out of memory with more"
-    assert rundir.cache_budget(tmp_path, 8.0) == 8.0
-    monkeypatch.setattr(rundir, "LAST", {"cache": (8.0, 3.0)})  # eval.py keeps nothing of a start
+    assert said[0] == "kv_cache_gb = 10: an earlier start ran out of memory with more"
+    assert cache_left(tmp_path, 8.0) == 8.0
+    monkeypatch.setattr(crash, "CONTEXT", {"cache": (8.0, 3.0)})  # eval.py keeps nothing of a start
     assert "give --kv_cache_gb 4 instead of 8" in ended(no_room, capsys)[1]
 
 
@@ -337,19 +348,19 @@ def test_a_micro_batch_of_one_sequence_is_not_halved_any_more(monkeypatch, tmp_p
     def no_room():
         raise FULL[6]
 
-    monkeypatch.setattr(rundir, "LAST", {"folder": str(tmp_path), "step": 1, "longest": 700})
+    monkeypatch.setattr(crash, "CONTEXT", {"folder": str(tmp_path), "step": 1, "longest": 700})
     for size, told in ((2000, "max_tokens_per_gpu = 1000 instead of 2000"), (1000, "max_tokens_per_gpu = 500 instead of 1000"),
                        (500, "= 500 is no more than the longest sequence, 700 tokens"), (500, "no more than")):
-        assert rundir.token_budget(tmp_path, 2000) == size
+        assert tokens_left(tmp_path, 2000) == size
         code, last = ended(no_room, capsys)
         assert code == 4 and told in last, last
 
 
-def test_models_that_do_not_fit_at_the_start_are_not_a_matter_of_micro_batches(monkeypatch, tmp_path, capsys):
+def test_models_that_do_not_fit_are_no_matter_of_micro_batches(monkeypatch, tmp_path, capsys):
     def no_room():
         raise FULL[0]
 
-    monkeypatch.setattr(rundir, "LAST", {"folder": str(tmp_path), "max_tokens": (4096, 4096)})
+    monkeypatch.setattr(crash, "CONTEXT", {"folder": str(tmp_path), "max_tokens": (4096, 4096)})
     code, last = ended(no_room, capsys)
     assert code == 4 and "out of memory before the first step: the models do not fit" in last
     assert not os.path.exists(tmp_path / "out_of_memory.json")
@@ -357,15 +368,15 @@ def test_models_that_do_not_fit_at_the_start_are_not_a_matter_of_micro_batches(m
 
 ENGINE_FULL = """
 import rollout
-from onebox import rundir
+from onebox import crash
 make_engine, wake_and_sync = rollout.make_engine, rollout.wake_and_sync
 def make(path, kv_cache_gb, **more):
     open("caches", "a").write(f"{kv_cache_gb} ")
-    rundir.LAST["cache"] = kv_cache_gb or 0.5, 0.1
+    crash.CONTEXT["cache"] = kv_cache_gb or 0.5, 0.1
     return make_engine(path)
 def sync(model, engine, dtype, version, *_):
-    if version == 2 and rundir.LAST["cache"][0] > 0.3:
-        with rundir.memory_of("waking the engine's cache up", rundir.halve_cache):
+    if version == 2 and crash.CONTEXT["cache"][0] > 0.3:
+        with crash.memory_of("waking the engine's cache up", crash.halve_cache):
             raise RuntimeError("CUDA Error: out of memory at /workspace/csrc/cumem_allocator.cpp:62")
     wake_and_sync(model, engine, dtype, version)
 rollout.make_engine, rollout.wake_and_sync = make, sync
@@ -373,14 +384,14 @@ rollout.make_engine, rollout.wake_and_sync = make, sync
 
 
 @pytest.mark.parametrize("script", ["train_grpo.py", pytest.param("train_ppo.py", marks=pytest.mark.slow)])
-def test_the_same_command_goes_on_with_half_of_the_cache_and_makes_the_same_steps(script, server, tied_model, tmp_path):
+def test_the_same_command_goes_on_with_half_of_the_cache(script, server, tied_model, tmp_path):
     start = lambda: server.run(tmp_path, script, [*TINY, "--model", tied_model], setup=ENGINE_FULL)  # noqa: E731
     done = start()
     assert done.returncode == 4 and "kv_cache_gb = 0.25 instead of 0.5" in done.stderr, done.stderr[-2000:]
     done = start()
-    assert done.returncode == 0 and "an engine's cache of 0.25 GB" in done.stdout, done.stderr[-2000:]
+    assert done.returncode == 0 and "kv_cache_gb = 0.25: an earlier start" in done.stdout, done.stderr[-2000:]
     assert open(tmp_path / "caches").read().split() == ["0.0", "0.25"] and [row["step"] for row in rows_of(tmp_path)] == [1, 2, 3]
-    assert "micro-batches of" not in done.stdout
+    assert "max_tokens_per_gpu = 1" not in done.stdout
 
 
 @pytest.mark.parametrize("broken", ["import", "init", "log", "finish"])
@@ -397,7 +408,7 @@ def test_wandb_may_fail_anywhere_and_only_says_so(broken, monkeypatch):
 
     module = types.SimpleNamespace(init=fail("init"), log=fail("log"), finish=fail("finish"), Settings=lambda **kw: kw)
     monkeypatch.setitem(sys.modules, "wandb", None if broken == "import" else module)
-    log = rundir.Wandb(said.append, project="p")
+    log = WandbThread(said.append, project="p")
     for step in range(3):
         log.log({"step": step})
     log.close(wait_s=10)
@@ -409,7 +420,7 @@ def test_a_slow_wandb_holds_nobody_up(monkeypatch):
     module = types.SimpleNamespace(init=lambda **kw: time.sleep(600), Settings=lambda **kw: kw)
     monkeypatch.setitem(sys.modules, "wandb", module)
     said, start = [], time.monotonic()
-    log = rundir.Wandb(said.append, project="p")
+    log = WandbThread(said.append, project="p")
     for step in range(1000):
         log.log({"step": step})
     log.close(wait_s=0.2)
@@ -463,7 +474,7 @@ def test_nothing_evaluates_text_or_unpickles_files_or_trusts_remote_code():
 
 
 def test_groups_that_agree_need_no_backward(server, tied_model, tmp_path):
-    """Half of the groups agree : all of them backward, or only the others: the same."""
+    """Half of the groups agree: all of them backward, or only the others: the same."""
     count = """
 import train_grpo, policy
 real_backward = policy.torch.Tensor.backward
@@ -480,7 +491,7 @@ def group_advantages(rewards, *args):
     return found
 train_grpo.group_advantages = group_advantages
 """
-    every = "train_grpo.learned_from = lambda advantages, penalised: policy.torch.ones(len(advantages), dtype=bool)\n"
+    every = "train_grpo.needs_grad_mask = lambda advantages, cfg: policy.torch.ones(len(advantages), dtype=bool)\n"
     settings = [*TINY, "--model", tied_model, "--entropy_coef", "0", "--max_tokens_per_gpu", "60"]
     rows, backwards = [], []
     for name, setup in (("all", count + advantages + every), ("some", count + advantages)):
@@ -510,15 +521,15 @@ def test_bytes_that_are_no_character_do_not_end_a_run(pieces, tmp_path):
     tokenizer = byte_fallback_tokenizer(tmp_path)
     ids = tokenizer.convert_tokens_to_ids(pieces)
     r = types.SimpleNamespace(response_ids=ids, text=tokenizer.decode(ids))
-    ends = samples.token_ends(r, tokenizer)
+    ends = metrics.token_ends(r, tokenizer)
     assert len(ends) == len(ids) and ends == sorted(ends) and ends[-1] <= len(r.text)
 
 
 def test_a_torn_note_of_running_out_of_memory_is_no_reason_not_to_start(tmp_path, monkeypatch):
-    monkeypatch.setattr(rundir, "LAST", {"folder": str(tmp_path)})
+    monkeypatch.setattr(crash, "CONTEXT", {"folder": str(tmp_path)})
     for torn in ("", "[]", '{"asked": 4096}', '{"asked": 4096, "max_tokens_per_gpu": null}'):
         (tmp_path / "out_of_memory.json").write_text(torn)
-        assert rundir.token_budget(tmp_path, 4096) == 4096
+        assert tokens_left(tmp_path, 4096) == 4096
 
 
 def test_the_layout_over_gpus_may_change_in_a_continued_run():
@@ -543,8 +554,7 @@ def test_on_gpus_tensors_go_through_nccl_and_pickles_through_gloo(monkeypatch):
 
 GROUP = """
 import os, sys
-from onebox import distributed
-from onebox import rundir
+from onebox import crash, distributed
 import torch.distributed as dist
 
 def main():
@@ -554,7 +564,7 @@ def main():
         raise KeyError("planted")
 
 try:
-    rundir.entry(main)
+    crash.entry(main)
 finally:
     print("left" if not dist.is_initialized() else "still there", os.environ.get("PYTORCH_CUDA_ALLOC_CONF"))
 """
@@ -562,7 +572,7 @@ finally:
 
 @pytest.mark.parametrize("how, code, env, found", [("well", 0, {}, "expandable_segments:True"),
                                                    ("error", 1, {"PYTORCH_ALLOC_CONF": "max_split_size_mb:512"}, "None")])
-def test_a_script_leaves_its_process_group_however_it_ends_and_lets_gpu_memory_grow_unless_told_otherwise(
+def test_a_script_leaves_its_group_and_lets_gpu_memory_grow(
         how, code, env, found, monkeypatch):
     for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):  # the first is set by this process's own import of common
         monkeypatch.delenv(name, raising=False)
@@ -572,8 +582,8 @@ def test_a_script_leaves_its_process_group_however_it_ends_and_lets_gpu_memory_g
 
 def test_a_group_that_was_there_before_a_script_stays(one_process):
     with pytest.raises(SystemExit):
-        rundir.entry(lambda: sys.exit(1))
-    rundir.entry(lambda: None)
+        crash.entry(lambda: sys.exit(1))
+    crash.entry(lambda: None)
     assert distributed.dist.is_initialized()
 
 
