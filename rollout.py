@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from onebox.config import ConfigError
+from onebox.config import refuse
 from onebox.distributed import Broken, gather, print0, progress, visible, whole
 from onebox.crash import SIDE_BY_SIDE, NoMemory, halve_cache, memory_of, out_of_memory
 from onebox.vllm_start import make_engine
@@ -51,18 +51,20 @@ def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, deadl
     Sample len(seeds[i]) responses to each prompt; yields each Rollout as it finishes, so that scoring overlaps.
 
     prompts  list of (index, token ids)       seeds  one list of 63-bit seeds a prompt, one seed a sample
-    The seed alone decides a sample: it is the same alone and in any batch (exactly so on CPU in fp32).
-    After deadline_s what is not done is returned as it is, with finish_reason "deadline". A pattern of up to 64 tokens
-    that comes repetition_stop times in a row ends a response, with finish_reason "repetition" (0: never). When a step of
-    the engine fails, but not for want of memory, what is missing is asked for once more, in two halves and with the same
-    seeds. Raises Broken where the engine is: log-probabilities that are not finite, or weights of another version than `version`.
+    The seed alone decides a sample: it is the same alone and in any batch (exactly so on CPU in fp32). After deadline_s
+    what is not done is returned as it is, with finish_reason "deadline". A pattern of up to 64 tokens that comes
+    repetition_stop times in a row ends a response, with finish_reason "repetition" (0: never). When a step of the
+    engine fails, but not for want of memory, what is missing is asked for once more, in two halves and with the same
+    seeds. Raises Broken where the engine is: log-probabilities that are not finite, or weights of another version than
+    `version`.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     options = dict(temperature=temperature, max_tokens=max_tokens, logprobs=0, flat_logprobs=True,
                    stop_token_ids=list(stop_ids), stop=list(stop_strings) or None, include_stop_str_in_output=True,
-                   detokenize=bool(stop_strings), skip_special_tokens=not stop_strings, output_kind=RequestOutputKind.FINAL_ONLY)
+                   detokenize=bool(stop_strings), skip_special_tokens=not stop_strings,
+                   output_kind=RequestOutputKind.FINAL_ONLY)
     if repetition_stop:
         from vllm.sampling_params import RepetitionDetectionParams
 
@@ -85,8 +87,8 @@ def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, deadl
     except Exception as error:  # whatever the engine raises; under tensor parallel the ranks could not agree to retry
         if out_of_memory(error) or shares_engine() or not requests:
             raise
-        print(visible(f"warning: rank {os.environ.get('RANK', 0)}: the engine failed ({type(error).__name__}: {error}) with "
-                      f"{len(requests)} responses to go: asking again"), file=sys.stderr, flush=True)  # from every rank
+        print(visible(f"warning: rank {os.environ.get('RANK', 0)}: the engine failed ({type(error).__name__}: {error}) "
+                      f"with {len(requests)} responses to go: asking again"), file=sys.stderr, flush=True)
         items = list(requests.items())
         for half in (items[:len(items) // 2], items[len(items) // 2:]):
             yield from run_requests(engine, dict(half), deadline, version, desc)
@@ -94,8 +96,8 @@ def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, deadl
 
 def run_requests(engine, requests, deadline, version, desc):
     """{(prompt, sample): (token ids, SamplingParams)} -> Rollouts, as they finish; leaves no request in the engine."""
-    names = engine.enqueue([{"prompt_token_ids": ids} for ids, _ in requests.values()], [p for _, p in requests.values()],
-                           use_tqdm=False) if requests else []
+    names = engine.enqueue([{"prompt_token_ids": ids} for ids, _ in requests.values()],
+                           [params for _, params in requests.values()], use_tqdm=False) if requests else []
     running = {request_number(name): (*key, ids) for name, (key, (ids, _)) in zip(names, requests.items(), strict=True)}
     steps = 0
     try:
@@ -118,41 +120,40 @@ def run_requests(engine, requests, deadline, version, desc):
 
 def check_sampling(cfg, world):
     """Refuse settings of the rollout that no engine can follow, or that would bias every log-prob."""
-    engines = world // cfg.tensor_parallel
-    if cfg.top_p != 1.0:
-        raise ConfigError(f"top_p = {cfg.top_p} biases every log-prob by up to {-math.log(max(cfg.top_p, 1e-9)):.2f}: leave it 1")
-    if cfg.repetition_stop == 1:
-        raise ConfigError("repetition_stop = 1 must be 0 (never) or at least 2: no text repeats anything once")
-    if not all(isinstance(text, str) and text for text in cfg.stop):
-        raise ConfigError(f"stop = {cfg.stop!r} must hold strings that are not empty, as in ('</answer>',)")
-    if not 0.01 <= cfg.temperature <= 2:
-        raise ConfigError(f"temperature = {cfg.temperature} must lie in 0.01 ... 2")
-    if world % cfg.tensor_parallel:
-        raise ConfigError(f"tensor_parallel = {cfg.tensor_parallel} does not divide the {world} processes")
-    if cfg.prompts_per_step % engines:
-        raise ConfigError(f"prompts_per_step = {cfg.prompts_per_step} is not divisible by the {engines} engines "
-                          f"({world} processes / tensor_parallel {cfg.tensor_parallel}): make it a multiple of {engines}")
+    engines, at_worst = max(1, world // cfg.tensor_parallel), -math.log(max(cfg.top_p, 1e-9))
+    refuse(cfg.top_p != 1, f"top_p = {cfg.top_p} biases every log-prob by up to {at_worst:.2f}: leave it 1")
+    refuse(cfg.repetition_stop == 1, "repetition_stop = 1 must be 0 (never) or at least 2: once is no repetition")
+    refuse(not all(isinstance(text, str) and text for text in cfg.stop),
+           f"stop = {cfg.stop!r} must hold strings that are not empty, as in ('</answer>',)")
+    refuse(not 0.01 <= cfg.temperature <= 2, f"temperature = {cfg.temperature} must lie in 0.01 ... 2")
+    for name in ("tensor_parallel", "shard_size"):  # shard_size 0: all
+        size = getattr(cfg, name) or world
+        refuse(world % size, f"{name} = {size} does not divide the {world} processes")
+    refuse(cfg.prompts_per_step % engines, f"prompts_per_step = {cfg.prompts_per_step} is not divisible by the {engines} "
+           f"engines ({world} processes / tensor_parallel {cfg.tensor_parallel}): make it a multiple of {engines}")
 
 
 class Engine:
     """
-    Hold the vLLM engine of this process and what its samples need. Each step: wake(policy, version), sample(...), sleep().
+    Hold the vLLM engine of this process and what its samples need. Each step: wake(policy, version), sample(...),
+    sleep().
 
-    version: the number of training steps in its weights, so that weights before and after an update never share a label;
-    None where it holds no weights of a policy. A tensor-parallel group of processes shares one engine.
+    version: the number of training steps in its weights, so that weights before and after an update never share a
+    label; None where it holds no weights of a policy. A tensor-parallel group of processes shares one engine.
     """
 
-    def __init__(self, path, tokenizer, stop_ids, *, config, dtype, device, clock, prompt_len, response_len, max_num_seqs,
-                 kv_cache_gb, tensor_parallel, seed, deadline_s, stop_strings=(), repetition_stop=0, say=print0):
+    def __init__(self, path, tokenizer, stop_ids, *, config, dtype, device, clock, prompt_len, response_len,
+                 max_num_seqs, kv_cache_gb, tensor_parallel, seed, deadline_s, stop_strings=(), repetition_stop=0,
+                 say=print0):
         rank, world = dist.get_rank(), dist.get_world_size()
         self.llm = make_engine(path, config=config, dtype=dtype, prompt_len=prompt_len, response_len=response_len,
-                               max_num_seqs=max_num_seqs, kv_cache_gb=kv_cache_gb, tensor_parallel=tensor_parallel, seed=seed,
-                               rank=rank, device=device, stop_strings=bool(stop_strings), say=say)
+                               max_num_seqs=max_num_seqs, kv_cache_gb=kv_cache_gb, tensor_parallel=tensor_parallel,
+                               seed=seed, rank=rank, device=device, stop_strings=bool(stop_strings), say=say)
         self.tokenizer, self.stop_ids, self.token_bound = tokenizer, stop_ids, token_bound(tokenizer)
         self.dtype, self.device, self.clock, self.version = getattr(torch, dtype), device, clock, None
         self.response_len = response_len
-        self.options = dict(max_tokens=response_len, stop_ids=stop_ids, stop_strings=stop_strings, deadline_s=deadline_s,
-                            repetition_stop=repetition_stop, vocab_size=config.vocab_size)
+        self.options = dict(max_tokens=response_len, stop_ids=stop_ids, stop_strings=stop_strings,
+                            deadline_s=deadline_s, repetition_stop=repetition_stop, vocab_size=config.vocab_size)
         self.num_engines, self.index = world // tensor_parallel, rank // tensor_parallel
         self.is_leader = rank % tensor_parallel == 0  # speaks for its tensor-parallel group
 
@@ -173,24 +174,27 @@ class Engine:
 
     def sample(self, prompts, seeds, scorer, temperature, record=None):
         """
-        Sample len(seeds[i]) responses to prompt i, score each as it finishes, then exchange: every rank gets all Rollouts.
+        Sample len(seeds[i]) responses to prompt i, score each as it finishes, then exchange: every rank gets all
+        Rollouts.
 
-        They come ordered by prompt, then by index in the group. scorer: rewards.Scorer. record(rollout): called for each of
-        this rank's own as soon as its score is final, so that an evaluation that is killed has kept them.
+        They come ordered by prompt, then by index in the group. scorer: rewards.Scorer. record(rollout): called for
+        each of this rank's own as soon as its score is final, so that an evaluation that is killed has kept them.
         """
         # longest prompt first: they tend to have the longest responses, which should not be the last to start
         mine = sorted(range(self.index, len(prompts), self.num_engines), key=lambda i: -len(prompts[i].ids))
         rollouts, scoring_s = {}, 0.0
         self.clock.phase("rollout")
-        for r in generate(self.llm, [(i, prompts[i].ids) for i in mine], [seeds[i] for i in mine], temperature=temperature,
-                          version=self.version, **self.options) if mine else ():
+        for r in generate(self.llm, [(i, prompts[i].ids) for i in mine], [seeds[i] for i in mine],
+                          temperature=temperature, version=self.version, **self.options) if mine else ():
             start = time.monotonic()
             stopped = r.finish_reason == "stop" and r.response_ids[-1] in self.stop_ids
-            r.text = self.tokenizer.decode(r.response_ids[:-1] if stopped else r.response_ids, skip_special_tokens=False)
+            ids = r.response_ids[:-1] if stopped else r.response_ids
+            r.text = self.tokenizer.decode(ids, skip_special_tokens=False)
             prompt = prompts[r.prompt]
             r.source, r.uid, r.phantom = prompt.source, prompt.uid, max(r.response_ids, default=0) >= self.token_bound
-            scorer.submit((r.prompt, r.sample), prompt.reward, r.text, prompt.answer, truncated=r.truncated or r.phantom,
-                          num_tokens=len(r.response_ids), max_tokens=self.response_len)
+            scorer.submit((r.prompt, r.sample), prompt.reward, r.text, prompt.answer,
+                          truncated=r.truncated or r.phantom, num_tokens=len(r.response_ids),
+                          max_tokens=self.response_len)
             rollouts[r.prompt, r.sample] = r
             if record is not None:
                 deliver_scores(scorer.settled(), rollouts, record)
@@ -214,7 +218,7 @@ def token_bound(tokenizer):
 
 def deliver_scores(scores, rollouts, record):
     for key, score in scores.items():
-        if rollouts[key].phantom and not rollouts[key].truncated:  # scored like one, but it was not cut off: say what it is
+        if rollouts[key].phantom and not rollouts[key].truncated:  # scored like one, but not cut off: say what it is
             score = dataclasses.replace(score, flags=frozenset(score.flags) - {"truncated"} | {"phantom_ids"})
         rollouts[key].score = score
         if record is not None:
@@ -300,9 +304,9 @@ def hf_stream(model, dtype):
 
 def reload(worker, weights_iterator):
     """
-    vLLM's reload_weights, in its worker; Broken where a layer did not get all of its weights. vLLM only logs one that got
-    nothing, and says nothing of a fused one that got a part: both then hold what was in memory. get_layerwise_info, its
-    own count of what each layer was given, is not public.
+    vLLM's reload_weights, in its worker; Broken where a layer did not get all of its weights. vLLM only logs one that
+    got nothing, and says nothing of a fused one that got a part: both then hold what was in memory. get_layerwise_info,
+    its own count of what each layer was given, is not public.
     """
     from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
@@ -314,7 +318,7 @@ def reload(worker, weights_iterator):
         for name, layer in model.named_modules():
             info = get_layerwise_info(layer)
             own = any(True for _ in layer.parameters(recurse=False))  # rotary tables and attention's scales are buffers
-            padded = hasattr(layer, "num_embeddings_padded") and info.load_numel  # one tensor, but more rows than it has
+            padded = hasattr(layer, "num_embeddings_padded") and info.load_numel  # one tensor, with more rows
             if info.can_load() and own and info.load_numel < info.load_numel_total and not padded:
                 missing.append(f"{name} ({info.load_numel:,} of {info.load_numel_total:,} numbers)")
         return loaded
@@ -325,8 +329,8 @@ def reload(worker, weights_iterator):
     finally:
         del model.load_weights
     if missing:
-        raise Broken(f"the weight sync left {len(missing)} layers of the engine without their weights, first {missing[0]}: "
-                     "vLLM wants tensors that the policy does not name; this process must end")
+        raise Broken(f"the weight sync left {len(missing)} layers of the engine without their weights, first "
+                     f"{missing[0]}: vLLM wants tensors that the policy does not name; this process must end")
 
 
 @memory_of("the weight sync", SIDE_BY_SIDE)

@@ -19,7 +19,7 @@ import torch
 from data import draw, fingerprint, load_train_and_eval
 from eval import evaluate_and_log
 from onebox.checkpoint import fingerprint_of_model
-from onebox.config import ConfigError, NonNegative, Positive, Share, check_ranges, load_config
+from onebox.config import NonNegative, Positive, Share, check_ranges, load_config, refuse
 from onebox.flops import machine_of
 from onebox.metrics import StepStats, empty_row, speed, summarize, trained_rows
 from onebox.models import resolve_dtype, resolve_model
@@ -110,8 +110,8 @@ def group_advantages(rewards, divide_by_std, eps=1e-6):
 
 def token_weights(response_lens, num_responses, num_tokens, loss_agg, max_response_len):
     """
-    The weight of each token of each response, so that the loss of one update is sum_t weight_t * loss_t however the
-    tokens are cut into micro-batches and dealt to GPUs.
+    Compute the weight of each token of each response, so that the loss of one update is sum_t weight_t * loss_t however
+    the tokens are cut into micro-batches and dealt to GPUs.
 
         seq_mean    1 / (num_responses * len)        GRPO, arXiv 2402.03300, eq. 3
         token_mean  1 / num_tokens                   DAPO, arXiv 2503.14476, eq. 8
@@ -131,8 +131,8 @@ def token_weights(response_lens, num_responses, num_tokens, loss_agg, max_respon
 
 def in_loss_mask(rollouts, on_truncated):
     """
-    Tell which responses the loss sees, bool (R,): truncated ones under "keep", with the reward's failure value; not under
-    "mask", nor do they count in its denominators (DAPO, arXiv 2503.14476, section 3.4). Empty ones have no token.
+    Tell which responses the loss sees, bool (R,): truncated ones under "keep", with the reward's failure value; not
+    under "mask", nor do they count in its denominators (DAPO, arXiv 2503.14476, section 3.4). Empty ones have no token.
     """
     return torch.tensor([len(r.response_ids) > 0 and not (on_truncated == "mask" and r.truncated) for r in rollouts])
 
@@ -150,8 +150,8 @@ def policy_loss(logprobs, old_logprobs, advantages, clip_low, clip_high, dual_cl
     """
     Compute the clipped surrogate of each token, arXiv 1707.06347, eq. 7; all (T,).
 
-    The gradient is zero once the ratio leaves the clip range in the direction the advantage favors. With dual_clip a bad
-    token (advantage < 0) never costs more than dual_clip * |advantage|, arXiv 1912.09729, eq. 5.
+    The gradient is zero once the ratio leaves the clip range in the direction the advantage favors. With dual_clip a
+    bad token (advantage < 0) never costs more than dual_clip * |advantage|, arXiv 1912.09729, eq. 5.
     """
     ratio = (logprobs - old_logprobs).exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
@@ -170,7 +170,8 @@ def clipped_tokens(logprobs, old_logprobs, advantages, clip_low, clip_high, dual
 
 def kl_penalty(logprobs, ref_logprobs, kl_in):
     """
-    Penalty of each token, always added to the loss; all (T,). joschu.net/blog/kl-approx.html, x = log ref - log policy.
+    Compute the penalty of each token, added to the loss; (T,). joschu.net/blog/kl-approx.html, x = log ref - log
+    policy.
 
         loss_k2     x^2 / 2        gradient of KL(policy || ref) on-policy
         loss_k3     e^x - 1 - x    the GRPO paper's; gradient of KL(ref || policy), explodes where policy << ref
@@ -186,9 +187,9 @@ def kl_penalty(logprobs, ref_logprobs, kl_in):
 
 def mismatch_weights(old_logprobs, rollout_logprobs, cap):
     """
-    Truncated importance weight of each token, min(trainer / engine, cap), for samples that the engine drew with
-    slightly other probabilities than the trainer computes; (T,), no gradient; cap 0: all 1. Yao et al. 2025, "Your
-    Efficient RL Framework Secretly Brings You Off-Policy RL Training" (fengyao.notion.site/off-policy-rl).
+    Compute truncated importance weights min(trainer / engine, cap) (T,), without gradient, for tokens that the engine
+    drew with slightly other probabilities than the trainer's; cap 0: all 1. Yao et al. 2025,
+    fengyao.notion.site/off-policy-rl.
     """
     if cap == 0:
         return torch.ones_like(old_logprobs)
@@ -247,25 +248,17 @@ def check_config(cfg, world):
     check_ranges(cfg)
     check_sampling(cfg, world)
     check_compile(cfg.compile, cfg.checkpointing)
-    if cfg.prompts_per_step % cfg.updates_per_step:
-        raise ConfigError(f"updates_per_step = {cfg.updates_per_step} does not divide the {cfg.prompts_per_step} "
-                          "prompts_per_step")
-    if cfg.shard_size and world % cfg.shard_size:
-        raise ConfigError(f"shard_size = {cfg.shard_size} does not divide the {world} processes")
-    if 0 < cfg.dual_clip <= 1:
-        raise ConfigError(f"dual_clip = {cfg.dual_clip} must be above 1 (3 is usual), or 0 for off")
-    if cfg.dynamic_sampling and cfg.group_size == 1:
-        raise ConfigError(f"dynamic_sampling = {cfg.dynamic_sampling} waits for groups that vary, and a group of one "
-                          "never does: make group_size 2 or more, or leave dynamic_sampling 0")
-    if cfg.group_size == 1 and not needs_grad_mask(torch.zeros(1), cfg).any():
-        raise ConfigError("group_size = 1 teaches nothing: the advantage of a group of one is 0; make it 2 or more (or "
-                          "set kl_in or entropy_coef, which need no group)")
+    refuse(cfg.prompts_per_step % cfg.updates_per_step, f"updates_per_step = {cfg.updates_per_step} does not divide "
+           f"prompts_per_step = {cfg.prompts_per_step}")
+    refuse(0 < cfg.dual_clip <= 1, f"dual_clip = {cfg.dual_clip} must be above 1 (3 is usual), or 0 for off")
+    refuse(cfg.dynamic_sampling and cfg.group_size == 1, f"dynamic_sampling = {cfg.dynamic_sampling} waits for groups "
+           "that vary, and a group of one never does: make group_size 2 or more, or leave dynamic_sampling 0")
+    refuse(cfg.group_size == 1 and not needs_grad_mask(torch.zeros(1), cfg), "group_size = 1 teaches nothing: the "
+           "advantage of a group of one is 0; make it 2 or more (or set kl_in or entropy_coef, which need no group)")
 
 
 def main():
-    # ------------------------------------------------------------------------------------------------------------
-    # setup: everything that can be wrong is found here, before weights are loaded
-    # ------------------------------------------------------------------------------------------------------------
+    # ---- setup: everything that can be wrong is found before weights are loaded ------------------------------------
     cfg, origin = load_config(Config)
     if cfg.check:
         from tools.check import check_recipe
@@ -307,9 +300,7 @@ def main():
     if progress.row:  # before any update, or of a step that was saved but not logged
         evaluate_and_log(progress, run, engine, policy, scorer, eval_prompts, cfg)
 
-    # ------------------------------------------------------------------------------------------------------------
-    # training loop
-    # ------------------------------------------------------------------------------------------------------------
+    # ---- training loop ---------------------------------------------------------------------------------------------
     stopped_by = ""
     for step in range(progress.step + 1, cfg.num_steps + 1):
         run.begin_step(step)

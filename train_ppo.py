@@ -9,28 +9,35 @@ Start reading at main(). Shape comments: P prompts of a step, G samples a prompt
 tokens of a packed micro-batch. Every rank sees all rollouts of the step: the batch is global, only compute is shared.
 """
 
-from dataclasses import dataclass, replace
-from itertools import accumulate, chain
+from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 from onebox.distributed import init_distributed, stable_seed  # first: sets what libraries read when imported
 
-import numpy as np
 import torch
 
 from data import draw, fingerprint, load_train_and_eval
 from eval import evaluate_and_log
 from onebox.checkpoint import fingerprint_of_model
-from onebox.config import ConfigError, NonNegative, Positive, Share, check_ranges, load_config
-from onebox.distributed import max_over_ranks
+from onebox.config import NonNegative, Positive, Share, check_ranges, load_config, refuse
 from onebox.flops import machine_of
-from onebox.metrics import StepStats, empty_row, explain_values, speed, summarize, trained_rows
-from onebox.models import check_critic, resolve_dtype, resolve_model
+from onebox.metrics import StepStats, empty_row, speed, summarize, trained_rows
+from onebox.models import resolve_dtype, resolve_model
 from onebox.rundir import RunSettings, entry, open_run
 from policy import check_compile, learning_rate, load_policy, make_adam, optimizer_step, pack, token_logprobs
-from policy import from_responses, load_critic, to_responses, token_values  # what PPO needs besides
-from rewards import Scorer, dense_repetition
+from rewards import Scorer
 from rollout import Engine, check_sampling
+
+# what PPO needs besides
+from dataclasses import replace
+from itertools import accumulate
+import numpy as np
+from onebox.distributed import max_over_ranks
+from onebox.metrics import explain_values
+from onebox.models import check_critic
+from policy import from_responses, load_critic, to_responses, token_values
+from rewards import dense_repetition
 
 
 @dataclass(frozen=True)
@@ -147,11 +154,9 @@ def token_rewards(reward, num_tokens, kl, repetition, gammas):
 
 def gae(rewards, values, gamma, lam, last_value=0.0):
     """
-    Estimate the advantages (T,) of one response from rewards, values (T,). arXiv 1506.02438, eq. 16, V_T = last_value:
+    Estimate advantages (T,) of one response from rewards, values (T,), arXiv 1506.02438, eq. 16, with V_T = last_value:
 
         delta_t = r_t + gamma * V_{t+1} - V_t        A_t = delta_t + gamma * lam * A_{t+1}
-
-    values[t] is V of the state before token t. Values that are all 0 give the discounted return-to-go.
     """
     deltas = rewards + gamma * np.append(values[1:], last_value) - values
     backwards = accumulate(deltas[::-1].tolist(), lambda later, delta: delta + gamma * lam * later)
@@ -159,7 +164,9 @@ def gae(rewards, values, gamma, lam, last_value=0.0):
 
 
 def gae_of_types(rewards, values, gammas, lam, last_value):
-    """Sum one GAE per reward type, each with its discount; V belongs to "task" (GAE is linear in rewards and values)."""
+    """
+    Sum one GAE per reward type, each with its discount; V belongs to "task" (GAE is linear in rewards and values).
+    """
     advantages = gae(rewards["task"], values, gammas["task"], lam, last_value)
     for name in rewards.keys() - {"task"}:
         advantages = advantages + gae(rewards[name], np.zeros_like(values), gammas[name], lam)
@@ -197,8 +204,8 @@ def whiten(advantages):
 
 def token_weights(response_lens, num_responses, num_tokens, loss_agg, max_response_len):
     """
-    The weight of each token of each response, so that the loss of one update is sum_t weight_t * loss_t however the
-    tokens are cut into micro-batches and dealt to GPUs.
+    Compute the weight of each token of each response, so that the loss of one update is sum_t weight_t * loss_t however
+    the tokens are cut into micro-batches and dealt to GPUs.
 
         seq_mean    1 / (num_responses * len)        GRPO, arXiv 2402.03300, eq. 3
         token_mean  1 / num_tokens                   DAPO, arXiv 2503.14476, eq. 8
@@ -218,8 +225,8 @@ def token_weights(response_lens, num_responses, num_tokens, loss_agg, max_respon
 
 def in_loss_mask(rollouts, on_truncated):
     """
-    Tell which responses the loss sees, bool (R,): truncated ones under "keep", with the reward's failure value; not under
-    "mask", nor do they count in its denominators (DAPO, arXiv 2503.14476, section 3.4). Empty ones have no token.
+    Tell which responses the loss sees, bool (R,): truncated ones under "keep", with the reward's failure value; not
+    under "mask", nor do they count in its denominators (DAPO, arXiv 2503.14476, section 3.4). Empty ones have no token.
     """
     return torch.tensor([len(r.response_ids) > 0 and not (on_truncated == "mask" and r.truncated) for r in rollouts])
 
@@ -237,8 +244,8 @@ def policy_loss(logprobs, old_logprobs, advantages, clip_low, clip_high, dual_cl
     """
     Compute the clipped surrogate of each token, arXiv 1707.06347, eq. 7; all (T,).
 
-    The gradient is zero once the ratio leaves the clip range in the direction the advantage favors. With dual_clip a bad
-    token (advantage < 0) never costs more than dual_clip * |advantage|, arXiv 1912.09729, eq. 5.
+    The gradient is zero once the ratio leaves the clip range in the direction the advantage favors. With dual_clip a
+    bad token (advantage < 0) never costs more than dual_clip * |advantage|, arXiv 1912.09729, eq. 5.
     """
     ratio = (logprobs - old_logprobs).exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
@@ -269,7 +276,8 @@ def value_loss(values, old_values, returns, value_clip):
 
 def kl_penalty(logprobs, ref_logprobs, kl_in):
     """
-    Penalty of each token, always added to the loss; all (T,). joschu.net/blog/kl-approx.html, x = log ref - log policy.
+    Compute the penalty of each token, added to the loss; (T,). joschu.net/blog/kl-approx.html, x = log ref - log
+    policy.
 
         loss_k2     x^2 / 2        gradient of KL(policy || ref) on-policy
         loss_k3     e^x - 1 - x    the GRPO paper's; gradient of KL(ref || policy), explodes where policy << ref
@@ -285,9 +293,9 @@ def kl_penalty(logprobs, ref_logprobs, kl_in):
 
 def mismatch_weights(old_logprobs, rollout_logprobs, cap):
     """
-    Truncated importance weight of each token, min(trainer / engine, cap), for samples that the engine drew with
-    slightly other probabilities than the trainer computes; (T,), no gradient; cap 0: all 1. Yao et al. 2025, "Your
-    Efficient RL Framework Secretly Brings You Off-Policy RL Training" (fengyao.notion.site/off-policy-rl).
+    Compute truncated importance weights min(trainer / engine, cap) (T,), without gradient, for tokens that the engine
+    drew with slightly other probabilities than the trainer's; cap 0: all 1. Yao et al. 2025,
+    fengyao.notion.site/off-policy-rl.
     """
     if cap == 0:
         return torch.ones_like(old_logprobs)
@@ -342,7 +350,8 @@ def parts_of_step(num_responses, group_size, num_updates):
 def set_advantages(updates, rollouts, rewards, train_policy, cfg):
     """
     Set advantages and returns (T,) and needs_grad of each micro-batch, from rewards (R,) and old_values. Every rank
-    gathers the numbers of all responses: whitening is over the whole step, in float64. Returns explain_values's columns.
+    gathers the numbers of all responses: whitening is over the whole step, in float64. Returns explain_values's
+    columns.
     """
     batches, penalties = list(chain(*updates)), {}
     values = to_responses(batches, "old_values")  # {response: (T,)}, as all that follows
@@ -375,43 +384,30 @@ def check_config(cfg, world):
     check_ranges(cfg)
     check_sampling(cfg, world)
     check_compile(cfg.compile, cfg.checkpointing)
-    if cfg.prompts_per_step % cfg.updates_per_step:
-        raise ConfigError(f"updates_per_step = {cfg.updates_per_step} does not divide the {cfg.prompts_per_step} "
-                          "prompts_per_step")
-    if cfg.shard_size and world % cfg.shard_size:
-        raise ConfigError(f"shard_size = {cfg.shard_size} does not divide the {world} processes")
-    if 0 < cfg.dual_clip <= 1:
-        raise ConfigError(f"dual_clip = {cfg.dual_clip} must be above 1 (3 is usual), or 0 for off")
-    if cfg.dynamic_sampling and cfg.group_size == 1:
-        raise ConfigError(f"dynamic_sampling = {cfg.dynamic_sampling} waits for groups that vary, and a group of one "
-                          "never does: make group_size 2 or more, or leave dynamic_sampling 0")
-    if cfg.estimator == "rloo" and cfg.group_size == 1:
-        raise ConfigError("estimator = 'rloo' compares the samples of a prompt: group_size must be 2 or more")
-    if cfg.estimator == "rloo" and cfg.whiten:
-        raise ConfigError("whiten = True moves groups that agree, which estimator = 'rloo' leaves at 0: leave whiten "
-                          "out, or choose estimator = 'reinforce_pp'")
-    flat = cfg.gamma == 1 and not cfg.repetition_coef and not needs_grad_mask(torch.zeros(1), cfg)
-    if cfg.estimator == "reinforce_pp" and cfg.whiten is not False and cfg.prompts_per_step * cfg.group_size == 1 and flat:
-        raise ConfigError("estimator = 'reinforce_pp' whitens over the responses of a step, and one alone becomes 0: "
-                          "make prompts_per_step or group_size 2 or more")
-    if cfg.estimator != "gae" and (cfg.critic_warmup_steps or cfg.critic_model or cfg.lam < 1
-                                   or cfg.length_adaptive_lam):
-        raise ConfigError(f"estimator = {cfg.estimator!r} has no critic: leave critic_model and critic_warmup_steps "
-                          "empty, lam 1 and length_adaptive_lam 0")
-    if cfg.gammas is not None and (set(cfg.gammas) != {"task", "repetition"} or not cfg.repetition_coef
-                                   or min(cfg.lam, cfg.critic_lam) < 1 or cfg.length_adaptive_lam):
-        raise ConfigError(f'gammas = {cfg.gammas} wants {{"task": ..., "repetition": ...}}, repetition_coef > 0, lam '
-                          "and critic_lam 1: one value function knows one discount only")
-    if cfg.kl_target and cfg.kl_in == "none":
-        raise ConfigError(f"kl_target = {cfg.kl_target} without a penalty to adapt: set kl_in")
-    if cfg.critic_warmup_steps >= cfg.num_steps:
-        raise ConfigError(f"critic_warmup_steps = {cfg.critic_warmup_steps} leaves the policy none of {cfg.num_steps}")
+    refuse(cfg.prompts_per_step % cfg.updates_per_step, f"updates_per_step = {cfg.updates_per_step} does not divide "
+           f"prompts_per_step = {cfg.prompts_per_step}")
+    refuse(0 < cfg.dual_clip <= 1, f"dual_clip = {cfg.dual_clip} must be above 1 (3 is usual), or 0 for off")
+    refuse(cfg.dynamic_sampling and cfg.group_size == 1, f"dynamic_sampling = {cfg.dynamic_sampling} waits for groups "
+           "that vary, and a group of one never does: make group_size 2 or more, or leave dynamic_sampling 0")
+    one_response = cfg.prompts_per_step * cfg.group_size == 1 and cfg.gamma == 1 and not cfg.repetition_coef
+    refuse(cfg.estimator == "rloo" and (cfg.group_size == 1 or cfg.whiten), "estimator = 'rloo' compares the samples "
+           "of a prompt: group_size must be 2 or more; and whiten = True would move groups that agree: leave it out")
+    refuse(cfg.estimator == "reinforce_pp" and cfg.whiten is not False and one_response
+           and not needs_grad_mask(torch.zeros(1), cfg), "estimator = 'reinforce_pp' whitens over the responses of a "
+           "step, and one alone becomes 0: make prompts_per_step or group_size 2 or more")
+    refuse(cfg.estimator != "gae" and (cfg.critic_warmup_steps or cfg.critic_model or cfg.lam < 1
+           or cfg.length_adaptive_lam), f"estimator = {cfg.estimator!r} has no critic: leave critic_model and "
+           "critic_warmup_steps empty, lam 1 and length_adaptive_lam 0")
+    refuse(cfg.gammas is not None and (set(cfg.gammas) != {"task", "repetition"} or not cfg.repetition_coef
+           or min(cfg.lam, cfg.critic_lam) < 1 or cfg.length_adaptive_lam), f'gammas = {cfg.gammas} wants {{"task": '
+           '..., "repetition": ...}, repetition_coef > 0, lam and critic_lam 1: one value function, one discount')
+    refuse(cfg.kl_target and cfg.kl_in == "none", f"kl_target = {cfg.kl_target} without a penalty to adapt: set kl_in")
+    refuse(cfg.critic_warmup_steps >= cfg.num_steps, f"critic_warmup_steps = {cfg.critic_warmup_steps} leaves no step "
+           f"of {cfg.num_steps} for the policy")
 
 
 def main():
-    # ------------------------------------------------------------------------------------------------------------
-    # setup: everything that can be wrong is found here, before weights are loaded
-    # ------------------------------------------------------------------------------------------------------------
+    # ---- setup: everything that can be wrong is found before weights are loaded ------------------------------------
     cfg, origin = load_config(Config)
     if cfg.check:
         from tools.check import check_recipe
@@ -464,9 +460,7 @@ def main():
     if progress.row:  # before any update, or of a step that was saved but not logged
         evaluate_and_log(progress, run, engine, policy, scorer, eval_prompts, cfg)
 
-    # ------------------------------------------------------------------------------------------------------------
-    # training loop
-    # ------------------------------------------------------------------------------------------------------------
+    # ---- training loop ---------------------------------------------------------------------------------------------
     stopped_by = ""
     for step in range(progress.step + 1, cfg.num_steps + 1):
         run.begin_step(step)

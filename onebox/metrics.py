@@ -16,7 +16,8 @@ from onebox.flops import COLUMNS, efficiency
 from policy import to_responses
 
 # Monitors that rewards.Score.flags may hold: each a way to look right, or a grader that gave up.
-FLAGS = ("several_answers", "answer_in_thinking", "several_boxes", "empty_thinking", "non_ascii_answer", "timeout", "error")
+FLAGS = ("several_answers", "answer_in_thinking", "several_boxes", "empty_thinking", "non_ascii_answer", "timeout",
+         "error")
 PHASES = ("rollout", "reward", "logprobs", "train", "sync", "eval", "save")
 TOKEN_VALUES = ("logprobs", "old_logprobs", "entropy", "ratio", "clipped", "old_values", "advantages")
 
@@ -28,9 +29,10 @@ TOKEN_VALUES = ("logprobs", "old_logprobs", "entropy", "ratio", "clipped", "old_
 
 def summarize(rollouts, tokenizer, group_size=None):
     """
-    Average over the rollouts of a step: reward, shares of correct, wrong and badly formatted ones, lengths in tokens, words
-    of reasoning and of reflection (analysis.py). think_len and answer_len tokenize the two parts of the text again. With
-    a group_size also zero_variance_groups, the share of groups whose rewards all agree; 0 for groups of one.
+    Average over the rollouts of a step: reward, shares of correct, wrong and badly formatted ones, lengths in tokens,
+    words of reasoning and of reflection (analysis.py). think_len and answer_len tokenize the two parts of the text
+    again. With a group_size also zero_variance_groups, the share of groups whose rewards all agree; 0 for groups of
+    one.
     """
     def mean(values, of=rollouts):
         return sum(values) / max(1, len(of))
@@ -72,8 +74,8 @@ def summarize(rollouts, tokenizer, group_size=None):
 
 def trained_rows(step, rollouts, updates, keep, group_size, tokenizer):
     """
-    Describe the last `keep` responses of a step, in whole groups, with what the trainer computed for each token; every rank
-    together. The last, because with several updates a step only later ones have ratios other than 1.
+    Describe the last `keep` responses of a step, in whole groups, with what the trainer computed for each token; every
+    rank together. The last, because with several updates a step only later ones have ratios other than 1.
 
     rollouts: those that were packed. updates: this rank's micro-batches of each update, after the last one.
     """
@@ -95,8 +97,8 @@ def trained_rows(step, rollouts, updates, keep, group_size, tokenizer):
 
 def rollout_row(r, step, split, tokenizer, token_values=None):
     """
-    Turn a scored Rollout into one JSON object. split: "train" or "held-out". ends[t] is where token t ends in `response`,
-    in code points. token_values {name: (len,)} and rollout_logprobs have one number a token too.
+    Turn a scored Rollout into one JSON object. split: "train" or "held-out". ends[t] is where token t ends in
+    `response`, in code points. token_values {name: (len,)} and rollout_logprobs have one number a token too.
     """
     lists = {"rollout_logprobs": r.rollout_logprobs, **(token_values or {})}
     return {**scored_row(r, r.asked, step), "split": split, "source": r.source, "gold": r.asked.answer,
@@ -113,8 +115,8 @@ def scored_row(r, prompt, step):
 
 def token_ends(r, tokenizer):
     """
-    Find where each token of a response ends in its text; a character of several tokens ends with the last of them. A slow
-    tokenizer has no stream to ask: no list then, and no colors in the report.
+    Find where each token of a response ends in its text; a character of several tokens ends with the last of them. A
+    slow tokenizer has no stream to ask: no list then, and no colors in the report.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -123,7 +125,7 @@ def token_ends(r, tokenizer):
     for token in r.response_ids:
         try:
             length += len(stream.step(backend, token) or "")
-        except Exception:  # tokenizers raises nothing narrower: bytes that became no character spoil it, begin a new one
+        except Exception:  # tokenizers raises nothing narrower; bytes that became no character spoil the stream
             stream = DecodeStream(skip_special_tokens=False)
         ends.append(min(length, len(r.text)))  # the text is without the stop token
     return ends
@@ -150,8 +152,8 @@ class StepStats:
 
     def add_mismatch(self, batch):
         """
-        Compare the trainer's log-probs of a micro-batch, old_logprobs, with the engine's and the reference's: each token
-        once, before the weights that drew it change. KL(policy || reference) needs tokens that this policy drew.
+        Compare the trainer's log-probs of a micro-batch, old_logprobs, with the engine's and the reference's: each
+        token once, before the weights that drew it change. KL(policy || reference) needs tokens that this policy drew.
         """
         log_ratio = batch.old_logprobs - batch.rollout_logprobs  # (T,)
         if log_ratio.numel():
@@ -164,8 +166,8 @@ class StepStats:
     @torch.no_grad()
     def add(self, batch, logprobs, entropy, loss, clipped):
         """
-        Count one micro-batch of an update: logprobs, entropy (T,); clipped bool (T,), where the clip stopped the gradient;
-        loss: this micro-batch's share of the update's.
+        Count one micro-batch of an update: logprobs, entropy (T,); clipped bool (T,), where the clip stopped the
+        gradient; loss: this micro-batch's share of the update's.
         """
         if "compared" not in self.total:
             self.add_mismatch(batch)
@@ -182,7 +184,9 @@ class StepStats:
         self.count(value_loss=loss.detach(), value_clipped=clipped.sum())
 
     def check_mismatch(self):
-        """Add up the ranks; every rank together. Then the canary: engine and trainer agree about what was just sampled."""
+        """
+        Add up the ranks; every rank together. Then the canary: engine and trainer agree about what was just sampled.
+        """
         for name, value in sum_over_ranks(self.local, self.device).items() if self.local else ():
             self.total[name] = self.total.get(name, 0.0) + value
         self.local = {}
@@ -191,13 +195,14 @@ class StepStats:
         mean = self.total["mismatch"] / compared if compared else 0.0
         if not mean <= self.max_mismatch:  # NaN too
             raise Broken(
-                f"engine and trainer disagree: mean |rollout - trainer| log-prob {mean:.3g} (max {self.mismatch_max:.3g}) is "
-                f"above mismatch_bound {self.max_mismatch:.3g}. No weight was changed. Likely causes: the weight sync misses "
-                "a tensor (a tied lm_head), a stale prefix cache, another temperature, or a dtype that is too coarse")
+                f"engine and trainer disagree: mean |rollout - trainer| log-prob {mean:.3g} (max {self.mismatch_max:.3g}) "
+                f"is above mismatch_bound {self.max_mismatch:.3g}. No weight was changed. Likely causes: the weight sync "
+                "misses a tensor (a tied lm_head), a stale prefix cache, another temperature, or a dtype too coarse")
 
     def end_update(self, grad_norm, skipped=False):
         """
-        Record the gradient norm of one update and tell whether it, and the critic's, is finite (others were not applied).
+        Record the gradient norm of one update and tell whether it, and the critic's, is finite (others were not
+        applied).
 
         skipped: there was nothing to learn from, so the policy stayed as it was.
         """
@@ -221,15 +226,17 @@ class StepStats:
             "skipped_updates": self.skipped_updates, "trained_tokens": int(self.total.get("tokens", 0)),
         }
         if "value_loss" in self.total:  # PPO with a critic
-            row |= {"value_loss": self.total["value_loss"] / updates, "value_clip_frac": self.total["value_clipped"] / tokens,
+            row |= {"value_loss": self.total["value_loss"] / updates,
+                    "value_clip_frac": self.total["value_clipped"] / tokens,
                     "critic_grad_norm": mean_of_finite(self.critic_grad_norms)}
         return row if self.grad_norms else dict.fromkeys(row)
 
 
 def explain_values(values, returns, advantages):
     """
-    Describe a critic, from {response: (T,)} each: means of values and returns, spread of the advantages before whitening, and
-    explained variance 1 - var(return - value) / var(return). 1 knows the future, 0 is no better than a constant.
+    Describe a critic, from {response: (T,)} each: means of values and returns, spread of the advantages before
+    whitening, and explained variance 1 - var(return - value) / var(return). 1 knows the future, 0 is no better than a
+    constant.
     """
     v, r, a = (np.concatenate([x[i] for i in values] or [np.zeros(1)]) for x in (values, returns, advantages))
     explained = 1 - (r - v).var() / r.var() if r.var() > 0 else math.nan
@@ -262,8 +269,9 @@ def speed(clock, machine, rollouts, updates):
 
 def seconds(spent, tokens=0):
     """
-    Turn the phases of a Clock into columns; `other` is the step less all that was timed (packing, summaries, writing the
-    metrics). tokens_per_second: prompt and response tokens of all ranks over the step without evaluation and checkpoint.
+    Turn the phases of a Clock into columns; `other` is the step less all that was timed (packing, summaries, writing
+    the metrics). tokens_per_second: prompt and response tokens of all ranks over the step without evaluation and
+    checkpoint.
     """
     names = dict.fromkeys([*PHASES, *spent, "step"])
     row = {f"seconds_{name}": spent.get(name, 0.0) for name in names}
@@ -280,36 +288,40 @@ def more_seconds(row, spent):
 
 def hacked(before, now):
     """
-    Warn in one line, or return "": the training reward rose since the evaluation before while held-out success fell, both
-    by more than 0.02. `before` and `now` are two rows with an evaluation. The reward's leniency is then being exploited.
+    Warn in one line, or return "": the training reward rose since the evaluation before while held-out success fell,
+    both by more than 0.02. `before` and `now` are two rows with an evaluation. The reward's leniency is then being
+    exploited.
     """
     if (before and None not in (before["reward"], now["reward"]) and now["reward"] > before["reward"] + 0.02
             and now["eval_correct"] < before["eval_correct"] - 0.02):
-        return (f"warning: since step {before['step']} the reward rose from {before['reward']:.3f} to {now['reward']:.3f} while "
-                f"held-out success fell from {before['eval_correct']:.1%} to {now['eval_correct']:.1%}: read samples/, the "
-                "policy may be exploiting the reward (columns flag/*)")
+        return (f"warning: since step {before['step']} the reward rose from {before['reward']:.3f} to "
+                f"{now['reward']:.3f} while held-out success fell from {before['eval_correct']:.1%} to "
+                f"{now['eval_correct']:.1%}: read samples/, the policy may be exploiting the reward (columns flag/*)")
     return ""
 
 
 def no_signal(silent_steps, row):
     """
-    Warn in one line, or return "": every 10 steps in a row without anything to learn from. The reward never pays, or its
-    template cannot be followed, or the task is too easy or too hard; the self-test of the golds rules out the grader.
+    Warn in one line, or return "": every 10 steps in a row without anything to learn from. The reward never pays, or
+    its template cannot be followed, or the task is too easy or too hard; the self-test of the golds rules out the
+    grader.
     """
     if silent_steps and silent_steps % 10 == 0:
         return (f"warning: no learning signal for {silent_steps} steps: the rewards of every group agree (mean "
-                f"{row['reward']:.3f}, format errors {row['format_error']:.0%}, truncated {row['truncated']:.0%}): read "
+                f"{row['reward']:.3f}, format_error {row['format_error']:.0%}, truncated {row['truncated']:.0%}): read "
                 "samples/, or try easier problems, more samples, a longer max_response_len")
     return ""
 
 
 def console_lines(row, num_steps):
-    """Show a row on the console: one line of at most 160 columns, called as the columns are, one more for held-out ones."""
+    """
+    Show a row on the console: one line of at most 160 columns, called as the columns are, one more for held-out ones.
+    """
     step, lines = f"step {row['step']:4d}/{num_steps}", []
-    shown = [("reward", ".3f"), ("correct", ".0%"), ("format_error", ".0%"), ("truncated", ".0%"), ("response_len", ".0f"),
-             ("grad_norm", ".2f"), ("entropy", ".2f"), ("kl", ".4f"), ("explained_variance", ".2f"), ("seconds_step", ".1f")]
+    shown = {"reward": ".3f", "correct": ".0%", "format_error": ".0%", "truncated": ".0%", "response_len": ".0f",
+             "grad_norm": ".2f", "entropy": ".2f", "kl": ".4f", "explained_variance": ".2f", "seconds_step": ".1f"}
     if row["step"]:
-        lines = [step + "".join(f"  {name} {row[name]:{form}}" for name, form in shown if row.get(name) is not None)]
+        lines = [step + "".join(f"  {name} {row[name]:{form}}" for name, form in shown.items() if row.get(name) is not None)]
         if row["skipped_updates"]:
             lines[0] += f"  skipped_updates {row['skipped_updates']}"
     if row.get("eval_correct") is not None:

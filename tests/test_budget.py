@@ -88,7 +88,8 @@ def imports_of_tools(path):
 
 def training_loop(path):
     """The `for step in ...` loop of a script's main()."""
-    main = next(node for node in ast.parse(read(path)).body if isinstance(node, ast.FunctionDef) and node.name == "main")
+    functions = [node for node in ast.parse(read(path)).body if isinstance(node, ast.FunctionDef)]
+    main = next(node for node in functions if node.name == "main")
     return next(node for node in main.body if isinstance(node, ast.For) and node.target.id == "step")
 
 
@@ -110,11 +111,12 @@ def without_names(code):
     except tokenize.TokenError:  # a piece of a statement
         return None
     kinds = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
-    return [("a name" if t.type == tokenize.NAME and t.string.isidentifier() else t.string) for t in tokens if t.type not in kinds]
+    return ["a name" if t.type == tokenize.NAME else t.string for t in tokens if t.type not in kinds]
 
 
 def only_renames(removed, added):
-    return bool(removed and added) and without_names(removed) is not None and without_names(removed) == without_names(added)
+    before, after = without_names(removed), without_names(added)
+    return bool(removed and added) and before is not None and before == after
 
 
 @functools.cache
@@ -164,14 +166,16 @@ def test_every_budget_is_kept(what):
 
 
 def test_a_run_needs_nothing_of_tools():
-    """tools/ may be deleted: what training imports names it only inside a function, for --check, --dry_step and the like."""
+    """
+    tools/ may be deleted: what training imports names it only inside a function, for --check, --dry_step and the like.
+    """
     found = [place for file in closure("train_grpo.py") for place in imports_of_tools(file)]
     assert found and all(lazy for _, lazy in found), found
 
 
 def test_tasks_need_no_torch():
     for file in (f for f in product_files() if f.startswith("tasks/")):
-        assert not {name for name in imports_by_name(file) if name.split(".")[0] in ("torch", "vllm", "transformers")}, file
+        assert not {name.split(".")[0] for name in imports_by_name(file)} & {"torch", "vllm", "transformers"}, file
 
 
 def imports_by_name(path):
