@@ -113,13 +113,14 @@ def ours(args):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from onebox import distributed
     import data
     import rewards
-    import rollout as sampler
-    from eval import resolve_model
+    from onebox.distributed import init_distributed
+    from onebox.models import resolve_model
+    from onebox.vllm_start import make_engine
+    from rollout import generate
 
-    rank, _, device = distributed.init_distributed()
+    rank, _, device = init_distributed()
     path, config, tokenizer, stop_ids = resolve_model(args.model, 2048)
     tasks = [task for task in MAX_TOKENS if os.path.exists(os.path.join(args.out, f"harness_{task}.jsonl"))]
     rows = {}
@@ -130,7 +131,7 @@ def ours(args):
     golds = [row["answer"] for row in problems]
     engine = reference = None
     if any(row["ours"] is None for task in tasks if task != "replay" for row in rows[task]):
-        engine = sampler.make_engine(
+        engine = make_engine(
             path, config=config, dtype="float32", prompt_len=1600, response_len=320, max_num_seqs=64, kv_cache_gb=0,
             tensor_parallel=1, seed=0, rank=rank, device=device, stop_strings=True)
         engine.update_weight_version("0")
@@ -143,7 +144,7 @@ def ours(args):
         todo = list(enumerate(prompts)) if theirs_made else []
         with open(os.path.join(args.out, f"about_{task}.json")) as f:
             about = json.load(f)
-        for r in [] if not todo else sampler.generate(
+        for r in [] if not todo else generate(
                 engine, todo, [[0]] * len(todo), temperature=0.0, version=0, stop_ids=stop_ids, deadline_s=3600,
                 max_tokens=about["max_tokens"], stop_strings=STOP[task], vocab_size=config.vocab_size):
             made[r.prompt] = r

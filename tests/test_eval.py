@@ -1,5 +1,5 @@
 """
-python -m pytest tests/test_eval.py: the statistics by hand or by enumeration; the journal; eval.py as a user starts it.
+python -m pytest tests/test_eval.py: the statistics by hand or by enumeration; files; eval.py as a user starts it.
 """
 
 import csv
@@ -13,16 +13,22 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, run_script, without_an_engine
 
-from tasks import benchmarks
-from onebox import journal
+import eval as evaluation
 import rewards
-from onebox import statistics
+from eval import Config
+from onebox import rundir
 from onebox.config import ConfigError
-from eval import Config, sweep_settings
+from onebox.distributed import Clock
+from onebox.rundir import Progress
+from rollout import Rollout
+from tasks.sources import BENCHMARKS
+from tools import results, statistics, suite
+from tools.suite import sweep_settings
 
 # ---------------------------------------------------------------- statistics
 
@@ -68,7 +74,7 @@ def test_a_summary_checked_by_hand():
     rows = completions((1, 0, 0, 0), (1, 1, 0, 0), answers=[["7", "8", "8", "9"], ["5", "5", "6", None]])
     rows += [{"uid": f"p/{i}", "sample": "greedy", "correct": i == 1, "tokens": 30, "finish_reason": "length",
               "extracted": None} for i in range(2)]
-    row = statistics.summarise(rows, seconds=2.0, same=lambda a, b: a["extracted"] == b["extracted"])
+    row = statistics.summarize(rows, seconds=2.0, same=lambda a, b: a["extracted"] == b["extracted"])
     assert (row["problems"], row["k"], row["avg_at_k"], row["greedy"]) == (2, 4, pytest.approx(3 / 8), 0.5)
     assert row["pass_at"] == {"1": pytest.approx(3 / 8), "2": pytest.approx((1 / 2 + 5 / 6) / 2), "4": 1.0}
     assert row["pass_at_k"] == 1.0
@@ -79,10 +85,11 @@ def test_a_summary_checked_by_hand():
 
 def test_without_samples_the_greedy_response_is_the_one_sample_and_no_vote_is_taken():
     rows = [{**row, "sample": "greedy"} for row in completions((1,), (0,), (0,), (1,))]
-    row = statistics.summarise(rows, 1.0, same=lambda a, b: False)
+    row = statistics.summarize(rows, 1.0, same=lambda a, b: False)
     assert (row["k"], row["avg_at_k"], row["pass_at_k"], row["greedy"], row["maj_at_k"]) == (1, 0.5, 0.5, 0.5, None)
-    assert statistics.summarise(completions((1, 0, 0)), 1.0, same=lambda a, b: False)["maj_at_k"] is None  # none extracted
-    empty = statistics.summarise([], 0.0)
+    none_extracted = statistics.summarize(completions((1, 0, 0)), 1.0, same=lambda a, b: False)
+    assert none_extracted["maj_at_k"] is None
+    empty = statistics.summarize([], 0.0)
     assert (empty["problems"], empty["avg_at_k"], empty["tokens_per_second"]) == (0, 0, None)
     assert math.isnan(empty["low"])
 
@@ -108,7 +115,7 @@ def test_problems_that_all_agree_are_no_certainty():
 def test_the_interval_is_over_problems_not_over_samples():
     """Two problems with 1,000 samples each say little about a third problem."""
     rows = completions([1] * 1000, [0] * 1000)
-    row = statistics.summarise(rows, 1.0)
+    row = statistics.summarize(rows, 1.0)
     assert (row["low"], row["high"]) == (0.0, 1.0)
 
 
@@ -120,12 +127,12 @@ HOSTILE = ['a"b', "two\nlines", "\x1b[31mred\x1b[0m", "=1+1", "@SUM(A1)", "-2", 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_break_neither_console_nor_markdown_nor_csv(name):
-    text = statistics.to_text(["benchmark", "n"], [[name, 1], ["x", -2.5]])
+    text = results.to_text(["benchmark", "n"], [[name, 1], ["x", -2.5]])
     assert len(text.splitlines()) == 3 and all(c.isprintable() for line in text.split("\n") for c in line)
-    markdown = statistics.to_markdown(["benchmark", "n"], [[name, 1]])
+    markdown = results.to_markdown(["benchmark", "n"], [[name, 1]])
     assert len(markdown.splitlines()) == 3 and "<b" not in markdown
     assert len(re.findall(r"(?<!\\)\|", markdown.splitlines()[2])) == 3
-    rows = list(csv.reader(io.StringIO(statistics.to_csv([{"benchmark": name, "n": -2.5}]))))
+    rows = list(csv.reader(io.StringIO(results.to_csv([{"benchmark": name, "n": -2.5}]))))
     assert len(rows) == 2 and rows[1][1] == "-2.5"  # a number stays one
     assert rows[1][0][0] not in "=+-@" and all(c.isprintable() for c in rows[1][0])
 
@@ -133,7 +140,7 @@ def test_hostile_names_break_neither_console_nor_markdown_nor_csv(name):
 def test_the_sweep_table_has_a_line_a_step_and_an_average_only_of_whole_lines():
     rows = [{"step": s, "benchmark": b, "avg_at_k": v} for s, b, v in
             [(0, "gsm8k", 0.5), (0, "kk", 0.25), (20, "gsm8k", 0.75), (20, "kk", 0.5), (100, "gsm8k", 0.8)]]
-    head, lines = statistics.sweep_cells(rows)
+    head, lines = results.sweep_cells(rows)
     assert head == ["step", "gsm8k", "kk", "average"]
     assert lines == [[0, "50.0", "25.0", "37.5"], [20, "75.0", "50.0", "62.5"], [100, "80.0", "-", "-"]]
 
@@ -142,33 +149,33 @@ def test_the_sweep_table_has_a_line_a_step_and_an_average_only_of_whole_lines():
 
 
 def test_a_suite_names_known_benchmarks_or_the_nearest():
-    assert benchmarks.parse_suite(" gsm8k, kk,gsm8k ") == ["gsm8k", "kk"]
+    assert suite.parse_suite(" gsm8k, kk,gsm8k ") == ["gsm8k", "kk"]
     with pytest.raises(ConfigError, match="no benchmark is called 'gsm8'; did you mean 'gsm8k'.*known: gsm8k, math500"):
-        benchmarks.parse_suite("gsm8,kk")
+        suite.parse_suite("gsm8,kk")
     with pytest.raises(ConfigError, match="names no benchmark"):
-        benchmarks.parse_suite(" , ")
+        suite.parse_suite(" , ")
 
 
 def test_every_benchmark_has_a_source_a_reward_and_templates():
     import data
     from tasks.templates import TEMPLATES
 
-    for name, b in benchmarks.BENCHMARKS.items():
+    for name, b in BENCHMARKS.items():
         assert data.parse_name(b.source) and b.reward in rewards.REWARDS and {b.chat, b.text} <= set(TEMPLATES), name
-    assert list(benchmarks.BENCHMARKS)[:6] == "gsm8k math500 minerva olympiadbench aime24 amc23".split()
+    assert list(BENCHMARKS)[:6] == "gsm8k math500 minerva olympiadbench aime24 amc23".split()
 
 
 def test_a_directory_gives_each_benchmark_its_own_file_and_never_anothers(tmp_path):
     (tmp_path / "gsm8k_test.jsonl").write_text("{}\n")
-    assert benchmarks.find_path("gsm8k", "gsm8k", str(tmp_path), alone=False) == str(tmp_path)
-    assert benchmarks.find_path("kk", "kk:2-8", str(tmp_path), alone=False) is None  # generated
+    assert suite.find_path("gsm8k", "gsm8k", str(tmp_path), alone=False) == str(tmp_path)
+    assert suite.find_path("kk", "kk:2-8", str(tmp_path), alone=False) is None  # generated
     with pytest.raises(ConfigError, match="no file called math500"):
-        benchmarks.find_path("math500", "math500", str(tmp_path), alone=False)
+        suite.find_path("math500", "math500", str(tmp_path), alone=False)
     with pytest.raises(ConfigError, match="one file for several"):
-        benchmarks.find_path("gsm8k", "gsm8k", str(tmp_path / "gsm8k_test.jsonl"), alone=False)
+        suite.find_path("gsm8k", "gsm8k", str(tmp_path / "gsm8k_test.jsonl"), alone=False)
     with pytest.raises(ConfigError, match="is not there"):
-        benchmarks.find_path("gsm8k", "gsm8k", str(tmp_path / "nowhere"), alone=True)
-    assert benchmarks.find_path("minerva", "minerva_math", {"minerva": "m.jsonl"}, alone=False) == "m.jsonl"
+        suite.find_path("gsm8k", "gsm8k", str(tmp_path / "nowhere"), alone=True)
+    assert suite.find_path("minerva", "minerva_math", {"minerva": "m.jsonl"}, alone=False) == "m.jsonl"
 
 
 LOCAL = {"gsm8k": 1319, "math500": 500, "minerva": 272, "olympiadbench": 675, "aime24": 30, "amc23": 40}
@@ -179,8 +186,8 @@ LOCAL = {"gsm8k": 1319, "math500": 500, "minerva": 272, "olympiadbench": 675, "a
 def test_local_copies_load_whole(name):
     import data
 
-    b = benchmarks.BENCHMARKS[name]
-    path = benchmarks.find_path(name, b.source, os.environ["ONEBOX_DATA_DIR"], alone=False)
+    b = BENCHMARKS[name]
+    path = suite.find_path(name, b.source, os.environ["ONEBOX_DATA_DIR"], alone=False)
     prompts, _ = data.load_prompts(b.source, "no_template", b.reward, None, split=b.split, paths=path,
                                    check_answer=rewards.check_answer)
     assert LOCAL[name] - 3 <= len(prompts) <= LOCAL[name]
@@ -205,7 +212,7 @@ def test_verl_gsm8k_reads_the_first_number_after_hashes():
     assert rewards.score("verl_gsm8k", "#### 18", "18", truncated=True).total == 0
 
 
-# ---------------------------------------------------------------- the journal
+# ---------------------------------------------------------------- completions on disk
 
 
 def a_row(uid="p/0", sample=0, **more):
@@ -213,57 +220,55 @@ def a_row(uid="p/0", sample=0, **more):
             "tokens": 3, "finish_reason": "stop", **more}
 
 
+def append(folder, name, rank, *rows):
+    with open(results.file_of(folder, name, f".part{rank}"), "a") as f:
+        f.writelines(json.dumps(row) + "\n" for row in rows)
+
+
 def test_half_a_last_line_is_forgotten_and_damage_elsewhere_is_refused(tmp_path):
     folder, settings, wanted = str(tmp_path), {"seed": 0}, {("p/0", 0), ("p/1", 0), ("p/1", "greedy")}
-    journal.write_settings(folder, "gsm8k", settings)
-    log = journal.Journal(folder, "gsm8k", 0)
-    log.add(a_row())
-    log.add(a_row("p/1"))
-    log.close()
+    results.write_settings(folder, "gsm8k", settings)
+    append(folder, "gsm8k", 0, a_row(), a_row("p/1"))
     file = tmp_path / "gsm8k.part0.jsonl"
     whole = file.read_bytes()
     for cut in range(len(whole.split(b"\n")[0]) + 1, len(whole)):
         file.write_bytes(whole[:cut])
-        found = journal.read_rows(folder, "gsm8k", settings, wanted)
+        found = results.read_rows(folder, "gsm8k", settings, wanted)
         assert set(found) == ({("p/0", 0), ("p/1", 0)} if cut == len(whole) - 1 else {("p/0", 0)})
-    journal.compact(folder, "gsm8k", found)  # then another session on another rank's file
+    results.compact(folder, "gsm8k", found)  # then another session on another rank's file
     assert [p.name for p in tmp_path.glob("*.jsonl")] == ["gsm8k.part.jsonl"]
-    log = journal.Journal(folder, "gsm8k", 1)
-    log.add(a_row("p/1", "greedy"))
-    log.close()
-    assert len(journal.read_rows(folder, "gsm8k", settings, wanted)) == len(found) + 1
+    append(folder, "gsm8k", 1, a_row("p/1", "greedy"))
+    assert len(results.read_rows(folder, "gsm8k", settings, wanted)) == len(found) + 1
     for damage in (b"{}\n", b"not json\n", whole.replace(b"p/0", b"q/9"), b"[1]\n", b"\xff\xfe\n", b"\n"):
         file.write_bytes(damage + whole)
         with pytest.raises(ConfigError, match=r"part0.jsonl, line 1 is no completion of this evaluation"):
-            journal.read_rows(folder, "gsm8k", settings, wanted)
+            results.read_rows(folder, "gsm8k", settings, wanted)
 
 
 def test_other_settings_are_refused_and_named(tmp_path):
-    journal.write_settings(str(tmp_path), "gsm8k", {"temperature": 1.0, "model": "a"})
+    results.write_settings(str(tmp_path), "gsm8k", {"temperature": 1.0, "model": "a"})
     with pytest.raises(ConfigError, match=r"temperature: 1.0 there, 0.6 now, model: 'a' there, 'b' now"):
-        journal.read_rows(str(tmp_path), "gsm8k", {"temperature": 0.6, "model": "b"}, set())
-    assert journal.read_rows(str(tmp_path), "math500", {"temperature": 0.6}, set()) == {}  # another benchmark may join
+        results.read_rows(str(tmp_path), "gsm8k", {"temperature": 0.6, "model": "b"}, set())
+    assert results.read_rows(str(tmp_path), "math500", {"temperature": 0.6}, set()) == {}  # another benchmark may join
     for damage in ("{", "[]", '{"gsm8k": 1}'):
         (tmp_path / "settings.json").write_text(damage)
         with pytest.raises(ConfigError, match="settings.json cannot be read"):
-            journal.read_rows(str(tmp_path), "gsm8k", {}, set())
+            results.read_rows(str(tmp_path), "gsm8k", {}, set())
 
 
 def test_ranks_of_one_session_share_its_seconds_and_sessions_add_up(tmp_path):
     rows = {(f"p/{i}", 0): a_row(f"p/{i}", session=session, at=at)
             for i, (session, at) in enumerate([("a", 5.0), ("a", 7.0), ("b", 2.0)])}
-    assert journal.finish(str(tmp_path), "kk", {}, rows, list(rows))[1] == 9.0
-    again = journal.read_rows(str(tmp_path), "kk", {}, set(rows))
-    assert journal.finish(str(tmp_path), "kk", {}, again, list(rows))[1] == 9.0  # kept in settings.json
+    assert results.finish(str(tmp_path), "kk", {}, rows, list(rows))[1] == 9.0
+    again = results.read_rows(str(tmp_path), "kk", {}, set(rows))
+    assert results.finish(str(tmp_path), "kk", {}, again, list(rows))[1] == 9.0  # kept in settings.json
 
 
 def test_what_the_clock_cut_off_is_made_again(tmp_path):
-    journal.write_settings(str(tmp_path), "kk", {})
-    log = journal.Journal(str(tmp_path), "kk", 0)
-    log.add(a_row(finish_reason="deadline"))
-    log.close()
-    assert journal.read_rows(str(tmp_path), "kk", {}, {("p/0", 0)}) == {}
-    assert len(journal.read_rows(str(tmp_path), "kk", {}, {("p/0", 0)}, cut_off=True)) == 1
+    results.write_settings(str(tmp_path), "kk", {})
+    append(str(tmp_path), "kk", 0, a_row(finish_reason="deadline"))
+    assert results.read_rows(str(tmp_path), "kk", {}, {("p/0", 0)}) == {}
+    assert len(results.read_rows(str(tmp_path), "kk", {}, {("p/0", 0)}, cut_off=True)) == 1
 
 
 def test_a_table_keeps_what_a_later_sweep_does_not_make_again(tmp_path):
@@ -274,26 +279,26 @@ def test_a_table_keeps_what_a_later_sweep_does_not_make_again(tmp_path):
     made = ((10, "kk", 0), (20, "kk", 0), (20, "gsm8k", 7), (5, "kk", 1))
     old = [{"step": step, "benchmark": name, **row} for step, name, _ in made]
     for step, name, seed in made:
-        journal.write_settings(f"{folder}/step_{step:06d}", name, {"seed": seed, "model": str(step)})
-    journal.save_sweep(folder, settings, [{"step": 20, "benchmark": "kk", **row, "avg_at_k": float("nan")}], old)
+        results.write_settings(f"{folder}/step_{step:06d}", name, {"seed": seed, "model": str(step)})
+    results.save_sweep(folder, settings, [{"step": 20, "benchmark": "kk", **row, "avg_at_k": float("nan")}], old)
     found = json.loads((tmp_path / "table.json").read_text())["rows"]
     assert [(r["step"], r["benchmark"], r["avg_at_k"]) for r in found] == [
         (10, "kk", 0.5), (20, "gsm8k", 0.5), (20, "kk", None)]
     (tmp_path / "table.json").write_text('{"rows": [{"step": 1}]}')
     with pytest.raises(ConfigError, match="table.json cannot be read"):
-        journal.read_table(folder + "/table.json")
+        results.read_table(folder + "/table.json")
 
 
 def test_results_of_another_benchmark_stay_with_the_same_weights_only(tmp_path):
     def result(name):
-        return {"benchmark": name, **statistics.summarise(completions((1, 0)), 1.0)}
+        return {"benchmark": name, **statistics.summarize(completions((1, 0)), 1.0)}
 
     for name, weights in (("gsm8k", "w"), ("kk", "w"), ("math500", "v")):
-        journal.write_settings(str(tmp_path), name, {"model": weights})
-    journal.save_results(str(tmp_path), [result("gsm8k")], {"weights": "w"}, [])
-    old = journal.read_table(str(tmp_path / "results.json")) + [result("math500")]
-    journal.save_results(str(tmp_path), [result("kk")], {"weights": "w"}, old)
-    assert [row["benchmark"] for row in journal.read_table(str(tmp_path / "results.json"))] == ["gsm8k", "kk"]
+        results.write_settings(str(tmp_path), name, {"model": weights})
+    results.save_results(str(tmp_path), [result("gsm8k")], {"weights": "w"}, [])
+    old = results.read_table(str(tmp_path / "results.json")) + [result("math500")]
+    results.save_results(str(tmp_path), [result("kk")], {"weights": "w"}, old)
+    assert [row["benchmark"] for row in results.read_table(str(tmp_path / "results.json"))] == ["gsm8k", "kk"]
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
 
 
@@ -312,7 +317,7 @@ def evaluated(tmp_path_factory, tied_model):
     return folder, done
 
 
-def results(folder):
+def rows_of(folder):
     with open(os.path.join(folder, "results.json")) as f:
         return [{k: v for k, v in row.items() if "second" not in k} for row in json.load(f)["rows"]]
 
@@ -326,15 +331,15 @@ def test_an_evaluation_leaves_table_results_and_completions(evaluated):
     folder, done = evaluated
     rows = [json.loads(line) for line in content(folder / "whole").splitlines()]
     assert [row["sample"] for row in rows] == [0, 1, 2] * 12 + ["greedy"] * 12
-    assert all(set(journal.KEYS) <= set(row) for row in rows)
-    assert set(journal.KEYS) == {"uid", "sample", "prompt", "response", "correct", "reward", "tokens", "finish_reason"}
+    assert all(set(results.FIELDS) <= set(row) for row in rows)
+    assert {*results.FIELDS} == {*"uid sample prompt response correct reward tokens finish_reason".split()}
     assert len({row["response"] for row in rows[:36]}) > 30
     for file in ("results.json", "results.md", "results.csv", "settings.json"):
         assert (folder / "whole" / file).stat().st_size > 0
     assert sorted(p.name for p in (folder / "whole").iterdir()) == [
         "lock", "results.csv", "results.json", "results.md", "settings.json", "tiny_countdown.jsonl"]
     assert "95 % interval" in done.stdout and "tinyzero_countdown" in done.stdout
-    found = results(folder / "whole")[0]
+    found = rows_of(folder / "whole")[0]
     assert (found["problems"], found["k"], found["completions"], found["maj_at_k"]) == (12, 3, 48, None)
 
 
@@ -359,14 +364,15 @@ def test_a_killed_evaluation_goes_on_on_two_ranks_and_ends_the_same(evaluated, t
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(kept) > 5
     assert content(folder / "killed") == content(folder / "whole")
-    assert results(folder / "killed") == results(folder / "whole")
+    assert rows_of(folder / "killed") == rows_of(folder / "whole")
 
 
 @pytest.mark.slow
 def test_the_same_again_asks_nothing_and_other_settings_are_refused(evaluated, tied_model, untied_model):
     folder, _ = evaluated
     before = content(folder / "whole")
-    again = run_script(EVAL, "--model", tied_model, *ASK, "--output", "whole", cwd=folder, env=without_an_engine(folder))
+    env = without_an_engine(folder)
+    again = run_script(EVAL, "--model", tied_model, *ASK, "--output", "whole", cwd=folder, env=env)
     assert again.returncode == 0 and content(folder / "whole") == before, again.stderr[-2000:]
     other = run_script(EVAL, "--model", untied_model, *ASK, "--output", "whole", cwd=folder)
     assert other.returncode == 1 and "with other settings (model: '" in other.stderr, other.stderr[-500:]
@@ -411,7 +417,7 @@ def test_bad_input_is_one_line_and_an_exit_code_before_weights_load(tied_model, 
     (tmp_path / "started" / "config.json").write_text(json.dumps({"settings": settings}))
     driver = tmp_path / "driver.py"
     driver.write_text(
-        "import contextlib, io, json, sys, traceback\nimport eval, rollout\nfrom rundir import entry\n"
+        "import contextlib, io, json, sys, traceback\nimport eval, rollout\nfrom onebox.crash import entry\n"
         "rollout.make_engine = lambda *a, **k: sys.exit('weights were loaded')\n"
         "for args in json.load(open('cases.json')):\n"
         "    sys.argv, err = ['eval.py', *args], io.StringIO()\n"
@@ -447,44 +453,92 @@ def test_a_sweep_takes_the_runs_own_settings_unless_others_are_given(tmp_path):
     assert cfg.template == {"math500": "dr_grpo_r1"} == cfg.reward and cfg.data == "" and cfg.samples is None
 
 
-def test_an_evaluation_in_training_tells_benchmarks_and_problems_apart(monkeypatch):
-    """Two problems of one source, one of another; two samples each: 1 of 2, 0 of 2 and 2 of 2 right."""
-    from types import SimpleNamespace
+class StubEngine:
+    """Answers as `correct` says: {(prompt, sample): bool}; a greedy response is correct for prompt 1 only."""
 
-    import torch
+    def __init__(self, correct):
+        import torch
 
-    from onebox import distributed
-    import eval as evaluation
-    from rollout import Rollout
+        self.correct, self.clock, self.calls = correct, Clock(torch.device("cpu")), []
 
-    prompts = [SimpleNamespace(uid=f"{source}/test/{i}", source=source, text="q", answer="5")
-               for i, source in enumerate(["aime24", "aime24", "gsm8k"])]
-    right = {(0, 0): True, (0, 1): False, (1, 0): False, (1, 1): False, (2, 0): True, (2, 1): True}
+    def tokenizer(self, texts, **_):
+        return {"input_ids": [[] for _ in texts]}
 
-    def answer(prompts, seeds, temperature, **_):
-        assert len({seed for row in seeds for seed in row}) == (6 if temperature else 1)
-        return [Rollout(i, k, [1], [5, 6], [-0.5, -0.5], "stop", "a", source=p.source, score=rewards.Score(
-                    1.0, right[i, k] if temperature else i == 1, True, {}))
+    def wake(self, policy, version):
+        self.calls.append(("wake", policy, version))
+
+    def sleep(self):
+        self.calls.append("sleep")
+
+    def sample(self, prompts, seeds, scorer, temperature):
+        assert len({seed for row in seeds for seed in row}) == (sum(map(len, seeds)) if temperature else 1)
+        self.clock.phase("rollout")
+        return [Rollout(i, k, [1], [5, 6], [-0.5, -0.5], "stop", "a", source=p.source, asked=p, score=rewards.Score(
+                    1.0, self.correct[i, k] if temperature else i == 1, True, {}))
                 for i, p in enumerate(prompts) for k in range(len(seeds[i]))]
 
-    monkeypatch.setattr(evaluation.sampler, "sample_and_score", answer)
-    row, kept, per_problem = evaluation.evaluate(
-        prompts, 0, 2, 1.0, version=3, keep=1, timer=distributed.Timer(torch.device("cpu")),
-        tokenizer=lambda texts, **_: {"input_ids": [[] for _ in texts]})
-    assert per_problem == {"aime24/test/0": [0.5, 0], "aime24/test/1": [0.0, 1], "gsm8k/test/2": [1.0, 0]}
+
+class StubRun:
+    def __init__(self):
+        self.correct, self.rows, self.logged = {}, [], []
+
+    def held_out(self, step, per_problem):
+        self.correct[step] = per_problem
+
+    def keep_rollouts(self, step, rows):
+        self.rows += rows
+
+    def log(self, row):
+        self.logged.append(row)
+
+
+PROMPTS = [SimpleNamespace(uid=f"{source}/test/{i}", source=source, text="q", answer="5")
+           for i, source in enumerate(["aime24", "aime24", "gsm8k"])]
+CORRECT = {(0, 0): True, (0, 1): False, (1, 0): False, (1, 1): False, (2, 0): True, (2, 1): True}
+
+
+def settings(**more):
+    return SimpleNamespace(**{"eval_samples": 2, "seed": 0, "temperature": 1.0, "eval_every": 2, "num_steps": 5, **more})
+
+
+def test_an_evaluation_in_training_tells_benchmarks_and_problems_apart(monkeypatch):
+    """Two problems of one source, one of another; two samples each: 1 of 2, 0 of 2 and 2 of 2 correct."""
+    monkeypatch.setattr(evaluation, "KEPT_PROMPTS", 1)
+    engine, run = StubEngine(CORRECT), StubRun()
+    row = evaluation.evaluate(engine, None, PROMPTS, settings(), run, step=3)
+    assert run.correct == {3: {"aime24/test/0": [0.5, 0], "aime24/test/1": [0.0, 1], "gsm8k/test/2": [1.0, 0]}}
     assert (row["eval_correct"], row["eval_correct_greedy"]) == (0.5, pytest.approx(1 / 3))
     assert (row["eval/aime24/correct"], row["eval/aime24/correct_greedy"]) == (0.25, 0.5)
     assert (row["eval/gsm8k/correct"], row["eval/gsm8k/correct_greedy"]) == (1.0, 0.0)
-    assert [line["sample"] for line in kept] == [0, 1, "greedy"] and {line["step"] for line in kept} == {3}
-    _, _, greedy_only = evaluation.evaluate(
-        prompts[:1], 0, 0, 1.0, version=0, timer=distributed.Timer(torch.device("cpu")),
-        tokenizer=lambda texts, **_: {"input_ids": [[] for _ in texts]})
-    assert greedy_only == {"aime24/test/0": [None, 0]}
+    assert all(name.startswith("eval") for name in row)
+    assert [(line["sample"], line["split"], line["step"]) for line in run.rows] == [
+        (0, "held-out", 3), (1, "held-out", 3), ("greedy", "held-out", 3)]
+    seconds = engine.clock.take()
+    assert seconds["eval"] > 0 and seconds.get("rollout", 0) == 0  # its sampling is no rollout time of the step
+
+
+def test_step_0_has_the_columns_of_a_step_too_and_greedy_alone_has_no_samples():
+    run = StubRun()
+    row = evaluation.evaluate(StubEngine({}), None, PROMPTS[:1], settings(eval_samples=0), run, step=0)
+    assert run.correct == {0: {"aime24/test/0": [None, 0]}} and not any("aime24" in name for name in row)
+    assert (row["reward"], row["eval_reward"], row["correct"], row["eval_rollouts"]) == (1.0, 1.0, 0.0, 0)
+
+
+def test_a_step_is_logged_with_an_evaluation_where_one_is_due():
+    evaluated = []
+    for step in range(6):
+        engine, run, progress = StubEngine(CORRECT), StubRun(), Progress(step=step, row={"step": step, "lr": 1.0})
+        evaluation.evaluate_and_log(progress, run, engine, "policy", None, PROMPTS, settings())
+        evaluated += [step] * ("eval_correct" in run.logged[0])
+        assert engine.calls == ([("wake", "policy", step), "sleep"] if step in evaluated else [])
+        assert run.logged[0]["lr"] == 1.0 and progress.row == {"step": step, "lr": 1.0}
+    assert evaluated == [0, 2, 4, 5]  # before any update, every second, the last
+    run = StubRun()
+    evaluation.evaluate_and_log(Progress(step=2, row={"step": 2}), run, None, None, None, [], settings())
+    assert run.logged == [{"step": 2}]  # --eval_prompts 0
 
 
 def test_a_resumed_run_drops_what_held_out_says_of_later_steps(tmp_path):
-    from onebox import rundir
-
     run = rundir.Run.__new__(rundir.Run)
     run.main, run.path, run.unwritten, run.wandb = True, str(tmp_path), {}, None
     (tmp_path / "samples").mkdir()
@@ -499,16 +553,12 @@ def test_a_resumed_run_drops_what_held_out_says_of_later_steps(tmp_path):
 
 
 def test_an_evaluation_whose_row_was_not_written_any_more_is_forgotten(tmp_path):
-    from onebox import rundir
-
     run = rundir.Run.__new__(rundir.Run)
     run.main, run.path, run.unwritten, run.wandb = True, str(tmp_path), {}, None
     (tmp_path / "samples").mkdir()
     for step in (0, 10):
         run.held_out(step, {"p/0": [0.5, 1]})
-    run.samples(10, [{"split": "train", "uid": "a"}, {"split": "held-out", "uid": "b"}])
     run.metrics({"step": 0, "eval_correct": 0.5})
-    run.forget_after(10)  # the checkpoint of step 10 is there, its row is not
+    assert run.forget_after(10) == [0]  # the checkpoint of step 10 is there, its row is not
     with open(tmp_path / "samples/held_out.jsonl") as f:
         assert [json.loads(line)["step"] for line in f] == [0]
-    assert run.find_row(10) is None and run.find_row(0) == {"step": 0, "eval_correct": 0.5}

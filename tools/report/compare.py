@@ -10,6 +10,7 @@ import os
 import re
 
 from tools.report.read import code_folder, number, read_lines, setting, size_of, text_of
+from tools.statistics import bootstrap
 
 MAX_DIFF_LINES = 3000
 
@@ -57,23 +58,16 @@ def benchmark_shares(path):
     return {uid: sum(v or greedy) / len(v or greedy) for uid, (greedy, v) in by_uid.items()}
 
 
-def paired_bootstrap(before, after, draws=10_000, seed=0):
+def paired_bootstrap(before, after):
     """
     Compare {uid: share correct} of two policies on the same problems -> (problems, difference, low, high) in points.
     low and high are the 2.5th and 97.5th percentile over problems drawn with replacement. None below two problems.
     """
-    import numpy as np
-
     common = sorted(before.keys() & after.keys())
     if len(common) < 2:
         return None
-    difference = 100 * np.array([after[uid] - before[uid] for uid in common])  # (problems,)
-    rng = np.random.default_rng(seed)
-    chunk = max(1, 2_000_000 // len(common))
-    means = np.concatenate([difference[rng.integers(0, len(common), (min(chunk, draws - done), len(common)))].mean(1)
-                            for done in range(0, draws, chunk)])
-    low, high = np.percentile(means, [2.5, 97.5])
-    return len(common), float(difference.mean()), float(low), float(high)
+    difference = [100 * (after[uid] - before[uid]) for uid in common]
+    return len(common), sum(difference) / len(common), *bootstrap(difference)
 
 
 def verdict(result):
