@@ -129,8 +129,8 @@ def check_sampling(cfg, world):
     for name in ("tensor_parallel", "shard_size"):  # shard_size 0: all
         size = getattr(cfg, name) or world
         refuse(world % size, f"{name} = {size} does not divide the {world} processes")
-    refuse(cfg.prompts_per_step % engines, f"prompts_per_step = {cfg.prompts_per_step} is not divisible by the {engines} "
-           f"engines ({world} processes / tensor_parallel {cfg.tensor_parallel}): make it a multiple of {engines}")
+    refuse(cfg.prompts_per_step % engines, f"prompts_per_step = {cfg.prompts_per_step} is not divisible by the "
+           f"{engines} engines ({world} processes / tensor_parallel {cfg.tensor_parallel}): make it a multiple of {engines}")
 
 
 class Engine:

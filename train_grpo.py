@@ -239,8 +239,8 @@ def sample_groups(engine, scorer, prompts, mixture, progress, cfg):
 
 def parts_of_step(num_responses, group_size, num_updates):
     """Split the indices of a step's responses into one part per update, whole groups each; no group, no part."""
-    parts = torch.arange(num_responses).reshape(-1, group_size).chunk(num_updates)
-    return [part.flatten() for part in parts if len(part)]
+    indices = torch.arange(num_responses).reshape(-1, group_size)
+    return [part.flatten() for part in indices.chunk(num_updates) if len(part)]
 
 
 def check_config(cfg, world):
@@ -280,9 +280,8 @@ def main():
     optimizer = make_adam(policy, cfg.lr, cfg.adam_beta1, cfg.adam_beta2, cfg.weight_decay)
     models = {"policy": (policy, optimizer)}
     progress = run.resume(models)
-    reference = None
-    if cfg.kl_in != "none":
-        reference = load_policy(path, device, dtype, compile=cfg.compile, trainable=False, shard_size=cfg.shard_size)
+    reference = None if cfg.kl_in == "none" else load_policy(path, device, dtype, compile=cfg.compile,
+                                                             shard_size=cfg.shard_size, trainable=False)
     engine = Engine(path, tokenizer, stop_ids, config=hf_config, dtype=dtype, device=device, clock=run.clock,
                     seed=cfg.seed, prompt_len=cfg.max_prompt_len, response_len=cfg.max_response_len,
                     max_num_seqs=cfg.max_num_seqs, kv_cache_gb=run.kv_cache_gb, tensor_parallel=cfg.tensor_parallel,

@@ -141,10 +141,7 @@ def leave_one_out(rewards):
 
 
 def token_rewards(reward, num_tokens, kl, repetition, gammas):
-    """
-    Place the rewards of one response on its tokens: {type: (T,)}. The task's reward stands on the last token; the kl
-    penalty (T,) is split evenly over the types, as demystify-long-cot does; repetition (T,) is negative.
-    """
+    """Place rewards on tokens, {type: (T,)}: the task's on the last. Types share kl (T,) evenly, as demystify-long-cot."""
     task = np.zeros(num_tokens)
     task[-1] = reward
     if "repetition" not in gammas:
@@ -175,19 +172,16 @@ def gae_of_types(rewards, values, gammas, lam, last_value):
 
 def advantages_and_returns(rollouts, rewards, values, penalties, cfg):
     """
-    Estimate {i: advantages (T,)}, not yet whitened, and {i: returns (T,)}, the critic's targets, of each response i.
-
-    rewards (R,); values, from before the step, and penalties {i: (T,)}. Length-adaptive lambda: VAPO, arXiv 2504.05118.
+    Estimate {i: advantages (T,)}, not yet whitened, and {i: returns (T,)}, the critic's targets, of each response i from
+    rewards (R,) and {i: (T,)} values and penalties. Length-adaptive lambda: VAPO, arXiv 2504.05118.
     """
     advantages, returns, gammas = {}, {}, cfg.gammas or {"task": cfg.gamma}
     for i in sorted(values):
-        ids, repetition, lam, last_value = rollouts[i].response_ids, 0.0, cfg.lam, 0.0
-        if cfg.repetition_coef:
-            repetition = np.array(dense_repetition(ids, cfg.repetition_ngram, -cfg.repetition_coef))
-        if cfg.length_adaptive_lam:
-            lam = max(0.0, 1 - 1 / (cfg.length_adaptive_lam * len(ids)))
-        if rollouts[i].truncated and cfg.truncation_bootstrap == "value":
-            last_value = values[i][-1]  # of one token before: no log-prob needs the state after the last token
+        ids, alpha, coef = rollouts[i].response_ids, cfg.length_adaptive_lam, cfg.repetition_coef
+        lam = max(0.0, 1 - 1 / (alpha * len(ids))) if alpha else cfg.lam
+        repetition = np.array(dense_repetition(ids, cfg.repetition_ngram, -coef)) if coef else 0.0
+        bootstrap = rollouts[i].truncated and cfg.truncation_bootstrap == "value"
+        last_value = values[i][-1] if bootstrap else 0.0  # of a token before: no log-prob needs the state after the last
         per_type = token_rewards(rewards[i], len(ids), penalties.get(i, 0.0), repetition, gammas)
         advantages[i] = gae_of_types(per_type, values[i], gammas, lam, last_value)
         returns[i] = gae_of_types(per_type, values[i], gammas, cfg.critic_lam, last_value) + values[i]
@@ -263,15 +257,9 @@ def clipped_tokens(logprobs, old_logprobs, advantages, clip_low, clip_high, dual
 
 
 def value_loss(values, old_values, returns, value_clip):
-    """
-    Compute half the squared error (T,) of the value, or of the value kept within value_clip of the old one, whichever
-    is worse: no gradient once it has moved so far towards the return. value_clip 0: not clipped.
-    """
-    error = (values - returns).square()
-    if value_clip > 0:
-        clipped = old_values + (values - old_values).clamp(-value_clip, value_clip)
-        error = torch.maximum(error, (clipped - returns).square())
-    return error / 2
+    """Compute half the squared error (T,) of the value or of one within value_clip of the old, whichever is worse."""
+    clipped = old_values + (values - old_values).clamp(-value_clip, value_clip) if value_clip else values
+    return torch.maximum((values - returns).square(), (clipped - returns).square()) / 2
 
 
 def kl_penalty(logprobs, ref_logprobs, kl_in):
@@ -343,8 +331,8 @@ def sample_groups(engine, scorer, prompts, mixture, progress, cfg):
 
 def parts_of_step(num_responses, group_size, num_updates):
     """Split the indices of a step's responses into one part per update, whole groups each; no group, no part."""
-    parts = torch.arange(num_responses).reshape(-1, group_size).chunk(num_updates)
-    return [part.flatten() for part in parts if len(part)]
+    indices = torch.arange(num_responses).reshape(-1, group_size)
+    return [part.flatten() for part in indices.chunk(num_updates) if len(part)]
 
 
 def set_advantages(updates, rollouts, rewards, train_policy, cfg):
@@ -375,7 +363,7 @@ def set_advantages(updates, rollouts, rewards, train_policy, cfg):
 
 def adapt_kl_coef(kl_coef, kl, target, num_responses, horizon):
     """Raise kl_coef where kl (nats a token) was above target, lower it where below. arXiv 1909.08593, section 2.2."""
-    error = min(max(kl / target - 1, -0.2), 0.2) if target else 0.0
+    error = min(max(kl / target - 1, -0.2), 0.2) if target and kl is not None else 0.0
     return kl_coef * (1 + error * num_responses / horizon)
 
 
@@ -440,9 +428,8 @@ def main():
         models["critic"] = (critic, critic_optimizer)
     progress = run.resume(models)
     cfg = replace(cfg, kl_coef=progress.kl_coef)  # as the steps before adapted it
-    reference = None
-    if cfg.kl_in != "none":
-        reference = load_policy(path, device, dtype, compile=cfg.compile, trainable=False, shard_size=cfg.shard_size)
+    reference = None if cfg.kl_in == "none" else load_policy(path, device, dtype, compile=cfg.compile,
+                                                             shard_size=cfg.shard_size, trainable=False)
     engine = Engine(path, tokenizer, stop_ids, config=hf_config, dtype=dtype, device=device, clock=run.clock,
                     seed=cfg.seed, prompt_len=cfg.max_prompt_len, response_len=cfg.max_response_len,
                     max_num_seqs=cfg.max_num_seqs, kv_cache_gb=run.kv_cache_gb, tensor_parallel=cfg.tensor_parallel,
@@ -501,8 +488,7 @@ def main():
         run.clock.phase("values")
         with torch.no_grad():
             for batch in chain(*updates):
-                no_values = torch.zeros_like(batch.rollout_logprobs)
-                batch.old_values = no_values if critic is None else token_values(critic, batch)   # (T,)
+                batch.old_values = token_values(critic, batch) if critic else 0 * batch.rollout_logprobs  # (T,)
         train_policy = step > cfg.critic_warmup_steps  # before, it is only measured
         value_columns = set_advantages(updates, rollouts, rewards, train_policy, cfg)
 
@@ -533,8 +519,8 @@ def main():
             skip = not any(batch.needs_grad for batch in micro_batches)
             grad_norm = optimizer_step(policy, optimizer, lr, cfg.grad_clip, skip)
             if critic is not None:
-                nothing = not any(batch.tokens_of_all for batch in micro_batches)
-                norm = optimizer_step(critic, critic_optimizer, critic_lr, cfg.grad_clip, skip=nothing)
+                empty = not any(batch.tokens_of_all for batch in micro_batches)
+                norm = optimizer_step(critic, critic_optimizer, critic_lr, cfg.grad_clip, skip=empty)
                 stats.critic_grad_norms.append(norm)
             progress.count_update(stats.end_update(grad_norm, skip and train_policy))
 
@@ -545,9 +531,9 @@ def main():
                **summarize(sampled, tokenizer, cfg.group_size), **stats.row(),
                **speed(run.clock, machine, sampled, updates)}
         run.keep_rollouts(step, trained_rows(step, rollouts, updates, cfg.keep_rollouts, cfg.group_size, tokenizer))
-        if train_policy and row["kl_k1"] is not None:
-            progress.kl_coef = adapt_kl_coef(cfg.kl_coef, row["kl_k1"], cfg.kl_target, len(rollouts), cfg.kl_horizon)
-            cfg = replace(cfg, kl_coef=progress.kl_coef)
+        kl = row["kl_k1"] if train_policy else None
+        progress.kl_coef = adapt_kl_coef(cfg.kl_coef, kl, cfg.kl_target, len(rollouts), cfg.kl_horizon)
+        cfg = replace(cfg, kl_coef=progress.kl_coef)
         progress.end_step(row, has_signal=len(rewards.unique()) > 1)
         if run.save_is_due(step):
             run.save(progress)

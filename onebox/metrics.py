@@ -195,9 +195,9 @@ class StepStats:
         mean = self.total["mismatch"] / compared if compared else 0.0
         if not mean <= self.max_mismatch:  # NaN too
             raise Broken(
-                f"engine and trainer disagree: mean |rollout - trainer| log-prob {mean:.3g} (max {self.mismatch_max:.3g}) "
-                f"is above mismatch_bound {self.max_mismatch:.3g}. No weight was changed. Likely causes: the weight sync "
-                "misses a tensor (a tied lm_head), a stale prefix cache, another temperature, or a dtype too coarse")
+                f"engine and trainer disagree: mean |rollout - trainer| log-prob {mean:.3g} (max {self.mismatch_max:.3g})"
+                f" is above mismatch_bound {self.max_mismatch:.3g}. No weight was changed. Likely causes: the weight sync"
+                " misses a tensor (a tied lm_head), a stale prefix cache, another temperature, or a dtype too coarse")
 
     def end_update(self, grad_norm, skipped=False):
         """
@@ -321,7 +321,7 @@ def console_lines(row, num_steps):
     shown = {"reward": ".3f", "correct": ".0%", "format_error": ".0%", "truncated": ".0%", "response_len": ".0f",
              "grad_norm": ".2f", "entropy": ".2f", "kl": ".4f", "explained_variance": ".2f", "seconds_step": ".1f"}
     if row["step"]:
-        lines = [step + "".join(f"  {name} {row[name]:{form}}" for name, form in shown.items() if row.get(name) is not None)]
+        lines = ["".join([step, *(f"  {n} {row[n]:{form}}" for n, form in shown.items() if row.get(n) is not None)])]
         if row["skipped_updates"]:
             lines[0] += f"  skipped_updates {row['skipped_updates']}"
     if row.get("eval_correct") is not None:
