@@ -324,7 +324,7 @@ def measure(args, cell, what, policy, optimizer, shape, peaks, device):
             adam.append(now() - before - spent[-1])
     policy.zero_grad(set_to_none=True)
     seconds, tokens = min(spent[1:]), sum(batch.lens)
-    flops = 3 * flops.forward_flops(shape, batch.lens, len(batch.rows))
+    flops = 3 * flops.forward_flops(shape, batch.lens, len(batch.targets))
     write(
         args.out,
         args.part,

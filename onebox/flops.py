@@ -65,7 +65,7 @@ class Shape:
 
 
 def shape_of(config):
-    """A Hugging Face config (or anything with its attributes) -> Shape. Those of policy.SUPPORTED."""
+    """A Hugging Face config (or anything with its attributes) -> Shape. Those of models.SUPPORTED."""
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -178,7 +178,7 @@ def efficiency(row, shape, peaks, rollouts, trained, *, policy_passes, measured=
 
 def micro_batch_loads(batches, device):
     """The micro-batches of a step on this rank -> [(tokens of all ranks, tokens of the fullest rank)], one for each."""
-    local = [float(sum(b.lens)) if len(b.rows) else 0.0 for b in batches]  # a rank without work packs one dummy token
+    local = [float(sum(b.lens)) if len(b.targets) else 0.0 for b in batches]  # a rank without work packs one dummy token
     if not local:  # no group was left to train on; the same on every rank
         return []
     total, most = (torch.tensor(local, dtype=torch.float64, device=device) for _ in range(2))

@@ -10,7 +10,7 @@ import random
 import numpy as np
 import torch
 
-import older
+from onebox import older
 from onebox.distributed import gather, print0
 from onebox.crash import CONTEXT, halve_cache, memory_of
 

@@ -132,7 +132,7 @@ def test_a_response_ends_at_the_ids_that_transformers_and_vllm_read(tmp_path, ca
 def test_a_broken_generation_config_is_one_line(tmp_path, text, message):
     path = save_tiny_model(tmp_path / "model", layers=1)
     (tmp_path / "model" / "generation_config.json").write_text(text, encoding="latin1")
-    with pytest.raises(ConfigError, match=r"^error: [^\n]*: its generation_config.json [^\n]*: fetch it again, or mend it$") as error:
+    with pytest.raises(ConfigError, match=r"^error: [^\n]*: its generation_config.json [^\n]*: fetch it again, or repair it$") as error:
         resolve_model(path, 32)
     assert message in str(error.value)
 

@@ -1,4 +1,4 @@
-"""python -m pytest tests/test_policy.py: packing, attention, log-probabilities and gradients of policy.py."""
+"""python -m pytest tests/test_policy.py: packing, attention, log-probabilities and gradients of policy.py; models that it refuses."""
 
 import json
 import os
@@ -15,11 +15,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from onebox import checkpoint
-import policy as model
-from policy import load_policy, make_adam, optimizer_step, pack, token_logprobs
+from onebox import checkpoint, fused_logprobs, models
 from onebox.config import ConfigError
-from eval import resolve_model
+from onebox.models import resolve_model
+from policy import check_compile, load_policy, make_adam, optimizer_step, pack, token_logprobs
 from train_grpo import policy_loss, token_weights
 
 
@@ -46,8 +45,8 @@ def plain_logprobs(path, rollout, temperature):
 def logprobs_of(policy, rollouts, device, temperature=1.0, max_tokens=1000):
     """{rollout index: (logprobs, entropy)} through packing."""
     found = {}
-    for batch in model.pack(rollouts, range(len(rollouts)), max_tokens, 0, 1, device):
-        logprobs, entropy = model.token_logprobs(policy, batch, temperature)
+    for batch in pack(rollouts, range(len(rollouts)), max_tokens, 0, 1, device):
+        logprobs, entropy = token_logprobs(policy, batch, temperature)
         for i in batch.response_index.unique().tolist():
             mask = batch.response_index == i
             found[i] = logprobs[mask].detach(), entropy[mask].detach()
@@ -57,7 +56,7 @@ def logprobs_of(policy, rollouts, device, temperature=1.0, max_tokens=1000):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("max_tokens", [1000, 40, 1])
 def test_packed_logprobs_and_entropy_equal_those_of_single_sequences(tied_model, one_process, temperature, max_tokens):
-    policy = model.load_policy(tied_model, one_process[2], "float32")
+    policy = load_policy(tied_model, one_process[2], "float32")
     rollouts = make_rollouts()
     got = logprobs_of(policy, rollouts, one_process[2], temperature, max_tokens)
     for i, rollout in enumerate(rollouts):
@@ -70,7 +69,7 @@ def test_packed_logprobs_and_entropy_equal_those_of_single_sequences(tied_model,
 
 
 def test_a_packed_sequence_does_not_see_its_neighbours(tied_model, one_process):
-    policy = model.load_policy(tied_model, one_process[2], "float32")
+    policy = load_policy(tied_model, one_process[2], "float32")
     rollouts = make_rollouts()
     before = logprobs_of(policy, rollouts, one_process[2])
     rollouts[3].response_ids = [(t + 7) % 100 for t in rollouts[3].response_ids]
@@ -83,7 +82,7 @@ def test_a_packed_sequence_does_not_see_its_neighbours(tied_model, one_process):
 
 def test_packing_keeps_every_response_token_once_and_balances_micro_batches():
     rollouts = make_rollouts(prompt_lens=[5] * 40, response_lens=list(range(1, 41)))
-    batches = [model.pack(rollouts, range(40), 120, rank, 2, "cpu") for rank in range(2)]
+    batches = [pack(rollouts, range(40), 120, rank, 2, "cpu") for rank in range(2)]
     assert len(batches[0]) == len(batches[1])
     seen, sizes = {}, []
     for batch in (b for part in batches for b in part):
@@ -96,7 +95,7 @@ def test_packing_keeps_every_response_token_once_and_balances_micro_batches():
 
 
 def test_a_rank_without_work_gets_one_token_that_weighs_nothing():
-    parts = [model.pack(make_rollouts()[:1], [0], 100, rank, 2, "cpu") for rank in range(2)]
+    parts = [pack(make_rollouts()[:1], [0], 100, rank, 2, "cpu") for rank in range(2)]
     assert [len(p) for p in parts] == [1, 1]
     empty = parts[1][0] if len(parts[0][0].targets) else parts[0][0]
     assert len(empty.ids) == 1 and len(empty.targets) == 0
@@ -150,7 +149,7 @@ def test_a_skipped_step_drops_the_gradient_and_moves_nothing(tied_model, one_pro
 
 def test_empty_responses_are_left_out():
     rollouts = make_rollouts(response_lens=(4, 0, 11, 0, 7))
-    (batch,) = model.pack(rollouts, range(5), 1000, 0, 1, "cpu")
+    (batch,) = pack(rollouts, range(5), 1000, 0, 1, "cpu")
     assert set(batch.response_index.tolist()) == {0, 2, 4}
 
 
@@ -159,14 +158,14 @@ def test_empty_responses_are_left_out():
                                                            (True, True, True), (False, True, False)])
 def test_fused_logprobs_equal_the_plain_ones_in_values_and_gradients(monkeypatch, chunk, bias, compile, entropy_counts):
     need_compiler(compile)
-    monkeypatch.setattr(model, "CHUNK_LOGITS", chunk)  # 300: three tokens a chunk
+    monkeypatch.setattr(fused_logprobs, "CHUNK_LOGITS", chunk)  # 300: three tokens a chunk
     torch.manual_seed(0)
     hidden = torch.randn(17, 8, requires_grad=True)
     weight, b = torch.randn(100, 8, requires_grad=True), torch.randn(100, requires_grad=True) if bias else None
     targets, go, ge = torch.randint(0, 100, (17,)), torch.randn(17), torch.randn(17) * entropy_counts
     logp = torch.nn.functional.linear(hidden, weight, b).div(0.7).log_softmax(-1)
     plain = logp.gather(-1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
-    fused = model.TokenLogprobs.apply(hidden, weight, b, targets, 0.7, compile)
+    fused = fused_logprobs.TokenLogprobs.apply(hidden, weight, b, targets, 0.7, compile)
     inputs = [hidden, weight] + ([b] if bias else [])
     # 100 words and 8 features, logits up to 17: the sum is off by 108 * 2^-24 * 17 = 1.1e-4 if every rounding points one way
     for p, f in zip(plain, fused, strict=True):
@@ -182,7 +181,7 @@ def test_fused_logprobs_of_bf16_are_summed_in_fp32():
     hidden, weight = torch.randn(64, 32).bfloat16(), torch.randn(50_000, 32).bfloat16()
     targets = torch.randint(0, 50_000, (64,))
     exact = (hidden.double() @ weight.double().T).log_softmax(-1)
-    got, entropy = model.TokenLogprobs.apply(hidden, weight, None, targets, 1.0)
+    got, entropy = fused_logprobs.TokenLogprobs.apply(hidden, weight, None, targets, 1.0)
     assert got.dtype == torch.float32
     rounding = 50_000**0.5 * 2.0**-24 * 25  # 3e-4: 50,000 summands, logits up to 25; one rounded to bf16 is 2^-9 * 25 = 0.05 off
     assert (got - exact.gather(-1, targets[:, None])[:, 0]).abs().max() < rounding
@@ -196,7 +195,7 @@ def test_gradients_of_a_bf16_head_are_those_of_fp32_products_of_its_values():
     targets, go = torch.randint(0, 5_000, (48,)), torch.randn(48)
     before = torch.backends.mkldnn.matmul.fp32_precision
     h = hidden.clone().requires_grad_()
-    logprobs, _ = model.TokenLogprobs.apply(h, weight, None, targets, 1.0)
+    logprobs, _ = fused_logprobs.TokenLogprobs.apply(h, weight, None, targets, 1.0)
     (got_h,) = torch.autograd.grad((logprobs * go).sum(), [h])
     hd, wd = hidden.double().requires_grad_(), weight.double()
     exact = (hd @ wd.T).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
@@ -209,7 +208,7 @@ def test_gradients_of_a_bf16_head_are_those_of_fp32_products_of_its_values():
 def test_fused_logprobs_never_hold_the_logits_of_all_tokens(monkeypatch):
     """2,048 tokens x 32,000 words are 262 MB in fp32; no logits are larger than a chunk, none is kept for backward."""
     largest = 0
-    real = model.scaled_logits
+    real = fused_logprobs.scaled_logits
 
     def watch(hidden, weight, bias, temperature):
         nonlocal largest
@@ -217,14 +216,14 @@ def test_fused_logprobs_never_hold_the_logits_of_all_tokens(monkeypatch):
         largest = max(largest, logits.numel())
         return logits
 
-    monkeypatch.setattr(model, "scaled_logits", watch)
+    monkeypatch.setattr(fused_logprobs, "scaled_logits", watch)
     hidden = torch.randn(2048, 4, requires_grad=True)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        logprobs, _ = model.TokenLogprobs.apply(hidden, torch.randn(32_000, 4), None, torch.zeros(2048, dtype=torch.long), 1.0)
+        logprobs, _ = fused_logprobs.TokenLogprobs.apply(hidden, torch.randn(32_000, 4), None, torch.zeros(2048, dtype=torch.long), 1.0)
     assert sum(kept) < 150_000  # hidden, head and four vectors; the logits would be 65 million
     logprobs.sum().backward()
-    assert largest <= model.CHUNK_LOGITS
+    assert largest <= fused_logprobs.CHUNK_LOGITS
 
 
 def gradients(policy, rollouts, device, max_tokens=1000, rank=0, world=1, prompt_weight=None):
@@ -232,8 +231,8 @@ def gradients(policy, rollouts, device, max_tokens=1000, rank=0, world=1, prompt
     advantages_R = torch.linspace(-1, 1, len(rollouts))
     lens = torch.tensor([len(r.response_ids) for r in rollouts])
     weights_R = token_weights(lens, len(rollouts), int(lens.sum()), "seq_mean", 64)
-    for batch in model.pack(rollouts, range(len(rollouts)), max_tokens, rank, world, device):
-        logprobs, entropy = model.token_logprobs(policy, batch, 0.7)
+    for batch in pack(rollouts, range(len(rollouts)), max_tokens, rank, world, device):
+        logprobs, entropy = token_logprobs(policy, batch, 0.7)
         loss = policy_loss(logprobs, logprobs.detach() + 0.1, advantages_R[batch.response_index], 0.2, 0.2) - 0.01 * entropy
         ((weights_R[batch.response_index] * loss).sum() * world).backward()
     found = {n: full(p.grad).clone() for n, p in policy.named_parameters()}
@@ -247,7 +246,7 @@ def assert_same_gradients(a, b, tolerance=RELATIVE):
 
 
 def test_one_forgotten_token_of_53_would_be_seen_in_the_gradient_of_every_weight(tied_model, one_process):
-    policy = model.load_policy(tied_model, one_process[2], "float32")
+    policy = load_policy(tied_model, one_process[2], "float32")
     rollouts = make_rollouts()
     whole = gradients(policy, rollouts, one_process[2])
     rollouts[3].response_ids, rollouts[3].rollout_logprobs = rollouts[3].response_ids[:-1], rollouts[3].rollout_logprobs[:-1]
@@ -256,7 +255,7 @@ def test_one_forgotten_token_of_53_would_be_seen_in_the_gradient_of_every_weight
 
 
 def test_the_gradient_does_not_depend_on_micro_batches(tied_model, one_process):
-    policy = model.load_policy(tied_model, one_process[2], "float32")
+    policy = load_policy(tied_model, one_process[2], "float32")
     whole = gradients(policy, make_rollouts(), one_process[2])
     assert sum(g.abs().sum() for g in whole.values()) > 0
     for max_tokens in (50, 20, 1):
@@ -275,8 +274,8 @@ def test_the_gradient_does_not_depend_on_ranks_also_when_one_has_nothing(tied_mo
 
 @pytest.mark.parametrize("checkpointing", [True, "selective"])
 def test_gradient_checkpointing_changes_memory_not_gradients(tied_model, one_process, checkpointing):
-    plain = gradients(model.load_policy(tied_model, one_process[2], "float32"), make_rollouts(), one_process[2])
-    policy = model.load_policy(tied_model, one_process[2], "float32", checkpointing=checkpointing)
+    plain = gradients(load_policy(tied_model, one_process[2], "float32"), make_rollouts(), one_process[2])
+    policy = load_policy(tied_model, one_process[2], "float32", checkpointing=checkpointing)
     saving = gradients(policy, make_rollouts(), one_process[2])
     assert_same_gradients(plain, saving)
 
@@ -284,7 +283,7 @@ def test_gradient_checkpointing_changes_memory_not_gradients(tied_model, one_pro
 def test_compiled_blocks_give_the_same_gradients(tied_model, one_process):
     """Two packings of other lengths: what was compiled for the first must be right for the second."""
     need_compiler()
-    plain, fast = (model.load_policy(tied_model, one_process[2], "float32", compile=c) for c in (False, True))
+    plain, fast = (load_policy(tied_model, one_process[2], "float32", compile=c) for c in (False, True))
     assert [n for n, _ in fast.named_parameters()] == [n for n, _ in plain.named_parameters()]
     graphs = []
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):  # else it would go on without compiling
@@ -299,10 +298,10 @@ def test_compiled_blocks_in_bf16_under_fsdp_are_as_near_to_fp32_as_others(tmp_pa
     """Both round, in other places: relative errors of the whole gradient are about 0.008, of either."""
     need_compiler()
     path = save_tiny_model(tmp_path / "model", scale=0.05)
-    exact = gradients(model.load_policy(path, one_process[2], "float32"), make_rollouts(), one_process[2])
+    exact = gradients(load_policy(path, one_process[2], "float32"), make_rollouts(), one_process[2])
     error = {}
     for c in (False, True):
-        policy = model.load_policy(path, one_process[2], "bfloat16", compile=c, checkpointing=True)
+        policy = load_policy(path, one_process[2], "bfloat16", compile=c, checkpointing=True)
         found = gradients(policy, make_rollouts(), one_process[2])
         whole = sum(g.square().sum() for g in exact.values())
         error[c] = float(sum((found[n] - g).square().sum() for n, g in exact.items()) / whole) ** 0.5
@@ -312,14 +311,14 @@ def test_compiled_blocks_in_bf16_under_fsdp_are_as_near_to_fp32_as_others(tmp_pa
 
 def test_compile_is_refused_where_it_could_not_work(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(model.shutil, "which", lambda name: "/usr/bin/g++" if name == "g++" else None)
-    model.check_compile(True, True)
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/g++" if name == "g++" else None)
+    check_compile(True, True)
     with pytest.raises(ConfigError, match="checkpointing to True or False"):
-        model.check_compile(True, "selective")
+        check_compile(True, "selective")
     monkeypatch.setenv("CXX", "/opt/none/c++")
     with pytest.raises(ConfigError, match="/opt/none/c\\+\\+ is not there"):
-        model.check_compile(True, False)
-    model.check_compile(False, "selective")
+        check_compile(True, False)
+    check_compile(False, "selective")
 
 
 def test_selective_recomputation_repeats_no_matrix_product(tied_model, one_process):
@@ -332,7 +331,7 @@ def test_selective_recomputation_repeats_no_matrix_product(tied_model, one_proce
 
     counted = {}
     for checkpointing in (False, "selective", True):
-        policy = model.load_policy(tied_model, one_process[2], "float32", checkpointing=checkpointing)
+        policy = load_policy(tied_model, one_process[2], "float32", checkpointing=checkpointing)
         with Count() as count:
             gradients(policy, make_rollouts(), one_process[2])
         counted[checkpointing] = count.products
@@ -343,59 +342,59 @@ def test_selective_recomputation_repeats_no_matrix_product(tied_model, one_proce
 def test_prompt_tokens_have_no_loss(tied_model, one_process):
     """Only response tokens are scored: as many log-probs as response tokens, each at the position before its token."""
     rollouts = make_rollouts()
-    for batch in model.pack(rollouts, range(5), 1000, 0, 1, one_process[2]):
+    for batch in pack(rollouts, range(5), 1000, 0, 1, one_process[2]):
         assert len(batch.targets) == sum(len(r.response_ids) for r in rollouts)
         starts = batch.cu_lens[:-1].tolist()
         for start, i in zip(starts, dict.fromkeys(batch.response_index.tolist()), strict=True):
-            rows = batch.rows[batch.response_index == i]
+            rows = batch.logit_index[batch.response_index == i]
             assert rows[0] == start + len(rollouts[i].prompt_ids) - 1
             assert batch.ids[rows[1:]].tolist() == rollouts[i].response_ids[:-1]  # the state before the next token
 
 
 def test_eos_is_trained_when_pad_is_eos(tmp_path, one_process):
     path = save_tiny_model(tmp_path, pad_is_eos=True)
-    policy = model.load_policy(path, one_process[2], "float32")
+    policy = load_policy(path, one_process[2], "float32")
     rollouts = [SimpleNamespace(prompt_ids=[5, 6], response_ids=[1], rollout_logprobs=np.zeros(1, np.float32))]
-    (batch,) = model.pack(rollouts, [0], 100, 0, 1, one_process[2])
+    (batch,) = pack(rollouts, [0], 100, 0, 1, one_process[2])
     assert batch.targets.tolist() == [1]  # EOS = pad = 1 is the only response token
-    model.token_logprobs(policy, batch, 1.0)[0].sum().backward()
+    token_logprobs(policy, batch, 1.0)[0].sum().backward()
     assert full(policy.hf.model.norm.weight.grad).abs().sum() > 0
 
 
 def test_optimizer_state_is_fp32_and_a_small_lr_still_moves_the_weights_of_a_bf16_run(tied_model, one_process):
-    policy = model.load_policy(tied_model, one_process[2], "bfloat16")
+    policy = load_policy(tied_model, one_process[2], "bfloat16")
     assert all(p.dtype == torch.float32 for p in policy.parameters())
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, weight_decay=0.0, fused=True)
     before = {n: full(p).clone() for n, p in policy.named_parameters()}
-    (batch,) = model.pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
-    model.token_logprobs(policy, batch, 1.0)[0].sum().backward()
-    assert np.isfinite(model.clip_and_step(policy, optimizer, 1.0, 1e-6))
+    (batch,) = pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
+    token_logprobs(policy, batch, 1.0)[0].sum().backward()
+    assert np.isfinite(optimizer_step(policy, optimizer, 1e-6, 1.0))
     for name, p in policy.named_parameters():
         if "layers" in name and "weight" in name:
             assert (full(p) != before[name]).float().mean() > 0.5, name
 
 
 def test_a_bf16_reference_keeps_its_rotary_frequencies_in_fp32(tied_model, one_process):
-    reference = model.load_policy(tied_model, one_process[2], "bfloat16", trainable=False)
+    reference = load_policy(tied_model, one_process[2], "bfloat16", trainable=False)
     assert all(p.dtype == torch.bfloat16 and not p.requires_grad for p in reference.parameters())
     assert all(b.dtype == torch.float32 for b in reference.buffers()) and list(reference.buffers())
 
 
 def test_a_gradient_that_is_not_finite_changes_neither_weights_nor_adam(tied_model, one_process):
-    policy = model.load_policy(tied_model, one_process[2], "float32")
+    policy = load_policy(tied_model, one_process[2], "float32")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2, fused=True)
-    (batch,) = model.pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
+    (batch,) = pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
     for factor in (1.0, float("nan")):
         before = {n: full(p).clone() for n, p in policy.named_parameters()}
-        (model.token_logprobs(policy, batch, 1.0)[0].sum() * factor).backward()
-        norm = model.clip_and_step(policy, optimizer, 1.0, 1e-2)
+        (token_logprobs(policy, batch, 1.0)[0].sum() * factor).backward()
+        norm = optimizer_step(policy, optimizer, 1e-2, 1.0)
         same = all(torch.equal(before[n], full(p)) for n, p in policy.named_parameters())
         assert same == (factor != factor) and np.isfinite(norm) == (factor == factor)
     assert next(iter(optimizer.state.values()))["step"] == 1
 
 
 def test_grad_norm_is_the_norm_before_clipping(tied_model, one_process):
-    policy = model.load_policy(tied_model, one_process[2], "float32")
+    policy = load_policy(tied_model, one_process[2], "float32")
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
     want = gradients(policy, make_rollouts(), one_process[2])
     norm = sum(float(g.double().square().sum()) for g in want.values()) ** 0.5
@@ -403,11 +402,11 @@ def test_grad_norm_is_the_norm_before_clipping(tied_model, one_process):
     advantages = torch.linspace(-1, 1, 5)
     lens = torch.tensor([len(r.response_ids) for r in rollouts])
     weights = token_weights(lens, 5, int(lens.sum()), "seq_mean", 64)
-    (batch,) = model.pack(rollouts, range(5), 1000, 0, 1, one_process[2])
-    logprobs, entropy = model.token_logprobs(policy, batch, 0.7)
+    (batch,) = pack(rollouts, range(5), 1000, 0, 1, one_process[2])
+    logprobs, entropy = token_logprobs(policy, batch, 0.7)
     loss = policy_loss(logprobs, logprobs.detach() + 0.1, advantages[batch.response_index], 0.2, 0.2) - 0.01 * entropy
     (weights[batch.response_index] * loss).sum().backward()
-    assert model.clip_and_step(policy, optimizer, 1e-3, 0.0) == pytest.approx(norm, rel=RELATIVE)
+    assert optimizer_step(policy, optimizer, 0.0, 1e-3) == pytest.approx(norm, rel=RELATIVE)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -415,11 +414,11 @@ def test_the_export_is_a_plain_directory_with_the_same_logprobs(tmp_path, one_pr
     from transformers import AutoTokenizer
 
     path = save_tiny_model(tmp_path / "model", tied=tied)
-    policy = model.load_policy(path, one_process[2], "float32")
+    policy = load_policy(path, one_process[2], "float32")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2, fused=True)
-    (batch,) = model.pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
-    model.token_logprobs(policy, batch, 1.0)[0].sum().backward()
-    model.clip_and_step(policy, optimizer, 1.0, 1e-2)
+    (batch,) = pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
+    token_logprobs(policy, batch, 1.0)[0].sum().backward()
+    optimizer_step(policy, optimizer, 1e-2, 1.0)
     checkpoint.export_hf(policy, AutoTokenizer.from_pretrained(path), str(tmp_path / "out"), torch.float32, 1)
     assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) == len(AutoTokenizer.from_pretrained(path))
     got = logprobs_of(policy, make_rollouts(), one_process[2])
@@ -433,10 +432,10 @@ def test_the_export_is_a_plain_directory_with_the_same_logprobs(tmp_path, one_pr
 ROUNDING = 5e-3
 
 
-@pytest.mark.parametrize("kind", model.SUPPORTED)
+@pytest.mark.parametrize("kind", models.SUPPORTED)
 def test_sequences_of_every_supported_class_are_the_same_packed_and_alone(kind, tmp_path, one_process):
     path = save_tiny_kind(tmp_path, kind)
-    policy, rollouts = model.load_policy(path, one_process[2], "float32"), make_rollouts()
+    policy, rollouts = load_policy(path, one_process[2], "float32"), make_rollouts()
     packed = logprobs_of(policy, rollouts, one_process[2])
     alone = logprobs_of(policy, rollouts, one_process[2], max_tokens=1)
     for i, rollout in enumerate(rollouts):
@@ -452,9 +451,9 @@ HYBRIDS = {"lfm2": dict(layer_types=["conv", "full_attention"]),
 def test_a_hybrid_is_refused_because_packed_sequences_would_leak(kind, tmp_path, one_process, monkeypatch):
     path, rollouts = save_tiny_kind(tmp_path, kind, **HYBRIDS[kind]), make_rollouts()
     with pytest.raises(ConfigError, match="has layers of type"):
-        model.load_policy(path, one_process[2], "float32")
-    monkeypatch.setattr(model, "check_architecture", lambda *_, **__: None)  # what it would compute
-    policy = model.load_policy(path, one_process[2], "float32")
+        load_policy(path, one_process[2], "float32")
+    monkeypatch.setattr(models, "check_architecture", lambda *_, **__: None)  # what it would compute
+    policy = load_policy(path, one_process[2], "float32")
     packed = logprobs_of(policy, rollouts, one_process[2])
     alone = logprobs_of(policy, rollouts, one_process[2], max_tokens=1)
     assert max(float((packed[i][0] - alone[i][0]).abs().max()) for i in packed) > 10 * ROUNDING
@@ -508,9 +507,9 @@ REFUSED = [
 @pytest.mark.parametrize("kind, settings, said", REFUSED, ids=lambda x: x if isinstance(x, str) else "")
 def test_what_policy_does_not_compute_is_refused_by_its_config_alone(kind, settings, said):
     sizes = {} if kind in ("gemma3", "qwen2_5_vl", "qwen3_5", "llama4", "falcon_h1", "mamba2") else dict(hidden_size=64)
-    config = tiny_config(kind, **settings) if kind in model.SUPPORTED else AutoConfig.for_model(kind, **sizes, **settings)
+    config = tiny_config(kind, **settings) if kind in models.SUPPORTED else AutoConfig.for_model(kind, **sizes, **settings)
     with pytest.raises(ConfigError) as error:
-        model.check_architecture(config, need_len=500, name="some/model")
+        models.check_architecture(config, need_len=500, name="some/model")
     assert said in str(error.value) and "some/model" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -532,7 +531,7 @@ ACCEPTED = [
 
 @pytest.mark.parametrize("kind, settings", ACCEPTED)
 def test_a_window_that_no_sequence_reaches_is_full_attention(kind, settings):
-    model.check_architecture(tiny_config(kind, **settings), need_len=500)
+    models.check_architecture(tiny_config(kind, **settings), need_len=500)
 
 
 @pytest.mark.parametrize("kind", ["mistral", "phi3", "qwen2"])
@@ -541,7 +540,7 @@ def test_attention_with_a_window_is_right_up_to_its_length_and_refused_beyond(ki
     more = dict(use_sliding_window=True, max_window_layers=0) if kind == "qwen2" else {}
     for window in (34, 33):
         path = save_tiny_kind(tmp_path / str(window), kind, sliding_window=window, **more)
-        policy, rollouts = model.load_policy(path, one_process[2], "float32"), make_rollouts()
+        policy, rollouts = load_policy(path, one_process[2], "float32"), make_rollouts()
         if window == 33:
             with pytest.raises(ConfigError, match="sliding_window=33"):
                 logprobs_of(policy, rollouts, one_process[2])
@@ -557,14 +556,14 @@ def test_a_class_that_the_engine_rewrites_in_place_is_not_the_trainers(tmp_path,
 
     path = save_tiny_kind(tmp_path, "smollm3")
     want = plain_logprobs(path, make_rollouts()[3], 1.0)[0]
-    before = model.load_policy(path, one_process[2], "float32")
+    before = load_policy(path, one_process[2], "float32")
 
     def of_vllm(self, *args, **kwargs):
         raise AttributeError("'SmolLM3Model' object has no attribute 'do_not_compile'")
 
     monkeypatch.setattr(shared.SmolLM3Model, "__init__", of_vllm)
     monkeypatch.setattr(shared.SmolLM3Model, "__call__", of_vllm)
-    for policy in (before, model.load_policy(path, one_process[2], "float32")):
+    for policy in (before, load_policy(path, one_process[2], "float32")):
         got = logprobs_of(policy, make_rollouts(), one_process[2])
         assert (got[3][0] - want).abs().max() < ROUNDING
     assert type(before.hf).__name__ == "SmolLM3ForCausalLM"  # the name that an export writes
@@ -578,7 +577,7 @@ def test_a_directory_that_lacks_a_tensor_of_its_model_is_refused(tmp_path):
     del weights["lm_head.weight"]
     save_file(weights, file, {"format": "pt"})
     with pytest.raises(ConfigError, match="lm_head.weight"):
-        model.load_hf(path)
+        models.load_hf(path)
 
 
 @pytest.mark.parametrize("settings, longest", [
@@ -593,14 +592,14 @@ def test_a_directory_that_lacks_a_tensor_of_its_model_is_refused(tmp_path):
                         "original_max_position_embeddings": 64}), 512),  # Llama 3.1's names the stretched ones already
 ])
 def test_positions_that_rope_scaling_stretches_by_hand(settings, longest):
-    assert model.positions_of(tiny_config("llama", **settings)) == longest
+    assert models.positions_of(tiny_config("llama", **settings)) == longest
 
 
 if __name__ == "__main__":  # a rank of test_the_gradient_does_not_depend_on_ranks
     from onebox.distributed import init_distributed
 
     rank, world, device = init_distributed()
-    policy = model.load_policy(sys.argv[1], device, "float32")
+    policy = load_policy(sys.argv[1], device, "float32")
     result = {"ragged": gradients(policy, make_rollouts(), device, 40, rank, world),
               "single": gradients(policy, make_rollouts()[:1], device, 40, rank, world)}
     if rank == 0:
@@ -654,7 +653,7 @@ def test_weights_that_are_not_those_of_the_config_are_refused_by_their_names_alo
     """Loading would start a missing tensor at random, and drop one too many without a word, in the trainer and in vLLM."""
     path = save_tiny_model(tmp_path / "model")
     damage(path)
-    monkeypatch.setattr(model, "load_hf", None)  # nothing is loaded
+    monkeypatch.setattr(models, "load_hf", None)  # nothing is loaded
     with pytest.raises(ConfigError) as error:
         resolve_model(path, 20)
     assert said in str(error.value) and path in str(error.value) and "\n" not in str(error.value)
@@ -670,7 +669,7 @@ def test_weights_in_each_form_that_transformers_writes_are_taken(tmp_path):
     change_weights(lambda w: w | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(16)})(plain)  # old Llama files
     for path in (plain, sharded, old):
         resolve_model(path, 20)
-        for name, weight in model.load_hf(path).state_dict().items():
+        for name, weight in models.load_hf(path).state_dict().items():
             assert torch.equal(weight, hf.state_dict()[name])
 
 
@@ -679,4 +678,4 @@ def test_a_tied_model_whose_files_hold_another_head_is_refused(tmp_path):
     path = save_tiny_model(tmp_path / "model")
     change_weights(lambda w: w | {"lm_head.weight": w["model.embed_tokens.weight"] + 1})(path)
     with pytest.raises(ConfigError, match="set tie_word_embeddings to false there"):
-        model.load_hf(path)
+        models.load_hf(path)

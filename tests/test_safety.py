@@ -13,10 +13,9 @@ from conftest import COLUMN, LOGPROB_MEAN, ROOT, run_script
 from runs import Server
 
 import data
-import older
 import rewards
 import rollout
-from onebox import crash, distributed, metrics, rundir
+from onebox import crash, distributed, metrics, older, rundir
 from onebox.config import ConfigError
 from onebox.vllm_start import describe_head
 from tools import check

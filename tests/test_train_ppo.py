@@ -401,7 +401,7 @@ def test_the_known_values_of_a_chain_are_learned_by_the_critic(tied_model, one_p
         value_loss(values, batch.old_values, batch.returns, 0.5).mean().backward()
         model.clip_and_step(critic, optimizer, 1.0, 2e-3 * min(1, 2 - step / 40))
         explained.append(explain_values(old, returns, returns)["explained_variance"])
-    state = batch.ids[batch.rows] - 2  # the state before each token: the last one visited
+    state = batch.ids[batch.logit_index] - 2  # the state before each token: the last one visited
     error = [abs(float(batch.old_values[state == s].mean()) - s / 6) for s in range(1, 6)]
     assert explained[0] == 0 and np.mean(explained[-10:]) > 0.1 and max(error) < 0.12, (error, explained[-10:])
 

@@ -31,6 +31,8 @@ from transformers import AutoConfig
 
 import data
 from onebox import flops as speed
+from onebox.fused_logprobs import CHUNK_LOGITS, CHUNK_LOGITS_CUDA
+from onebox.models import check_architecture, check_positions, check_tensor_parallel
 from onebox.config import ConfigError, load_config, read_recipe
 
 # layers, hidden, heads, kv_heads, head_dim, intermediate, vocabulary, tied, family; from the models' config.json
@@ -148,12 +150,10 @@ def script_of(path):
 
 def architecture(name, need_len=0, tensor_parallel=1):
     """Directory, known name, or hub id -> Shape; ConfigError for a model that the scripts would refuse."""
-    import policy as model
-
     config = config_of(name)
-    model.check_architecture(config, need_len, name)
-    model.check_positions(config, need_len, name)
-    model.check_tensor_parallel(config, tensor_parallel, name)
+    check_architecture(config, need_len, name)
+    check_positions(config, need_len, name)
+    check_tensor_parallel(config, tensor_parallel, name)
     return speed.shape_of(config)
 
 
@@ -226,8 +226,6 @@ def micro_batch_memory(shape, tokens, bytes_each, checkpointing, on_cpu, head=Tr
     when the last FSDP group (embeddings and head) reduces its gradient. Only there do gathered weights count; not sharded
     (one process in fp32), there are none, and each gradient goes where it stays.
     """
-    import policy as model
-
     b, block = bytes_each, activation_bytes(shape, bytes_each, has_qk_norm(shape))
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     products = b * (2 * q + 2 * kv + 2 * shape.hidden + 2 * shape.intermediate) + 4 * shape.heads  # policy.keep_products
@@ -236,7 +234,7 @@ def micro_batch_memory(shape, tokens, bytes_each, checkpointing, on_cpu, head=Tr
     gathered = b * sharded
     root = shape.vocab * shape.hidden * (1 if shape.tied or not head else 2)
     table = shape.vocab * shape.hidden if head else 0
-    chunk = model.CHUNK_LOGITS if on_cpu else model.CHUNK_LOGITS_CUDA
+    chunk = CHUNK_LOGITS if on_cpu else CHUNK_LOGITS_CUDA
     chunk = min(chunk, tokens * shape.vocab) if head else 0
     moments = {
         "head": {"activations": kept, "chunks of logits": 2 * 4 * chunk, "gradient of the head": (4 + b) * table,
@@ -385,7 +383,7 @@ def cpu_work(shape, cfg, prompt_len, spread):
             runs[layers].append(one_training_step(model, *pair, batch, cfg.temperature, cfg.entropy_coef))
     seconds = {layers: [min(times) for times in zip(*found[1:], strict=True)] for layers, found in runs.items()}
     params = sum(p.numel() for p in models[2][0].parameters())
-    flops = {layers: speed.forward_flops(dataclasses.replace(shape, layers=layers), batch.lens, len(batch.rows))
+    flops = {layers: speed.forward_flops(dataclasses.replace(shape, layers=layers), batch.lens, len(batch.targets))
              for layers in (1, 2)}
 
     def scaled(kind):  # seconds = (head and embeddings) + layers * block, each in proportion to its FLOPs
@@ -394,7 +392,7 @@ def cpu_work(shape, cfg, prompt_len, spread):
 
         def cost(shape, lens, scored):
             blocks = speed.forward_flops(shape, lens, 0) / (flops[2] - flops[1])
-            return block * blocks + head * scored / len(batch.rows)
+            return block * blocks + head * scored / len(batch.targets)
 
         return cost
 

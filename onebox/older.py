@@ -1,6 +1,6 @@
 """
-What vLLM 0.20 and torch 2.11 lack of what the rest calls, so that machines which carry them can be used as they are. To drop
-them, remove this file and each line that names it.
+What vLLM 0.20 and torch 2.11 lack of the calls made here, so that machines with them can be used as they are. To drop them,
+remove this file and each line that names it.
 """
 
 import inspect
@@ -8,8 +8,8 @@ import inspect
 
 def complete(LLM):
     """
-    vLLM 0.20: no weight version, neither to set nor with a sample. rollout.to_rollout then has nothing to compare; a weight
-    sync that did not happen shows in the canary only.
+    Add to vLLM 0.20 the weight version that it can neither set nor report with a sample. rollout.to_rollout then has
+    nothing to compare, and a weight sync that did not happen shows in the canary only.
     """
     from vllm.outputs import CompletionOutput
 
@@ -20,7 +20,7 @@ def complete(LLM):
 
 
 def with_gqa(varlen_attn):
-    """torch 2.11: the kernel shares key heads among query heads unasked, and knows no argument for it."""
+    """Give torch 2.11's kernel the argument enable_gqa, which it lacks: it always shares key heads among query heads."""
     if "enable_gqa" in inspect.signature(varlen_attn).parameters:
         return varlen_attn
     return lambda *args, enable_gqa, **options: varlen_attn(*args, **options)
