@@ -253,7 +253,7 @@ def micro_batch_memory(shape, tokens, bytes_each, checkpointing, on_cpu, head=Tr
 
 def kv_cache(shape, cfg, options, bytes_each):
     """-> (bytes of one engine's cache, sequences of full length that it holds, sequences that run together)"""
-    import rollout as sampler
+    from onebox.vllm_start import kv_cache_bytes
 
     limit = 4e9 if options.cpu else 0.35 * options.gpu_memory_gb * 1e9
     config = SimpleNamespace(num_hidden_layers=shape.layers, num_key_value_heads=shape.kv_heads,
