@@ -6,7 +6,6 @@ Nothing here knows rewards or losses. Written against vLLM 0.32, public calls on
 """
 
 import dataclasses
-import functools
 import math
 import os
 import sys
@@ -20,6 +19,7 @@ import torch.distributed as dist
 from onebox.config import refuse
 from onebox.distributed import Broken, gather, print0, progress, visible, whole
 from onebox.crash import SIDE_BY_SIDE, NoMemory, halve_cache, memory_of, out_of_memory
+from onebox.models import token_bound
 from onebox.vllm_start import make_engine
 
 
@@ -208,12 +208,6 @@ class Engine:
         for r in everyone:
             r.asked = prompts[r.prompt]
         return everyone
-
-
-@functools.lru_cache(maxsize=8)  # get_vocab() makes a dict of all tokens, and every step and evaluation asks
-def token_bound(tokenizer):
-    """One more than the highest id that this tokenizer has a text for: ids may have gaps, so that len() is too low."""
-    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def deliver_scores(scores, rollouts, record):

@@ -43,8 +43,6 @@ def resolve_model(name, need_len, weights=True, trained=True, tensor_parallel=1)
     there (NoModel), no tokenizer, no EOS, a tokenizer larger than the vocabulary, an architecture that is not computed
     here, too few positions, or weights that are not whole or not those of the config.
     """
-    from rollout import token_bound
-
     path, local = locate(name, weights)
     holds_weights = any(file.endswith((".safetensors", ".bin")) for file in os.listdir(path))
     if weights and not holds_weights:
@@ -136,6 +134,12 @@ def eos_ids(path, name, vocab_size):
         if good:
             return good
     return []
+
+
+@functools.lru_cache(maxsize=8)  # get_vocab() makes a dict of all tokens; every evaluation asks
+def token_bound(tokenizer):
+    """Return one more than the highest id of this tokenizer: ids may have gaps, so that len() is too low."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 # ----------------------------------------------------------------------------------------------------------------------

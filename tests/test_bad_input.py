@@ -17,7 +17,7 @@ import rewards
 import rollout
 from onebox.distributed import Timer
 from onebox.config import ConfigError
-from eval import resolve_model
+from onebox.models import resolve_model, token_bound
 
 
 def test_held_out_rows_that_are_training_rows_are_refused(tied_model, tmp_path):
@@ -155,7 +155,7 @@ def test_ids_with_gaps_are_bounded_by_the_highest_not_by_their_number(tmp_path):
     path = save_tiny_model(tmp_path / "model", layers=1)
     sparse_tokenizer(path, 120)
     tokenizer = resolve_model(path, 32)[2]
-    assert len(tokenizer) == 60 and rollout.token_bound(tokenizer) == 121
+    assert len(tokenizer) == 60 and token_bound(tokenizer) == 121
     sparse_tokenizer(path, 128)
     with pytest.raises(ConfigError, match="has ids up to 128, its model only 128 tokens"):
         resolve_model(path, 32)
