@@ -41,6 +41,12 @@ class ConfigError(SystemExit):
         self.exit_code = exit_code
 
 
+def refuse(wrong, message):
+    """Raise ConfigError with the message if something is wrong."""
+    if wrong:
+        raise ConfigError(message)
+
+
 def load_config(cls, argv=None):
     """Return (cfg, {name: origin}). Raise ConfigError in one line. --help prints every setting and exits."""
     script, settings = script_of(cls), typing.get_type_hints(cls)
