@@ -1,4 +1,4 @@
-"""A small run directory with every file that report.py reads, made from nothing: for its tests."""
+"""Make a small run directory with every file that tools/report reads, for its tests."""
 
 import gzip
 import json
@@ -28,8 +28,8 @@ def rollout_row(rng, step, split, uid, sample, text, correct, prompt=None, **mor
     n = len(ends)
     logprobs = [-abs(rng.gauss(0, 0.6)) for _ in range(n)]
     row = {
-        "step": step, "split": split, "uid": uid, "source": "fake", "sample": sample, "prompt": prompt or
-        f"numbers {uid} <think>", "response": text, "gold": {"target": len(uid)}, "reward": 1.0 if correct else 0.1,
+        "step": step, "split": split, "uid": uid, "source": "fake", "sample": sample, "response": text,
+        "prompt": prompt or f"numbers {uid} <think>", "gold": {"target": len(uid)}, "reward": 1.0 if correct else 0.1,
         "correct": correct, "format_ok": True, "parts": {"format": 0.1, "answer": 0.9 if correct else 0.0}, "flags": [],
         "tokens": n, "finish_reason": "stop", "truncated": False, "ends": ends}
     if split == "train":
@@ -48,17 +48,19 @@ def write_rollouts(folder, step, rows):
 
 
 def make_run(folder, steps=20, eval_every=10, problems=40, skill=0.5, seed=0, hostile=True, group=4, evaluated=True):
-    """-> folder; `skill` is the share right at the end. Two prompts a step are kept, with `group` completions each."""
+    """
+    Make the directory and return it. skill: the share correct at the end. Each step keeps two prompts with `group`
+    completions each.
+    """
     rng = random.Random(seed)
     os.makedirs(os.path.join(folder, "code"), exist_ok=True)
     folder = str(folder)
     with open(os.path.join(folder, "config.json"), "w") as f:
-        json.dump(
-            {
-                "script": "train_grpo.py", "settings": {
-                    "name": os.path.basename(folder), "num_steps": steps, "lr": 1e-4 * (1 + seed)
-                }, "origin": {"lr": "recipes/fake.py"}, "command": ["python", "train_grpo.py", "recipes/fake.py"],
-                "world_size": 2, "versions": {"python": "3.11"}, "machine": "CPU, 2 cores", "commit": "0" * 40}, f)
+        json.dump({
+            "script": "train_grpo.py", "origin": {"lr": "recipes/fake.py"},
+            "settings": {"name": os.path.basename(folder), "num_steps": steps, "lr": 1e-4 * (1 + seed)},
+            "command": ["python", "train_grpo.py", "recipes/fake.py"], "world_size": 2, "versions": {"python": "3.11"},
+            "machine": "CPU, 2 cores", "commit": "0" * 40}, f)
     with open(os.path.join(folder, "code", "train_grpo.py"), "w") as f:
         f.write('class Config:\n    name: str = "run"  # of the run\n    num_steps: int = 100  # steps\n'
                 f"    lr: float = 1e-6  # peak\n\nEDIT = {seed}  # <b>not bold</b>\n")
@@ -82,9 +84,8 @@ def make_run(folder, steps=20, eval_every=10, problems=40, skill=0.5, seed=0, ho
                 rows[0]["ends"] = tokens_of(rows[0]["response"])
                 for name in ("logprobs", "old_logprobs", "ratio", "rollout_logprobs", "entropy", "clipped"):
                     rows[0][name] = [0.5] * len(rows[0]["ends"])
-                rows[0] |= {
-                    "prompt": HOSTILE, "uid": HOSTILE[:40], "flags": [HOSTILE], "parts": {HOSTILE: 1.0}, "gold": HOSTILE
-                }
+                rows[0] |= {"prompt": HOSTILE, "uid": HOSTILE[:40], "flags": [HOSTILE], "parts": {HOSTILE: 1.0},
+                            "gold": HOSTILE}
                 rows[1] |= {"prompt": HOSTILE, "uid": HOSTILE[:40]}
             if evaluated and step % eval_every == 0:
                 shares = {

@@ -34,7 +34,7 @@ from tools.suite import sweep_settings
 
 
 @pytest.mark.parametrize("n", range(1, 8))
-def test_pass_at_k_is_the_share_of_all_choices_of_k_samples_that_hold_a_right_one(n):
+def test_pass_at_k_is_the_share_of_choices_of_k_that_hold_a_correct_one(n):
     for c, k in itertools.product(range(n + 1), range(1, n + 1)):
         samples = [1] * c + [0] * (n - c)
         choices = list(itertools.combinations(samples, k))
@@ -83,7 +83,7 @@ def test_a_summary_checked_by_hand():
     assert row["tokens_per_second"] == (8 * 10 + 2 * 30) / 2.0
 
 
-def test_without_samples_the_greedy_response_is_the_one_sample_and_no_vote_is_taken():
+def test_without_samples_the_greedy_response_is_the_one_sample():
     rows = [{**row, "sample": "greedy"} for row in completions((1,), (0,), (0,), (1,))]
     row = statistics.summarize(rows, 1.0, same=lambda a, b: False)
     assert (row["k"], row["avg_at_k"], row["pass_at_k"], row["greedy"], row["maj_at_k"]) == (1, 0.5, 0.5, 0.5, None)
@@ -137,7 +137,7 @@ def test_hostile_names_break_neither_console_nor_markdown_nor_csv(name):
     assert rows[1][0][0] not in "=+-@" and all(c.isprintable() for c in rows[1][0])
 
 
-def test_the_sweep_table_has_a_line_a_step_and_an_average_only_of_whole_lines():
+def test_the_sweep_table_averages_only_whole_lines():
     rows = [{"step": s, "benchmark": b, "avg_at_k": v} for s, b, v in
             [(0, "gsm8k", 0.5), (0, "kk", 0.25), (20, "gsm8k", 0.75), (20, "kk", 0.5), (100, "gsm8k", 0.8)]]
     head, lines = results.sweep_cells(rows)
@@ -517,7 +517,7 @@ def test_an_evaluation_in_training_tells_benchmarks_and_problems_apart(monkeypat
     assert seconds["eval"] > 0 and seconds.get("rollout", 0) == 0  # its sampling is no rollout time of the step
 
 
-def test_step_0_has_the_columns_of_a_step_too_and_greedy_alone_has_no_samples():
+def test_step_0_has_the_columns_of_a_step_too():
     run = StubRun()
     row = evaluation.evaluate(StubEngine({}), None, PROMPTS[:1], settings(eval_samples=0), run, step=0)
     assert run.correct == {0: {"aime24/test/0": [None, 0]}} and not any("aime24" in name for name in row)

@@ -1,4 +1,4 @@
-"""python -m pytest tests/test_report.py: what report.py computes, and what it makes of damaged and hostile runs."""
+"""python -m pytest tests/test_report.py: what tools/report computes, and what it makes of damaged and hostile runs."""
 
 import gzip
 import json
@@ -24,7 +24,7 @@ def runs(tmp_path_factory):
 
 
 def make(*arguments, ok=True):
-    """report.py as a user would start it, in a process of its own."""
+    """Run tools.report as a user would start it, in a process of its own."""
     done = subprocess.run([sys.executable, "-m", "tools.report", *map(str, arguments)], capture_output=True,
                           timeout=600, cwd=ROOT)
     out, err = done.stdout.decode(), done.stderr.decode()
@@ -45,7 +45,7 @@ def load(folder):
 
 
 # ---- the verdict -------------------------------------------------------------------------------------------------
-def test_a_constant_difference_has_no_spread_and_one_of_nothing_but_noise_cannot_be_told():
+def test_a_constant_difference_has_no_spread_and_noise_has():
     before = {str(i): 0.25 for i in range(50)}
     assert paired_bootstrap(before, {k: 0.75 for k in before}) == (50, 50.0, 50.0, 50.0)
     noise = {str(i): 0.25 + (0.5 if i % 2 else -0.25) for i in range(50)}
@@ -102,7 +102,7 @@ def test_other_problems_under_the_same_names_are_not_paired(runs, tmp_path):
     assert "the same names stand for other problems" in make(runs[0], other, "--out", tmp_path / "c.html")
 
 
-def test_without_held_out_results_the_few_kept_rollouts_are_used_and_it_is_said(runs, tmp_path):
+def test_without_held_out_results_the_few_kept_rollouts_are_compared(runs, tmp_path):
     old = make_run(tmp_path / "old", seed=4)
     os.remove(os.path.join(old, "samples", "held_out.jsonl"))
     out = make(runs[0], old, "--out", tmp_path / "c.html")
@@ -336,7 +336,7 @@ def test_a_damaged_run_gives_a_partial_report_that_says_so(what, tmp_path, runs,
     damage(folder, what)
     monkeypatch.setattr(page, "pictures", lambda groups, folder, overview: 0)  # slow; one test below draws them
     for arguments in ([folder], [runs[0], folder, "--out", str(tmp_path / "c.html")]):
-        monkeypatch.setattr(sys, "argv", ["report.py", *arguments])
+        monkeypatch.setattr(sys, "argv", ["tools.report", *arguments])
         page.main()
         assert DAMAGES[what] in capsys.readouterr().out
     data = page_data(os.path.join(folder, "report.html"))
