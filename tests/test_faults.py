@@ -66,7 +66,7 @@ def start(server, folder, script, model, *more, **job):
     ("train_grpo.py", (), POINTS), ("train_ppo.py", (), ["logprobs:2", "backward:3", "save_write:4", "evaluate:4"]),
     ("train_ppo.py", ("--dtype", "bfloat16"), ["save_manifest:2", "optimizer:4"]),  # one process in bf16 has FSDP's shards
     ("sft.py", (), ["backward:1", "save_manifest:2", "metrics:4"])], ids=["grpo", "ppo", "ppo, sharded", "sft"])
-def test_a_run_killed_again_and_again_ends_as_the_one_that_never_was(server, straight, tied_model, tmp_path, script, more, points):
+def test_a_run_killed_again_and_again_is_the_one_never_killed(server, straight, tied_model, tmp_path, script, more, points):
     """kill -9 at one point after the other, in one directory; each start goes on from where the last one got to."""
     for point in points:
         done = start(server, tmp_path, script, tied_model, "--keep_checkpoints", 1, *more, env={"FAULT_AT": point})
@@ -82,7 +82,7 @@ def test_a_run_killed_again_and_again_ends_as_the_one_that_never_was(server, str
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script, point", [(s, p) for s in SCRIPTS for p in (OF_SFT if s == "sft.py" else POINTS)])
-def test_a_run_killed_once_at_each_point_ends_as_the_one_that_never_was(server, straight, tied_model, tmp_path, script, point):
+def test_a_run_killed_once_at_each_point_is_the_one_never_killed(server, straight, tied_model, tmp_path, script, point):
     keep = ("--keep_checkpoints", 1)
     done = start(server, tmp_path, script, tied_model, *keep, env={"FAULT_AT": point})
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
@@ -122,19 +122,19 @@ def test_a_run_with_only_damaged_checkpoints_never_starts_from_scratch(server, s
 
 FULL_AT = """
 import resource
-from onebox import checkpoint
-save_state = checkpoint.save_state
-def save(folder, step, *args, **kw):
+from onebox import checkpoint, rundir
+real_save = checkpoint.save
+def save(folder, step, *args):
     if step in {steps}:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-    problem = save_state(folder, step, *args, **kw)
+    problem = real_save(folder, step, *args)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     return problem
-checkpoint.save_state, checkpoint.RETRY_S = save, 0
+checkpoint.save, rundir.RETRY_S = save, 0
 """
 
 
-def test_a_full_disk_does_not_stop_the_training_and_the_save_is_tried_again(server, straight, tied_model, tmp_path):
+def test_a_full_disk_does_not_stop_training_and_saves_are_retried(server, straight, tied_model, tmp_path):
     """A limit on file sizes, which the kernel enforces, during the save of step 2; step 3 has room again."""
     done = start(server, tmp_path, "train_grpo.py", tied_model, "--keep_checkpoints", 9, setup=FULL_AT.format(steps={2}))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -143,7 +143,7 @@ def test_a_full_disk_does_not_stop_the_training_and_the_save_is_tried_again(serv
     assert_same(everything_of(straight("train_grpo.py")), everything_of(tmp_path))
 
 
-def test_a_disk_that_stays_full_ends_the_run_with_exit_code_3_and_the_old_checkpoint(server, straight, tied_model, tmp_path):
+def test_a_disk_that_stays_full_ends_the_run_with_the_old_checkpoint(server, straight, tied_model, tmp_path):
     done = start(server, tmp_path, "sft.py", tied_model, setup=FULL_AT.format(steps={3, 4}))
     assert done.returncode == 3 and "3 checkpoints in a row could not be written" in done.stderr, done.stderr[-2000:]
     assert "Traceback" not in done.stderr and checkpoints(tmp_path / "out/run") == ["step_000002"]
@@ -154,20 +154,18 @@ def test_a_disk_that_stays_full_ends_the_run_with_exit_code_3_and_the_old_checkp
 
 FILL = """
 import os
-from onebox import checkpoint
-from onebox import distributed
-checkpoint.RETRY_S = 0
-def fault(point, step):
-    if (point, step) == ("sync", 2):
-        fd = os.open("out/fill", os.O_CREAT | os.O_WRONLY)
-        try:
-            while os.write(fd, bytes(4096)):
-                pass
-        except OSError:
-            os.close(fd)
-    if (point, step) == ("sync", 3):
-        os.remove("out/fill")
-distributed.fault = fault
+from kill_at import at
+from onebox import rundir
+rundir.RETRY_S = 0
+def fill():
+    fd = os.open("out/fill", os.O_CREAT | os.O_WRONLY)
+    try:
+        while os.write(fd, bytes(4096)):
+            pass
+    except OSError:
+        os.close(fd)
+at("sync", 2, fill)
+at("sync", 3, lambda: os.remove("out/fill"))
 """
 
 
@@ -194,19 +192,19 @@ def test_a_small_file_system_that_fills_up_behaves_the_same(server, straight, ti
 
 SIGNAL_AT = """
 import os, signal, time
-from onebox import distributed
-def fault(point, step):
-    if (point, step) == ("optimizer", {step}):
-        for number in {signals}:
-            os.kill(os.getpid(), number)
-            time.sleep({wait})
-distributed.fault = fault
+from kill_at import at
+def send():
+    for number in {signals}:
+        os.kill(os.getpid(), number)
+        time.sleep({wait})
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests started with & inherit that it is ignored
+at("{point}", {step}, send)
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(server, straight, tied_model, tmp_path, number):
-    done = start(server, tmp_path, "train_grpo.py", tied_model, setup=SIGNAL_AT.format(step=3, signals=[int(number)], wait=0.3))
+    done = start(server, tmp_path, "train_grpo.py", tied_model, setup=SIGNAL_AT.format(point="optimizer", step=3, signals=[int(number)], wait=0.3))
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"stopped by {number.name} after step 3; the same command continues" in done.stdout
     assert checkpoints(tmp_path / "out/run") == ["step_000002", "step_000003"]
@@ -218,21 +216,16 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(server, straight
 
 def test_a_second_signal_ends_the_run_at_once(server, tied_model, tmp_path):
     """A second apart, both inside step 1: the step is not finished, nothing is saved."""
-    done = start(server, tmp_path, "sft.py", tied_model, setup=SIGNAL_AT.format(step=1, signals=[15, 15], wait=1))
+    done = start(server, tmp_path, "sft.py", tied_model, setup=SIGNAL_AT.format(point="optimizer", step=1, signals=[15, 15], wait=1))
     assert done.returncode == 128 + signal.SIGTERM and "SIGTERM: stopping after this step" in done.stdout
     assert checkpoints(tmp_path / "out/run") == [] and not os.path.exists(tmp_path / "out/run/metrics.jsonl")
 
 
-CTRL_C = SIGNAL_AT.replace('"optimizer"', '"{point}"').replace("{wait}", "0").format(point="{point}", step="{step}", signals=[2])
-
-
 @pytest.mark.parametrize("script, point", [("train_grpo.py", "rollout"), ("sft.py", "backward"),
                                            pytest.param("train_ppo.py", "save_write", marks=pytest.mark.slow)])
-def test_ctrl_c_is_one_line_and_code_130_and_the_stack_lies_in_the_crash_file(server, straight, tied_model, tmp_path, script, point):
+def test_ctrl_c_is_one_line_and_the_stack_is_in_the_crash_report(server, straight, tied_model, tmp_path, script, point):
     step = 4 if point == "save_write" else 3
-    setup = CTRL_C.format(point=point, step=step) + "__import__('checkpoint').fault = fault\n"
-    setup += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # tests started with & inherit that it is ignored
-    done = start(server, tmp_path, script, tied_model, setup=setup)
+    done = start(server, tmp_path, script, tied_model, setup=SIGNAL_AT.format(point=point, step=step, signals=[2], wait=0))
     assert done.returncode == 130, (done.returncode, done.stderr[-2000:], done.stdout[-1000:])
     [crash] = os.listdir(tmp_path / "out/run/crash")
     assert done.stderr == (f"interrupted in step {step}; the batch, all stacks and the last metrics are in out/run/crash/{crash}; "
@@ -244,18 +237,27 @@ def test_ctrl_c_is_one_line_and_code_130_and_the_stack_lies_in_the_crash_file(se
     assert_same(everything_of(straight(script)), everything_of(tmp_path))
 
 
-def test_ctrl_c_in_an_evaluation_names_its_step_also_when_that_is_made_again(server, tied_model, tmp_path):
-    setup = CTRL_C.format(point="evaluate", step=2) + "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+def test_ctrl_c_in_an_evaluation_names_its_step(server, tied_model, tmp_path):
+    setup = SIGNAL_AT.format(point="evaluate", step=2, signals=[2], wait=0)
     for _ in range(2):  # the second start finds the checkpoint of step 2 and no row
         done = start(server, tmp_path, "train_grpo.py", tied_model, setup=setup)
         assert done.returncode == 130 and done.stderr.startswith("interrupted in step 2; "), done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("script, code, setup, told", [
-    ("train_grpo.py", 4, "from onebox import flops as speed\ndef no(*args): raise speed.ConfigError('out of memory in the dry step', exit_code=4)\n"
-     "speed.dry_step = no", "out of memory in the dry step"),
-    ("sft.py", 1, "import policy, config\ndef no(*args, **kw): raise config.ConfigError('heads')\npolicy.load_policy = no", "heads")])
-def test_a_start_that_is_refused_leaves_no_directory(server, tied_model, tmp_path, script, code, setup, told):
+REFUSE = """
+from kill_at import replace
+from onebox.config import ConfigError
+import policy, tools.dry_step
+def no(*args, **settings):
+    raise ConfigError("{told}", exit_code={code})
+replace({function}, no)
+"""
+
+
+@pytest.mark.parametrize("script, code, function, told", [
+    ("train_grpo.py", 4, "tools.dry_step, 'dry_step'", "out of memory in the dry step"), ("sft.py", 1, "policy, 'load_policy'", "heads")])
+def test_a_start_that_is_refused_leaves_no_directory(server, tied_model, tmp_path, script, code, function, told):
+    setup = REFUSE.format(function=function, told=told, code=code)
     args = ["--dry_step", "on"] if script != "sft.py" else []
     done = start(server, tmp_path, script, tied_model, *args, setup=setup)
     assert done.returncode == code and told in done.stderr and not os.path.exists(tmp_path / "out/run")
@@ -265,9 +267,9 @@ def test_a_start_that_is_refused_leaves_no_directory(server, tied_model, tmp_pat
     assert done.returncode == code and os.path.exists(tmp_path / "out/run/notes.txt")
 
 
-def test_max_hours_ends_the_run_after_the_step_in_which_they_are_over(server, straight, tied_model, tmp_path):
+def test_max_hours_ends_the_run_after_its_step(server, straight, tied_model, tmp_path):
     """A process that has run for two hours, by its monotonic clock."""
-    late = "from onebox import checkpoint; checkpoint.START -= 7200"
+    late = "from onebox import distributed; distributed.START -= 7200"
     done = start(server, tmp_path, "sft.py", tied_model, "--max_hours", 1.9, setup=late)
     assert done.returncode == 0 and "stopped by max_hours = 1.9 after step 1" in done.stdout, done.stderr[-2000:]
     done = start(server, tmp_path, "sft.py", tied_model, "--max_hours", 2.1, setup=late)
@@ -276,7 +278,7 @@ def test_max_hours_ends_the_run_after_the_step_in_which_they_are_over(server, st
     assert_same(everything_of(straight("sft.py")), everything_of(tmp_path))
 
 
-def test_changed_examples_are_refused_with_exit_code_2_unless_allowed(server, tied_model, tmp_path):
+def test_changed_examples_are_refused_unless_allowed(server, tied_model, tmp_path):
     args = [*SCRIPTS["sft.py"], "--model", tied_model, "--lr_min_ratio", "1"]  # a constant lr: another number of steps may follow
     write_examples(tmp_path)
     assert server.run(tmp_path, "sft.py", [*args, "--num_steps", 2]).returncode == 0
@@ -287,7 +289,7 @@ def test_changed_examples_are_refused_with_exit_code_2_unless_allowed(server, ti
     assert allowed.returncode == 0 and "WARNING: the training data changed since step 2" in allowed.stdout
 
 
-def test_a_run_whose_directory_model_and_data_moved_continues_and_another_model_is_refused(server, tied_model, tmp_path):
+def test_a_run_whose_directory_model_and_data_moved_continues(server, tied_model, tmp_path):
     def run(name, model, data, steps):
         args = [*SFT, "--name", name, "--model", model, "--data", data, "--num_steps", steps, "--lr_min_ratio", "1"]  # a constant lr
         return server.run(tmp_path, "sft.py", args)
@@ -351,7 +353,7 @@ def torchrun(folder, nproc, *args, restarts=0, env=None, timeout=900, wait=True,
 
 
 @pytest.mark.slow
-def test_two_ranks_then_one_then_two_sample_the_same_and_learn_the_same_up_to_rounding(server, straight, tied_model, tmp_path):
+def test_two_ranks_then_one_then_two_sample_and_learn_the_same(server, straight, tied_model, tmp_path):
     quiet = {"NOISE": ""}
     args = [*GRPO, "--model", tied_model, "--save_every", "1", "--eval_prompts", "0", "--lr_schedule", "constant"]
     for nproc, steps, begun in ((2, 1, "step    1/1"), (1, 3, "resumed out/run at step 1"), (2, 4, "resumed out/run at step 3")):
@@ -382,22 +384,19 @@ def test_torchrun_recovers_by_itself_from_a_rank_that_is_killed(tied_model, tmp_
 
 
 HOLD = """
-import sys; sys.path.insert(0, {tests!r})
-from onebox import distributed
-import os, subprocess, time
-import fake_engine
-from onebox import checkpoint
-from onebox import rundir
-def fault(point, step):
-    if (point, str(step)) == tuple(os.environ.get("HOLD_AT", ":").split(":")):
-        grader = subprocess.Popen(["sleep", "1000"], start_new_session=True)  # a grader is in a session of its own too
-        print("HELD", os.getpid(), grader.pid, flush=True)
-        while True:  # busy, as a step is
-            sum(range(1000))
-distributed.fault = checkpoint.fault = fault
+import os, subprocess, sys; sys.path.insert(0, {tests!r})
+from onebox import crash
+import fake_engine, kill_at
+def hold():
+    grader = subprocess.Popen(["sleep", "1000"], start_new_session=True)  # a grader is in a session of its own too
+    print("HELD", os.getpid(), grader.pid, flush=True)
+    while True:  # busy, as a step is
+        sum(range(1000))
 fake_engine.install()
+point, step = os.environ.get("HOLD_AT", "sync:0").split(":")
+kill_at.at(point, int(step), hold)
 script = sys.argv.pop(1)
-rundir.entry(__import__(script.removesuffix(".py")).main)
+crash.entry(__import__(script.removesuffix(".py")).main)
 """
 
 
@@ -418,7 +417,7 @@ def running(pids):
     *(pytest.param(script, nproc, point, marks=pytest.mark.slow) for script in ("train_grpo.py", "train_ppo.py")
       for nproc in (1, 2) for point in ("rollout:3", "backward:3", "save_write:4", "save_manifest:4")
       if (script, point) != ("train_ppo.py", "rollout:3"))])
-def test_trainers_whose_launcher_is_killed_end_and_the_same_command_goes_on(server, straight, tied_model, tmp_path, script, nproc, point):
+def test_trainers_whose_launcher_is_killed_end_by_themselves(server, straight, tied_model, tmp_path, script, nproc, point):
     """kill -9 of torchrun while every rank that passes the point is busy there; they, and their graders, end by themselves."""
     driver = tmp_path / "driver.py"
     driver.write_text(HOLD.format(tests=os.path.join(ROOT, "tests")))
@@ -449,7 +448,7 @@ def test_trainers_whose_launcher_is_killed_end_and_the_same_command_goes_on(serv
 
 def test_without_torchrun_a_parent_may_go_and_the_process_stays(tmp_path):
     """nohup and a closed terminal: only a launcher's death counts."""
-    code = ("from onebox import distributed as common; import os, time\nparent = os.getppid()\nprint('up', flush=True)\n"
+    code = ("from onebox import distributed; import os, time\nparent = os.getppid()\nprint('up', flush=True)\n"
             "while os.getppid() == parent:\n    time.sleep(0.1)\ntime.sleep(1.5)\nprint('stayed', os.getppid(), flush=True)")
     parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {code!r}]); time.sleep(1000)"
     process = subprocess.Popen([sys.executable, "-c", parent], env=environment(), cwd=ROOT, text=True, stdout=subprocess.PIPE)
@@ -460,24 +459,22 @@ def test_without_torchrun_a_parent_may_go_and_the_process_stays(tmp_path):
 
 
 HANG = """
-import sys; sys.path.insert(0, {tests!r})
-import datetime, os, time, torch.distributed as dist
-import fake_engine
-from onebox import distributed
+import datetime, os, sys, time; sys.path.insert(0, {tests!r})
+from onebox import crash
+import torch.distributed as dist
+import fake_engine, kill_at
 init = dist.init_process_group
 dist.init_process_group = lambda backend, timeout: init(backend, timeout=datetime.timedelta(seconds=60))
-def fault(point, step):
-    if (point, step, os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("backward", 3, "1", "0"):
-        time.sleep(1000)
-distributed.fault = fault
+if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    kill_at.at("backward", 3, lambda: time.sleep(1000), rank=1)
 fake_engine.install()
 import train_grpo
-rundir.entry(train_grpo.main)
+crash.entry(train_grpo.main)
 """
 
 
 @pytest.mark.slow
-def test_a_hung_rank_is_found_by_the_timeout_and_torchrun_goes_on_from_the_checkpoint(tied_model, tmp_path):
+def test_a_hung_rank_is_found_by_the_timeout_and_torchrun_restarts(tied_model, tmp_path):
     driver = tmp_path / "driver.py"
     driver.write_text(HANG.format(tests=os.path.join(ROOT, "tests")))
     whole = torchrun(tmp_path / "whole", 2, "train_grpo.py", *GRPO, "--model", tied_model)
