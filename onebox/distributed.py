@@ -2,6 +2,7 @@
 What every script needs around the algorithm: processes, sums over ranks, seeds, the clock, safe printing.
 """
 
+import datetime
 import glob
 import hashlib
 import os
@@ -17,12 +18,12 @@ from collections import defaultdict
 from contextlib import contextmanager, suppress
 
 # torchrun, which started this process and may be killed without being able to end it; None under plain `python`, whose
-# parent may go as it likes (nohup, a closed terminal). Looked at before the imports below, which take seconds.
+# parent may end without harm (nohup, a closed terminal). Read before the imports below, which take seconds.
 LAUNCHER = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
 
 def end_if_orphaned():
-    """When the launcher is dead: end this process at once, and its children (graders, reports, compilers) with it."""
+    """End this process and its children (graders, reports, compilers) at once if the launcher is dead."""
     if LAUNCHER in (None, os.getppid()):
         return
     for file in glob.glob("/proc/self/task/*/children"):
@@ -47,7 +48,7 @@ if LAUNCHER is not None:  # not PR_SET_PDEATHSIG, which fires when the thread th
 
 
 def say_interrupted(kind, error, trace, rest=sys.excepthook):
-    """Ctrl-C outside of a run, while modules load or after it: one line and not the stack."""
+    """Print one line instead of the stack after Ctrl-C outside of a run, while modules load or after it."""
     if not issubclass(kind, KeyboardInterrupt):
         rest(kind, error, trace)
     elif os.environ.get("RANK", "0") == "0":
@@ -62,7 +63,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 warnings.filterwarnings("ignore", message=".*reduce_op.*", category=FutureWarning)
 
-# Micro-batches differ in size from step to step. Memory that the trainer frees in pieces could not be handed back to the
+# Micro-batches differ in size from step to step. Memory that the trainer frees in pieces could not be returned to the
 # engine, which wakes up into it: let its segments grow and shrink. Inside its own pool (sleep mode), which must not do so,
 # vLLM switches this off and on again since 0.20.1 (device_allocator/cumem.py); 0.20 looks only for this older name.
 if "PYTORCH_ALLOC_CONF" not in os.environ:
@@ -77,40 +78,45 @@ from tqdm import tqdm  # noqa: E402
 from onebox.config import ConfigError  # noqa: E402
 from onebox.text import visible  # noqa: E402
 
-START = time.monotonic()  # of this process, for max_hours: a clock that nobody sets
+START = time.monotonic()  # of this process, for max_hours
+
+
+class Broken(RuntimeError):
+    """Training on would do harm: engine and trainer disagree, NaN, a weight sync that failed half-way."""
+
+    exit_code = 6
 
 
 def init_distributed(timeout_s=3600.0):
     """
-    Join the processes that torchrun started, or be the only one under plain `python`.
+    Join the processes that torchrun started, or be the only one under plain `python`. Return (rank, world, device).
 
-    -> (rank, world, device). gloo on CPU; on GPU nccl for tensors there and gloo for what `gather` pickles. Sets RANK and
-    friends where they are missing, because vLLM's external launcher reads them. A rank that waits longer than timeout_s
-    for another one is an error: choose more than a rollout may take, since ranks finish theirs at different times.
+    gloo on CPU; on GPU nccl for tensors there and gloo for what `gather` pickles. Sets RANK and friends where they are
+    missing, because vLLM's external launcher reads them. A rank that waits longer than timeout_s for another one is an
+    error: choose more than a rollout may take, since ranks finish theirs at different times.
     """
-    import datetime
-
     if "RANK" not in os.environ:
         with socket.socket() as s:  # a free port, so that two runs on one machine do not meet
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    on_gpu = torch.cuda.is_available()
-    if on_gpu and int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
-        raise ConfigError(f"--nproc-per-node is more than the {torch.cuda.device_count()} GPUs of this machine")
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
-    if on_gpu:
+    rank, local_rank, world = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    device, backend, bound = torch.device("cpu"), "gloo", {}
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(f"--nproc-per-node is more than the {torch.cuda.device_count()} GPUs of this machine")
+        device, backend = torch.device("cuda", local_rank), "cpu:gloo,cuda:nccl"
+        bound = {"device_id": device}
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        bound = {"device_id": device} if on_gpu else {}
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=datetime.timedelta(seconds=timeout_s), **bound)
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s), **bound)
     return rank, world, device
 
 
 def leave_distributed(failed):
     """
-    The end of what init_distributed began, and of vLLM's groups, which its own clean-up at exit must not find half gone.
+    Leave the process group, and vLLM's groups, which its own clean-up at exit must not find half gone.
+
     After an error nothing is waited for: another rank may hang in a collective, and torchrun ends it only once this
     process is gone. (_abort_process_group and the engine's list of groups are not public)
     """
@@ -126,7 +132,7 @@ def leave_distributed(failed):
 
 
 def gather(items):
-    """The lists of all ranks as one list, in rank order, on every rank. (pickles, from our own processes only)"""
+    """Join the lists of all ranks, in rank order, on every rank. (pickles, from our own processes only)"""
     if dist.get_world_size() == 1:
         return list(items)
     parts = [None] * dist.get_world_size()
@@ -135,12 +141,12 @@ def gather(items):
 
 
 def whole(tensor):
-    """A tensor that FSDP sharded -> all of it, on every rank, a collective; any other one -> itself."""
+    """Gather a DTensor into a full tensor on every rank (collective). Other tensors are returned unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def sum_over_ranks(values, device):
-    """{name: float} -> {name: float}, each summed over all ranks; the names must be the same on all of them."""
+    """Sum {name: float} over all ranks; the names must be the same on all of them."""
     names = sorted(values)
     total = torch.tensor([float(values[name]) for name in names], dtype=torch.float64, device=device)
     dist.all_reduce(total)
@@ -154,15 +160,16 @@ def max_over_ranks(value, device):
 
 
 def stable_seed(*parts):
-    """A 63-bit seed from the parts alone: the same on every rank, machine and resume."""
+    """Derive a 63-bit seed from the parts alone: the same on every rank, machine and resume."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def seed_generators(*parts):
     """
-    Python's, numpy's and torch's global generators from the parts alone, at the start of each step: nothing here draws
-    from them, but dropout or noise in a changed script would, and must go on exactly where a killed run was.
+    Seed Python's, numpy's and torch's global generators from the parts alone, at the start of each step.
+
+    Nothing here draws from them, but dropout in a changed script would, and must go on exactly where a killed run was.
     """
     seed = stable_seed(*parts)
     random.seed(seed)
@@ -170,55 +177,16 @@ def seed_generators(*parts):
     torch.manual_seed(seed)
 
 
-def fault(point, step):
-    """For tests: FAULT_AT=backward:3:1 kills this process (SIGKILL) there, in step 3, on rank 1; both may be left out."""
-    if wanted := os.environ.get("FAULT_AT"):
-        here = [point, str(step), os.environ.get("RANK", "0")]
-        first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"  # torchrun's restart goes on
-        if first and all(a == b for a, b in zip(wanted.split(":"), here, strict=False)):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
 def progress(items=None, desc="", **kwargs):
-    """A progress bar on rank 0, on a terminal only; a plain iterator everywhere else."""
+    """Show a progress bar on rank 0, on a terminal only; iterate plainly everywhere else."""
     quiet = os.environ.get("RANK", "0") != "0" or not sys.stderr.isatty()
     return tqdm(items, desc=desc, disable=quiet, leave=False, dynamic_ncols=True, mininterval=0.5, **kwargs)
 
 
-class Broken(RuntimeError):
-    """Training on would do harm: engine and trainer disagree, NaN, a weight sync that failed half-way."""
-
-    exit_code = 6
-
-
 def print0(text, file=None):
+    """Print on rank 0, with control characters of a model's text made visible."""
     if os.environ.get("RANK", "0") == "0":
         print(visible(text), file=file, flush=True)
-
-
-class Timer:
-    """Seconds per phase of one step: `with timer("rollout"): ...`; the phases are reset by `take()`."""
-
-    def __init__(self, device):
-        self.device, self.seconds, self.start = device, defaultdict(float), time.monotonic()
-
-    @contextmanager
-    def __call__(self, phase):
-        start = self.now()
-        yield
-        self.seconds[phase] += self.now() - start
-
-    def now(self):
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # kernels are asynchronous: without it the wrong phase pays
-        return time.monotonic()
-
-    def take(self):
-        """-> {phase: seconds}, with `step` for the whole; starts the next step."""
-        seconds, self.seconds = dict(self.seconds), defaultdict(float)
-        now = self.now()
-        seconds["step"], self.start = now - self.start, now
-        return seconds
 
 
 class Clock:
