@@ -34,7 +34,7 @@ from dataclasses import replace
 from itertools import accumulate
 import numpy as np
 from onebox.distributed import max_over_ranks
-from onebox.metrics import explain_values
+from onebox.metrics import CRITIC_COLUMNS, explain_values
 from onebox.models import check_critic
 from policy import from_responses, load_critic, to_responses, token_values
 from rewards import dense_repetition
@@ -443,7 +443,7 @@ def main():
     machine = machine_of(cfg, hf_config, dtype, world, device, critic and critic.trunk.config)
     max_mismatch = cfg.mismatch_bound or (1e-3 if dtype == "float32" else 0.05)
     if progress.step == 0 and eval_prompts:
-        progress.row = empty_row(*explain_values({}, {}, {}), "critic_lr", "kl_coef")
+        progress.row = empty_row(*explain_values({}, {}, {}), *CRITIC_COLUMNS, "critic_lr", "kl_coef")
     if progress.row:  # before any update, or of a step that was saved but not logged
         evaluate_and_log(progress, run, engine, policy, scorer, eval_prompts, cfg)
 

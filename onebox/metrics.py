@@ -19,6 +19,7 @@ from policy import to_responses
 FLAGS = ("several_answers", "answer_in_thinking", "several_boxes", "empty_thinking", "non_ascii_answer", "timeout",
          "error")
 PHASES = ("rollout", "reward", "logprobs", "train", "sync", "eval", "save")
+CRITIC_COLUMNS = ("value_loss", "value_clip_frac", "critic_grad_norm")
 TOKEN_VALUES = ("logprobs", "old_logprobs", "entropy", "ratio", "clipped", "old_values", "advantages")
 
 
