@@ -1,5 +1,5 @@
 """
-eval.py against lm-evaluation-harness: the same model, prompts and GSM8K problems, problem by problem.
+Compare eval.py with lm-evaluation-harness, problem by problem: the same model, prompts and GSM8K problems.
 
     VENV/bin/python bench/lm_eval_agreement.py harness MODEL gsm8k_train.jsonl gsm8k_test.jsonl OUT --task chat
     .venv/bin/python bench/lm_eval_agreement.py ours MODEL gsm8k_test.jsonl OUT
@@ -29,7 +29,7 @@ VERDICT = {"fewshot": "strict-match", "chat": "flexible-extract", "replay": "str
 
 
 def harness(args):
-    """The harness's own run: prompt, completion and verdicts of every problem -> OUT/harness_TASK.jsonl"""
+    """Run the harness and write prompt, completion and verdicts of every problem to OUT/harness_TASK.jsonl."""
     import lm_eval
     import yaml
     from lm_eval.api.task import ConfigurableTask
@@ -78,8 +78,8 @@ def harness(args):
 
 def replayed(test, model, ours):
     """
-    A "model" that says what is in `ours`, {index: completion row}; without any it answers a problem with its own worked
-    solution, and every other problem with the next one's.
+    Make a "model" that says what is in `ours`, {index: completion row}. Without any it answers every other problem with
+    its own worked solution, and the rest with that of the next problem.
     """
     from lm_eval.api.model import LM
     from transformers import AutoTokenizer
@@ -109,7 +109,7 @@ def replayed(test, model, ours):
 
 
 def ours(args):
-    """Our engine on the harness's prompts, our verdicts on both sets of completions, and the report."""
+    """Generate with our engine on the harness's prompts, judge both sets of completions, and write the report."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -218,7 +218,7 @@ def why(harness_right, read, reward):
 
 
 def margin(model, tokenizer, prompt, response_ids, other):
-    """The gap between the two best next-token logits where our completion leaves the harness's text."""
+    """Measure the gap between the two best next-token logits where our completion leaves the harness's text."""
     import torch
 
     at = 0

@@ -62,8 +62,8 @@ def main():
         page.screenshot(path=f"{out}_curves.png")
         page.eval_on_selector("#rollouts", "node => node.scrollIntoView()")
         page.select_option("#view-sort", "reward")
-        if page.locator("#view-colour option[value=entropy]").count():
-            page.select_option("#view-colour", "entropy")
+        if page.locator("#view-color option[value=entropy]").count():
+            page.select_option("#view-color", "entropy")
         page.screenshot(path=f"{out}_rollouts.png")
         page, _ = open_page(browser, path, PHONE, "dark")
         page.eval_on_selector("#rollouts", "node => node.scrollIntoView()")

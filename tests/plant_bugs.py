@@ -51,7 +51,7 @@ BUGS = [  # file, text, what it becomes, the tests that must fail
     # guarantees
     ("onebox/metrics.py", "if not mean <= ", "if False and mean <= ", "test_end_to_end.py -k canary"),
     ("rollout.py", ".state_dict().items():", ".named_parameters():", "test_rollout.py -k 'agree and tied'"),
-    ("onebox/statistics.py", "1.0 - math.comb(n - c, k) / math.comb(n, k)", "1.0 - ((n - c) / n) ** k",
+    ("tools/statistics.py", "1.0 - math.comb(n - c, k) / math.comb(n, k)", "1.0 - ((n - c) / n) ** k",
      "test_eval.py -k pass_at_k"),
     ("onebox/flops.py", "(lens * (lens + 1) / 2).sum()", "(lens * lens).sum()", "test_flops.py -k by_hand"),
 ]

@@ -67,18 +67,18 @@ def test_the_viewer_shows_the_group_of_the_chosen_step_and_prompt(browser, pages
     assert page.locator("#group .prompt").inner_text() == "numbers train/11/0 <think>" and events == []
 
 
-def test_tokens_have_the_stored_numbers_and_the_chosen_colour(browser, pages):
+def test_tokens_have_the_stored_numbers_and_the_chosen_color(browser, pages):
     page, _ = open_page(browser, pages[0])
     go_to(page, 7, "train/7/0")
     first = page.locator("#group .card").nth(0).locator(".t")
     assert [first.nth(i).inner_text() for i in range(3)] == ["0", " +", " 0"]
     assert first.count() == 12 + 1 + 1  # words, the stop token, and " </think>" is cut where the thinking ends
     for name in ("advantage", "ratio", "entropy", "mismatch", "surprise"):
-        page.select_option("#view-colour", name)
-        colours = page.evaluate("[...document.querySelectorAll('#group .t')].map(t => t.style.backgroundColor)")
-        assert len(set(colours)) > (1 if name == "advantage" else 5), name
+        page.select_option("#view-color", name)
+        colors = page.evaluate("[...document.querySelectorAll('#group .t')].map(t => t.style.backgroundColor)")
+        assert len(set(colors)) > (1 if name == "advantage" else 5), name
         assert page.locator("#scale").inner_text().strip()
-    page.select_option("#view-colour", "clipped")
+    page.select_option("#view-color", "clipped")
     painted = page.evaluate("[...document.querySelectorAll('#group .t')].every(t => "
                             "(t.style.backgroundColor !== 'transparent') === t.classList.contains('clipped'))")
     assert painted and page.locator("#group .t.clipped").count() > 0
@@ -116,12 +116,12 @@ def test_the_keyboard_alone_reaches_everything(browser, pages):
     page.keyboard.press("[")
     page.keyboard.press("[")
     assert page.locator("#view-step option:checked").inner_text() == "6"
-    colour = page.input_value("#view-colour")
+    color = page.input_value("#view-color")
     page.keyboard.press("c")
     page.keyboard.press("s")
-    assert page.input_value("#view-colour") != colour and page.input_value("#view-sort") == "reward"
-    page.keyboard.press("]")  # the choice of colour and order stays
-    assert page.input_value("#view-colour") != colour and page.input_value("#view-sort") == "reward"
+    assert page.input_value("#view-color") != color and page.input_value("#view-sort") == "reward"
+    page.keyboard.press("]")  # the choice of color and order stays
+    assert page.input_value("#view-color") != color and page.input_value("#view-sort") == "reward"
     page.keyboard.press("/")
     page.keyboard.type("jk[]")  # typed, not obeyed
     assert page.input_value("#view-search") == "jk[]" and page.locator("#view-step option:checked").inner_text() == "7"
