@@ -22,12 +22,14 @@ from onebox.distributed import progress as progress_bar
 import numpy as np
 import torch
 
-from data import encode_prompt, excerpt, prompt_order, read_file
+from data import encode_prompt, prompt_order
 from onebox.checkpoint import fingerprint_of_model
 from onebox.config import ConfigError, NonNegative, Positive, check_ranges, load_config
 from onebox.models import check_architecture, resolve_dtype, resolve_model
 from onebox.rundir import entry, open_run
+from onebox.text import excerpt
 from policy import check_compile, learning_rate, load_policy, make_adam, optimizer_step, pack, token_logprobs
+from tasks.files import read_file
 from tasks.templates import check_chat, not_written, render_chat
 
 
@@ -83,7 +85,7 @@ def load_examples(path, tokenizer, max_len, chat=None):
             response_ids = tokenizer(response, add_special_tokens=False)["input_ids"]
         except Exception as error:  # chat templates and tokenizers raise what they like: it is this line that cannot be used
             kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-            bad.append(f"line {number}: {kind}{excerpt(str(error), 150)[1:-1]}")
+            bad.append(f"line {number}: {kind}{excerpt(str(error), 150)}")
             continue
         if response_ids[-1:] != [tokenizer.eos_token_id]:
             response_ids = response_ids + [tokenizer.eos_token_id]

@@ -117,6 +117,7 @@ def ours(args):
     import rewards
     from onebox.distributed import init_distributed
     from onebox.models import resolve_model
+    from onebox.text import excerpt
     from onebox.vllm_start import make_engine
     from rollout import generate
 
@@ -196,7 +197,7 @@ def ours(args):
                   f"Verdicts on the same completion agree with {VERDICT[task]} on {n - len(disagreements)} of {n}; the "
                   "others:", "",
                   "| problem | harness | it read | ours | it read | gold | why |", "|---|---|---|---|---|---|---|",
-                  *["| " + " | ".join(rewards.shown(str(cell), 60).replace("|", "\\|") for cell in line) + " |"
+                  *["| " + " | ".join(excerpt(str(cell), 60).replace("|", "\\|") for cell in line) + " |"
                     for line in disagreements], ""]
         if made:
             lines += [f"The two engines wrote the same text on {same} of {n}. Where not (problem: token at which they "

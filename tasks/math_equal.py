@@ -1,26 +1,16 @@
 """
-Are two mathematical answers equal? Strings and exact fractions decide most pairs; sympy (math-verify) the rest,
-in processes that can be killed: it has no time bound of its own, and a hung verifier stops a training run.
+Are two mathematical answers equal? Strings and exact fractions decide most pairs here; sympy the rest (tasks/workers.py).
 
     decide(golds, prediction, rules)        -> True, False, or None: only sympy can tell
-    Workers().submit(id, golds, prediction, rules);  .poll() -> [(id, "right" | "wrong" | "timeout" | "error")]
-    python tasks/math_equal.py                    is such a worker: JSON lines in, JSON lines out
 
-Structure (lists, brackets, equations, units, percent signs, bases) is compared here, by our rules; sympy only
-ever sees two scalar expressions, which keeps its generous readings out ('5,5', '6=5' and '5\\%' are not 5).
+Structure (lists, brackets, equations, units, percent signs, bases) is compared here, by our rules. Sympy only sees two
+scalar expressions, which keeps its generous readings out ('5,5', '6=5' and '5\\%' are not 5).
 """
-import atexit
-import json
-import os
+
 import re
-import resource
-import selectors
-import subprocess
-import sys
-import time
-from collections import deque
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import accumulate
 
 
 @dataclass(frozen=True)
@@ -42,8 +32,7 @@ MAX_ANSWER = 200                # characters of a prediction (or twice the gold'
 MAX_DEPTH = 20                  # nested brackets
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Spelling: what may be rewritten without changing the value
+# ---------------------------------------------------------------- Spelling: what may be rewritten without changing the value
 
 UNICODE = {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "°": r"^\circ ",
            "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "∪": r"\cup ", "∈": r"\in ", "±": r"\pm ",
@@ -84,7 +73,7 @@ THOUSANDS = re.compile(r"(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
 
 def tidy(text):
     """
-    One spelling for what LaTeX writes in several ways: \\dfrac12 -> \\frac{1}{2}, \\left( 3 \\right) -> (3),
+    Return one spelling for what LaTeX writes in several ways: \\dfrac12 -> \\frac{1}{2}, \\left( 3 \\right) -> (3),
     90^{\\circ} -> 90^\\circ, $x$ -> x, 10,\\!000 -> 10000. The value never changes; idempotent on short answers.
     """
     if INTEGER.fullmatch(text):         # nothing to rewrite, and the commonest
@@ -110,17 +99,13 @@ def tidy(text):
 
 
 def closes_at(text):
-    """The index where the bracket that opens `text` closes, or -1."""
-    depth = 0
-    for i, char in enumerate(text):
-        depth += (char in "([{") - (char in ")]}")
-        if depth == 0:
-            return i
-    return -1
+    """Return the index where the bracket that opens `text` closes, or -1."""
+    depths = accumulate((char in "([{") - (char in ")]}") for char in text)
+    return next((i for i, depth in enumerate(depths) if depth == 0), -1)
 
 
 def split_top(text, separators):
-    """Split where a separator stands outside all brackets; separators: a regex."""
+    """Split at the separators (a regex) outside all brackets."""
     parts, depth, start, i = [], 0, 0, 0
     while i < len(text):
         if text[i] in "([{":
@@ -135,8 +120,7 @@ def split_top(text, separators):
     return parts + [text[start:].strip()]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Scalars: numbers, units, bases
+# ---------------------------------------------------------------- Scalars: numbers, units, bases
 
 DEC = r"(?:[0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})"
 NUMBER = re.compile(rf"({DEC})")
@@ -151,7 +135,7 @@ BASE = re.compile(r"([0-9A-Za-z]+)_(?:\{(?:\\text\{)?([0-9A-Za-z]+)\}?\}|([0-9])
 
 
 def number(text):
-    """'-3', '2.50', '1.2\\times10^{3}', '4e33', '\\frac{1}{2}', '3/4', '1\\frac{1}{2}' -> Fraction; else None."""
+    """Read '-3', '2.50', '1.2\\times10^{3}', '4e33', '\\frac{1}{2}', '3/4', '1\\frac{1}{2}' -> Fraction; else None."""
     sign = 1
     while text[:1] in ("-", "+"):
         sign, text = (-sign if text[0] == "-" else sign), text[1:]
@@ -187,7 +171,7 @@ WORD_UNIT = re.compile(r"(.*[0-9})]) ?([A-Za-z][A-Za-z./ ]*[A-Za-z.])(?:\^([23])
 
 
 def unit_name(words, power):
-    """'square inches' -> 'inch^2'; a word that is no unit we know -> '' (any); None if it may change the value."""
+    """Name a unit: 'square inches' -> 'inch^2', an unknown word -> '' (any); None if it may change the value."""
     words = words.replace(".", " ").lower().replace("miles per hour", "mph").split()
     if len(words) > 4 or any(w in NOT_UNITS or not re.fullmatch(r"[a-z'/-]+", w) for w in words):
         return None
@@ -198,7 +182,7 @@ def unit_name(words, power):
 
 
 def quantity(text):
-    """'\\$36' -> ('36', 'dollar', 1), '5\\text{ million cm}' -> ('5', 'cm', 10**6), '50\\%' -> ('50', 'percent', 1)"""
+    """Split '\\$36' -> ('36', 'dollar', 1), '5\\text{ million cm}' -> ('5', 'cm', 10**6), '50\\%' -> ('50', 'percent', 1)"""
     unit, scale = "", 1
     for _ in range(3):
         if text.endswith("%"):
@@ -232,7 +216,7 @@ def close(a, b, rules, has_point):
 
 
 def letters(text):
-    """The free letters of an expression: '\\frac{x}{2}' -> {'x'}"""
+    """Return the free letters of an expression: '\\frac{x}{2}' -> {'x'}"""
     return set(re.findall(r"[A-Za-z]", re.sub(r"\\[a-zA-Z]+", " ", text)))
 
 
@@ -269,8 +253,7 @@ def compare_scalar(gold, prediction, rules, cas):
     return cas(g_text, p_text, rules) if askable(g_text, p_text) else False
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Structure: lists, tuples, intervals, sets, matrices, equations
+# ---------------------------------------------------------------- Structure: lists, tuples, intervals, sets, matrices, equations
 
 COMMA = re.compile(r",|;| ?(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]) ?")
 EQUALS = re.compile(r"=|\\approx ?")
@@ -303,7 +286,7 @@ FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc|log|ln)(?![a-z])")
 
 
 def structure(text):
-    """-> (kind, brackets, elements): scalar, list, set, tuple (intervals too), union, matrix or determinant"""
+    """Return (kind, brackets, elements): scalar, list, set, tuple (intervals too), union, matrix or determinant"""
     text = MEMBER.sub("", text, count=1) if MEMBER.match(text) else text
     text = text[1:-1] if text[:1] == "{" and closes_at(text) == len(text) - 1 else text
     if (m := MATRIX.fullmatch(text)) and m[1] + m[4] in ("", "()", "[]", "||") and "\\begin" not in m[3]:
@@ -331,7 +314,7 @@ def structure(text):
 
 
 def named(text):
-    """A named tuple, set or matrix as (name, rest): '(x,y)=(1,2)' -> (('x', 'y'), '(1,2)'); else (None, text)"""
+    """Split a named tuple, set or matrix into (name, rest): '(x,y)=(1,2)' -> (('x', 'y'), '(1,2)'); else (None, text)"""
     if (m := POINT.fullmatch(text) or LABEL.fullmatch(text)) and structure(m[2])[0] not in ("scalar", "list"):
         return m[1], m[2]
     left, _, body = text.partition("=")
@@ -354,7 +337,7 @@ AND = re.compile(r"(?<![a-zA-Z\\])and(?![a-zA-Z])")
 
 
 def interval(text):
-    """'x>3' -> ('x', '(3,\\infty)'), '\\mathbb{R}' -> ('', '(-\\infty,\\infty)'); None where it is no such relation."""
+    """Read 'x>3' -> ('x', '(3,\\infty)'), '\\mathbb{R}' -> ('', '(-\\infty,\\infty)'); None where it is no such relation."""
     if (m := REALS.fullmatch(MEMBER.sub("", text, count=1))):
         gaps = split_top(m[1], COMMA) if m[1] else []
         if len(gaps) > 1 and None in [number(gap) for gap in gaps]:
@@ -391,8 +374,8 @@ def unknown(text):
 
 def same_form(gold, prediction):
     """
-    Both sides without what only names or spells them: '(x,y)=(1,2)' for '(1,2)', 'x>3' for '(3,\\infty)'. None if the
-    two names contradict each other.
+    Return both sides without what only names or spells them: '(x,y)=(1,2)' for '(1,2)', 'x>3' for '(3,\\infty)'. None if
+    the two names contradict each other.
     """
     (g_name, g_body), (p_name, p_body) = named(gold), named(prediction)
     for names, body, other in ((g_name, g_body, prediction), (p_name, p_body, gold)):
@@ -417,7 +400,7 @@ def same_form(gold, prediction):
 
 
 def choice(text):
-    """'(C) 12', 'C. 12' or '\\text{C. } 12' -> ('C', '12'), else ('', text)"""
+    """Split '(C) 12', 'C. 12' or '\\text{C. } 12' -> ('C', '12'), else ('', text)"""
     m = CHOICE.fullmatch(text)
     return (m[1] or m[2] or m[3], m[4]) if m and not LETTER.fullmatch(m[4]) and len(split_top(m[4], COMMA)) == 1 and (
         m[1] or m[4][0] not in "-+*/^_|=<>&") else ("", text)
@@ -425,10 +408,11 @@ def choice(text):
 
 CHOICE = re.compile(r"(?:\\text\{\(?([A-J])[.):]+\}|\(([A-J])\)|([A-J])[.:)]) ?(.+)", re.DOTALL)
 LETTER = re.compile(r"\(?[A-J]\)?")
+BLANK = re.compile(r"(?<![0-9.]) | (?![0-9.])")  # one that separates no two numbers: 'e^{2 i t}'
 
 
 def compare(gold, prediction, rules, cas):
-    """True, False, or what cas(gold, prediction, rules) says of two scalars that strings and fractions leave open."""
+    """Return True, False, or what cas(gold, prediction, rules) says of scalars that strings and fractions leave open."""
     if len(prediction) > max(MAX_ANSWER, 2 * len(gold)):
         return False
     g, p = tidy(gold), tidy(prediction)
@@ -444,29 +428,22 @@ def compare(gold, prediction, rules, cas):
             return True
         g = g_rest
     g_number, p_number = without_thousands(g, gold), without_thousands(p, prediction)
-    right = squeeze(g) == squeeze(p) or compare_structure(g_number, p_number, rules, cas)
+    right = BLANK.sub("", g) == BLANK.sub("", p) or compare_structure(g_number, p_number, rules, cas)
     if not right and g == g_number and p != p_number:                   # '100,200' for the gold '100, 200': a list
         right = compare_structure(g, p, rules, cas)
     return right
 
 
-def squeeze(text):
-    """Without the blanks that separate no two numbers: 'e^{2 i t}' -> 'e^{2it}'"""
-    return re.sub(r"(?<![0-9.]) | (?![0-9.])", "", text)
-
-
 def without_thousands(text, raw):
+    """Remove the commas of 10,000, unless the raw text has signs of a list."""
     if "," not in text or re.search(r"[(\[]|\\\{|,\s|,\\[ ;:q]|,\s*\$|\$\s*,", raw):
         return text
     return THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
 
 
 def nesting(text):
-    depth = deepest = 0
-    for char in text:
-        depth += (char in "([{") - (char in ")]}")
-        deepest = max(deepest, depth)
-    return deepest
+    """Return how deep the brackets of a text are nested."""
+    return max(accumulate(((char in "([{") - (char in ")]}") for char in text), initial=0))
 
 
 NAMED = re.compile(r"[=<>]|\\(?:[lgn]e|mathbb)(?![a-z])|\A[A-Z](?:[_'0-9]{0,3}\(|:)|\A\\text\{|\A(?:all )?real")
@@ -495,13 +472,13 @@ def compare_structure(gold, prediction, rules, cas):
 
 
 def every(verdicts):
-    """all() over True, False and None: one False decides, None stays open."""
+    """Compute all() over True, False and None: one False decides, None stays open."""
     verdicts = list(verdicts)
     return False if False in verdicts else None if None in verdicts else True
 
 
 def same_elements(gold, prediction, rules, cas):
-    """The same elements in any order, each as often."""
+    """Whether both have the same elements in any order, each as often; None if unsure."""
     left, unsure = list(prediction), False
     for g in gold:
         verdicts = []
@@ -518,7 +495,7 @@ def same_elements(gold, prediction, rules, cas):
 
 
 def compare_equation(gold, prediction, rules, cas):
-    """'x=5' and 'm+n=5' are 5: the left side names a quantity; '6=5', '2x=5' and '4=x=5' are not."""
+    """Compare equations. 'x=5' and 'm+n=5' are 5: the left side names a quantity; '6=5', '2x=5' and '4=x=5' are not."""
     g, p = split_top(gold, EQUALS), split_top(prediction, EQUALS)
     if len(g) == 2 and not g[0]:                                # the gold '\\approx 8.24'
         return compare_structure(g[1], p[-1], rules, cas) if len(p) == 1 or not p[0] else False
@@ -548,8 +525,7 @@ def compare_equation(gold, prediction, rules, cas):
     return compare_scalar(gold, prediction, rules, cas)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Behind the fast path: what sympy may see, and what it says
+# ---------------------------------------------------------------- Behind the fast path: what sympy may see, and what it says
 
 RISKY = re.compile(r"!|\\(?:sum|int|prod|lim|d?binom|choose|iint|oint|bigcup|infty)(?![a-z])|(?:/|\})\{?0+(?![.0-9])")
 LONG = re.compile(r"[0-9]{31}|\^\{?[-+(]*[0-9]{4}")
@@ -558,265 +534,18 @@ PRINTABLE = re.compile(r"[ -~\n]*")
 
 
 def askable(gold, prediction):
-    """May sympy see this? Most of what could hang it is refused here, within microseconds (the rest is killed)."""
+    """Whether sympy may see this. Refuse within microseconds most of what could hang it (the rest is killed)."""
     return bool(PRINTABLE.fullmatch(prediction) and PRINTABLE.fullmatch(gold) and not LONG.search(prediction)
                 and not (NESTED_POWER.search(prediction) and not NESTED_POWER.search(gold))
                 and not (RISKY.search(prediction) and not RISKY.search(gold))
                 and re.search(r"[0-9A-Za-z]", prediction) and "\\text" not in prediction)
 
 
-DIGITS = 1500                   # exponents have at most three digits, so that other values differ before the 1,000th
-
-
-def sympy_text(text):
-    """Decimals as exact fractions (0.25 -> (1/4), 1.5e-7), degrees as radians where a function takes them."""
-    if TRIGONOMETRIC.search(text):
-        text = re.sub(r"([0-9]+(?:\.[0-9]+)?)\^\\circ ?", r"(\1\\cdot\\frac{\\pi}{180})", text)
-    text = re.sub(r"([0-9]*\.[0-9]+)[eE]([-+]?[0-9]{1,3})(?![0-9])", r"\1\\cdot10^{\2}", text)
-    return re.sub(r"([0-9]*)\.([0-9]+)", lambda m: "(%d/%d)" % Fraction(m[0]).as_integer_ratio(), text)
-
-
-def sympy_equal(gold, prediction, rules):
-    """
-    math-verify 0.9 on two scalar expressions, without its absolute tolerance of 1e-15: two numbers are equal if all of
-    their digits are, or within the tolerance of the rules.
-    """
-    from latex2sympy2_extended import NormalizationConfig  # here, so that only a worker pays the import
-    from math_verify import LatexExtractionConfig, parse, verify
-    config = LatexExtractionConfig(normalization_config=NormalizationConfig(
-        basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"))      # units: '6m' as 6
-
-    def parsed(*texts):
-        return [parse(f"${text}$", [config], fallback_mode="no_fallback", extraction_mode="first_match",
-                      parsing_timeout=None) for text in texts]
-
-    g, p = parsed(sympy_text(gold), sympy_text(prediction))
-    if not g or not p:
-        return False
-    equal = same_number(g[0], p[0], rules)
-    if rules.decimals and "." in gold + prediction and not equal:       # rounding, but not to 0
-        return verify(*parsed(gold, prediction), timeout_seconds=None) and not (equal is False and all(
-            abs(side[0].evalf()) < 0.5 / 10 ** rules.decimals for side in (g, p)))
-    if equal is not None:
-        return equal
-    if not verify(g, p, timeout_seconds=None):
-        return same_roots(g[0], p[0])
-    if is_expression(g[0], p[0]):
-        return same_at(g[0], p[0], 1) is not False
-    return verify(g, p, numeric_precision=DIGITS, timeout_seconds=None)     # sets, equations, inequalities
-
-
-def is_expression(*sides):
-    from sympy import Expr
-    return all(isinstance(side, Expr) for side in sides)
-
-
-def same_number(a, b, rules):
-    """Are two sympy numbers equal? None if they are no numbers, or no finite ones."""
-    from sympy import I, Integral, Limit, Product, Sum
-    from sympy.core.evalf import PrecisionExhausted
-    if not is_expression(a, b):
-        return None
-    a, b = (side.subs({s: I for s in side.free_symbols if s.name == "i"}) for side in (a, b))
-    a, b = (side.doit() if side.has(Integral, Limit, Product, Sum) else side for side in (a, b))
-    if a.free_symbols or b.free_symbols or a.has(Integral, Limit) or b.has(Integral, Limit):
-        return None
-    try:
-        difference = (a - b).evalf(5, maxn=DIGITS, strict=True)
-    except PrecisionExhausted:          # not one digit of it is certain
-        return True
-    if not all(part.is_Number and part.is_finite for part in difference.as_real_imag()):
-        return None
-    return bool(abs(difference) <= rules.rel_tol * max(abs(a.evalf()), abs(b.evalf())))
-
-
-def same_at(a, b, sign):
-    """same_number() where the letters are numbers of this sign, of no special value: other formulas differ there."""
-    from sympy import Rational
-    letters = sorted(a.free_symbols | b.free_symbols, key=str)
-    point = {letter: sign * Rational(1237 + 10 * i, 1009) for i, letter in enumerate(letters)}
-    return same_number(a.subs(point), b.subs(point), Rules())
-
-
-def same_roots(a, b):
-    """
-    '\\sqrt{1/n}' and '\\frac{1}{\\sqrt{n}}', which sympy keeps apart because of n < 0: equal for positive letters, and
-    for negative ones equal or not real; |x| is not x.
-    """
-    from sympy import Dummy, Pow, log, simplify
-    if not is_expression(a, b) or a.free_symbols != b.free_symbols or not a.free_symbols or not any(
-            power.exp.is_integer is not True for power in (a - b).atoms(Pow)) and not a.has(log):
-        return False
-    if simplify((a - b).subs({letter: Dummy(positive=True) for letter in a.free_symbols})) != 0:
-        return False
-    for sign in (-1, -10 ** 12):
-        real = [abs(side.subs({letter: sign for letter in a.free_symbols}).evalf().as_real_imag()[1]) < 1e-9
-                for side in (a, b)]
-        if any(real) and same_at(a, b, sign) is not True:
-            return False
-    return same_at(a, b, 1) is True
-
-
 def decide(golds, prediction, rules, cas=None):
-    """Is the prediction equal to one of the golds? True, False, or None where only sympy could tell."""
+    """Decide whether the prediction equals one of the golds: True, False, or None where only `cas` (sympy) could tell."""
     verdicts = []
     for gold in golds:
         verdicts.append(compare(gold, prediction, RULES[rules], cas or (lambda *_: None)))
         if verdicts[-1]:
             return True
     return None if None in verdicts else False
-
-
-def judge(golds, prediction, rules):
-    """decide() with sympy; what sympy cannot read is not equal."""
-    try:
-        return bool(decide(golds, prediction, rules, sympy_equal))
-    except Exception:       # sympy raises nearly everything, and under our limit MemoryError
-        return False
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Workers
-
-MEMORY_BYTES = 1 << 30          # address space of one worker; sympy needs ~200 MB
-START_S = 120                   # to import sympy on a busy machine; the deadline of a job starts after it
-JOBS_PER_WORKER = 500           # sympy's caches grow
-COMMAND = (sys.executable, os.path.abspath(__file__))
-
-
-def serve(judge=judge, cpu_s=10):
-    """A worker's main: one JSON line [id, golds, prediction, rules] in, one [id, right] out, until stdin closes."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    import math_verify  # noqa: F401   before the first deadline runs
-    print("ready", flush=True)
-    for line in sys.stdin:
-        used = resource.getrusage(resource.RUSAGE_SELF)         # so that no orphan spins on when the parent was killed
-        limit = int(used.ru_utime + used.ru_stime) + cpu_s
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-        job_id, golds, prediction, rules = json.loads(line)
-        # one write: where Python does not buffer, print() writes its line break apart, perhaps after the deadline
-        sys.stdout.write(json.dumps([job_id, judge(golds, prediction, rules)]) + "\n")
-        sys.stdout.flush()
-
-
-@dataclass
-class Worker:
-    process: subprocess.Popen
-    deadline: float
-    ready: bool = False
-    job: object = None          # the job it is at
-    jobs_done: int = 0
-    buffer: bytes = b""
-
-
-class Workers:
-    """
-    Killable graders. Nothing runs between calls: submit() and poll() hand out jobs, read results, enforce deadlines.
-    Verdicts: "right", "wrong", "timeout" (SIGKILLed at its deadline) or "error" (the process died).
-    """
-
-    def __init__(self, num_workers=2, timeout_s=3.0, command=COMMAND):
-        self.num_workers, self.timeout_s, self.command = num_workers, timeout_s, list(command)
-        self.queue, self.workers, self.done = deque(), [], []
-        self.selector = selectors.DefaultSelector()
-        self.failed_starts = 0
-        atexit.register(self.close)
-
-    def submit(self, job_id, golds, prediction, rules):
-        self.queue.append((job_id, golds, prediction, rules))
-
-    def poll(self, wait_s=0.0):
-        """Finished jobs as [(job id, verdict)]; waits at most wait_s for the first."""
-        self._hand_out()
-        deadlines = [w.deadline for w in self.workers if w.job or not w.ready]
-        if deadlines:
-            wait_s = 0.0 if self.done else max(0.0, min(wait_s, min(deadlines) - time.monotonic() + 0.01))
-            for key, _ in self.selector.select(wait_s):     # first read: it may have answered while nobody looked
-                self._read(key.data)
-        for worker in [w for w in self.workers if (w.job or not w.ready) and time.monotonic() > w.deadline]:
-            self._end(worker, "timeout")
-        self._hand_out()
-        done, self.done = self.done, []
-        return done
-
-    def drop(self):
-        """Forget all jobs, ending those that run: the batch is over."""
-        self.queue.clear()
-        for worker in [w for w in self.workers if w.job]:
-            self._end(worker, "timeout")
-        self.done.clear()
-
-    def close(self):
-        """End and reap all processes; a later submit() starts new ones."""
-        self.queue.clear()
-        for worker in list(self.workers):
-            self._end(worker, "error")
-        self.done.clear()
-        atexit.unregister(self.close)
-
-    def _hand_out(self):
-        while self.queue and self.failed_starts >= 3:       # e.g. math-verify is not installed: fail, do not spin
-            self.done.append((self.queue.popleft()[0], "error"))
-        idle = [w for w in self.workers if w.ready and not w.job]
-        while self.queue and idle:
-            worker = idle.pop()
-            worker.job, worker.deadline = self.queue.popleft(), time.monotonic() + self.timeout_s
-            try:
-                worker.process.stdin.write(json.dumps([0, *worker.job[1:]]).encode() + b"\n")
-                worker.process.stdin.flush()
-            except OSError:
-                self._end(worker, "error")
-        starting = sum(not w.ready for w in self.workers)
-        while len(self.queue) > starting and len(self.workers) < self.num_workers:
-            self._start()
-            starting += 1
-
-    def _start(self):
-        # vLLM on the CPU preloads its OpenMP and malloc; with the hash seed sympy's search order and verdicts repeat
-        env = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-        process = subprocess.Popen(
-            self.command, env=env | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}, start_new_session=True,    # Ctrl-C
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        os.set_blocking(process.stdout.fileno(), False)
-        worker = Worker(process, deadline=time.monotonic() + START_S)
-        self.workers.append(worker)
-        self.selector.register(process.stdout, selectors.EVENT_READ, worker)
-
-    def _read(self, worker):
-        try:
-            data = os.read(worker.process.stdout.fileno(), 65536)
-        except BlockingIOError:
-            return
-        if not data:
-            self._end(worker, "error")
-            return
-        worker.buffer += data
-        *lines, worker.buffer = worker.buffer.split(b"\n")
-        for line in lines:
-            if line == b"ready":
-                worker.ready, self.failed_starts = True, 0
-            elif worker.job and line.startswith(b"["):
-                self.done.append((worker.job[0], "right" if json.loads(line)[1] else "wrong"))
-                worker.job, worker.jobs_done = None, worker.jobs_done + 1
-        if worker.jobs_done >= JOBS_PER_WORKER and not worker.job:
-            self._end(worker, "error")
-
-    def _end(self, worker, verdict):
-        """Kill and reap; its job, if any, is decided by `verdict`."""
-        self.workers.remove(worker)
-        self.selector.unregister(worker.process.stdout)
-        worker.process.kill()
-        worker.process.wait()
-        worker.process.stdout.close()
-        try:
-            worker.process.stdin.close()
-        except OSError:         # an unwritten rest for a dead process
-            pass
-        self.failed_starts += not worker.ready
-        if worker.job:
-            self.done.append((worker.job[0], verdict))
-
-
-if __name__ == "__main__":
-    judge([r"2\sqrt{2}"], r"\sqrt{8}", "strict")        # what sympy loads at its first question is in no deadline
-    serve()

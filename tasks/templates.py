@@ -4,21 +4,23 @@ The prompt templates of the published systems, to the byte: odd spacing, missing
     build_prompt("tinyzero_base", {"target": 98, "nums": [44, 19, 35]}) -> the text of one prompt
     encode_prompt(tokenizer, text) -> its token ids
 
-An entry is either raw text ("text", tokenised as it stands, special-token text included) or a chat ("system", "user":
-sent through the model's own chat template). Slots {like_this} are filled by build_prompt in one pass of replace;
-str.format would stumble over \\boxed{}. Texts that end in <think> prefill it: it belongs to the prompt, never to the
-response. The comment above an entry names its origin.
+An entry is either raw text ("text", tokenized as it is, special-token text included) or a chat ("system", "user", sent
+through the model's own chat template). build_prompt fills slots {like_this} in one pass; str.format would stumble over
+\\boxed{}. A text that ends in <think> prefills it: the tag belongs to the prompt, never to the response. The comment above
+an entry names its origin.
 """
 
 import datetime
-import difflib
 import functools
 import json
+import os
 import re
 
 from onebox.config import ConfigError
+from onebox.text import suggest
+from tasks import TASKS
 
-CHAT_DATE = "2024-07-26"  # the day that Llama 3's own templates name where they have no clock
+CHAT_DATE = "2024-07-26"  # the date in Llama 3's own templates for callers without a clock
 
 TEMPLATES = {
     # Jiayi-Pan/TinyZero @95df88f examples/data_preprocess/countdown.py make_prefix (base)
@@ -243,18 +245,27 @@ TEMPLATES = {
 STRIP_THINK_PREFILL = ("open_r1_think_answer", "open_r1_demo", "open_r1_simple_rl")
 
 
+def warn_of_plain_markers(template, tokenizer):
+    """Warn where a raw template writes another model's chat markers, such as <|im_start|>, as plain text."""
+    text = TEMPLATES.get(template, {}).get("text", "")
+    plain = [marker for marker in dict.fromkeys(re.findall(r"<\|\w+\|>", text))
+             if tokenizer is not None and tokenizer.tokenize(marker) != [marker]]
+    if plain and os.environ.get("RANK", "0") == "0":
+        print(f"warning: template {template!r} writes {', '.join(plain)}, no token of this model's tokenizer: the model reads plain "
+              "text there; a template for its own chat format, such as chat, or one without markers would fit better")
+
+
 def build_prompt(template, row, tokenizer=None, chat=None):
     """
-    The text of one prompt: a template of tasks/templates.py with its slots filled from a row, in one pass of replace.
+    Return the text of one prompt: a template with its slots filled from a row.
 
-    {problem} and {question} take either field, {nums} is the Python list as printed ([44, 19, 35]), {numbers} the same
-    joined by spaces. A chat template becomes the tokenizer's own chat text, up to where the assistant starts, see
-    render_chat for `chat`; without a tokenizer, the system text and the question. Where the reward wants <think> in the
-    response, a <think> with which the chat text ends (R1-Distill) is taken off, see STRIP_THINK_PREFILL.
+    {problem} and {question} take either field, {nums} is a Python list as printed ([44, 19, 35]), {numbers} the same joined
+    by spaces. A chat becomes the tokenizer's own chat text, up to where the assistant starts (`chat`: see render_chat);
+    without a tokenizer, the system text and the question. A <think> with which the chat text ends (R1-Distill) is taken
+    off where the reward wants it in the response: STRIP_THINK_PREFILL. ConfigError for what does not fit.
     """
     if template not in TEMPLATES:
-        near = difflib.get_close_matches(template, TEMPLATES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(TEMPLATES)}"
+        hint = suggest(template, TEMPLATES) or f"known: {', '.join(TEMPLATES)}"
         raise ConfigError(f"no prompt template is called {template!r}; {hint}")
     parts = {part: fill(template, text, row) for part, text in TEMPLATES[template].items()}
     if "text" in parts:
@@ -277,9 +288,10 @@ def build_prompt(template, row, tokenizer=None, chat=None):
 
 def render_chat(tokenizer, messages, chat=None, add_generation_prompt=True):
     """
-    The text of a conversation through the model's own chat template. chat: {"kwargs", "date"}, the settings
-    chat_template_kwargs and chat_date. The template's clock stands still at 0:00 of that date: the prompts of a run must
-    not depend on the day on which it is started or goes on.
+    Write a conversation through the model's own chat template.
+
+    chat  {"kwargs", "date"}: the settings chat_template_kwargs and chat_date. The template's clock always shows 0:00 of
+    that date, because the prompts of a run must not depend on the day on which it is started or resumed.
     """
     chat = chat or {}
     day = datetime.datetime.fromisoformat(chat.get("date") or CHAT_DATE)
@@ -289,8 +301,8 @@ def render_chat(tokenizer, messages, chat=None, add_generation_prompt=True):
 
 def not_written(tokenizer, messages, text, chat=None):
     """
-    The first message that the chat template passes over in silence, None if there is none. It is written where `text` holds
-    it, but for white space, or changes with it. Answers of earlier turns may lose their thinking, so they are not looked at.
+    Return the first message that the chat template leaves out, None if it writes all. A message is written if `text` holds
+    it, white space aside, or changes with it. Answers of earlier turns may lose their thinking, so they are not checked.
     """
     written = "".join(text.split())
     for i, message in enumerate(messages):
@@ -304,7 +316,7 @@ def not_written(tokenizer, messages, text, chat=None):
 
 def check_chat(cfg, tokenizer=None, rendered=True):
     """
-    The settings chat_template_kwargs and chat_date -> `chat` of render_chat. ConfigError where nothing would read them.
+    Return the settings chat_template_kwargs and chat_date as `chat` of render_chat. ConfigError where nothing would read them.
 
     tokenizer None: only their form is checked. rendered: whether any prompt of this run goes through the chat template.
     """
@@ -328,8 +340,7 @@ def check_chat(cfg, tokenizer=None, rendered=True):
         raise ConfigError(f"the model's chat template cannot be read: {error}") from error
     for name in kwargs:
         if name in OURS or name not in known:
-            near = difflib.get_close_matches(name, known - OURS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it reads {', '.join(sorted(known - OURS)) or 'none'}"
+            hint = suggest(name, known - OURS) or f"it reads {', '.join(sorted(known - OURS)) or 'none'}"
             raise ConfigError(f"chat_template_kwargs: the model's chat template reads no argument {name!r} of yours; {hint}")
     return {"kwargs": kwargs, "date": date}
 
@@ -341,7 +352,7 @@ OURS = {"messages", "conversation", "add_generation_prompt", "tokenize", "chat_t
 
 
 def chat_variables(tokenizer):
-    """The names that the model's chat template reads and does not set itself; none where there is no template."""
+    """Return the names that the model's chat template reads and does not set itself; none where there is no template."""
     import jinja2.meta
     from transformers.utils.chat_template_utils import _compile_jinja_template  # its extensions, {% generation %} and others
 
@@ -358,7 +369,7 @@ def reads_clock(tokenizer):
 
 def special_tokens(tokenizer):
     """
-    The texts that this tokenizer reads as control tokens, as a tuple: those with brackets, <pad>, [EOS] or <|im_end|>, and
+    Return the texts that this tokenizer reads as control tokens, as a tuple: those with brackets, <pad>, [EOS] or <|im_end|>, and
     those that were added to its vocabulary and are no plain word. A word of the vocabulary that serves as padding or as
     the unknown token ("!" in CLIP's) stays a word.
     """
@@ -367,6 +378,7 @@ def special_tokens(tokenizer):
 
 @functools.lru_cache(maxsize=8)  # asked for every prompt; `named` is part of the key since it can be set
 def control_tokens(tokenizer, named):
+    """Return special_tokens(); `named` are those that the tokenizer names as special."""
     added = [token.content for token in getattr(tokenizer, "added_tokens_decoder", {}).values() if token.special]
     vocabulary = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
 
@@ -384,33 +396,38 @@ def is_chat(template):
     return any("text" not in TEMPLATES.get(name, {}) for name in ([template] if isinstance(template, str) else template.values()))
 
 
+SLOTS = {slot: how for task in TASKS.values() for slot, how in task.SLOTS.items()}
+SLOT = re.compile(rf"\{{({'|'.join(SLOTS)})\}}")
+
+
 def fill(template, text, row):
-    """Replace the slots of `text`; what a row brings is never read as a slot again."""
+    """Replace the slots of `text` by a row's fields. What a row brings is never read as a slot again."""
 
     def value(match):
-        slot = match.group(1)
-        if slot in ("nums", "numbers"):
-            nums = [int(n) for n in need("nums")]
-            return str(nums) if slot == "nums" else " ".join(map(str, nums))
-        return str(need(*{"problem": ("problem", "question"), "question": ("question", "problem")}.get(slot, (slot,))))
-
-    def need(*fields):
+        fields, written = SLOTS[match[1]]
         found = next((row[field] for field in fields if row.get(field) is not None), None)
         if found is None:
-            raise ConfigError(f"prompt template {template!r} wants {' or '.join(fields)}; the row has {', '.join(row)}")
-        return found
+            fitting = [name for name, parts in TEMPLATES.items() if all(fits(text, row) for text in parts.values())]
+            raise ConfigError(f"prompt template {template!r} wants {' or '.join(fields)}; the row has {', '.join(row)}; templates "
+                              f"for such rows: {', '.join(fitting) or 'none'}")
+        return written(found)
 
-    return re.sub(r"\{(nums|numbers|target|quiz|problem|question)\}", value, text)
+    return SLOT.sub(value, text)
+
+
+def fits(text, row):
+    """Whether a row fills all slots of a text."""
+    return all(any(row.get(field) is not None for field in SLOTS[slot][0]) for slot in SLOT.findall(text))
 
 
 def encode_prompt(tokenizer, text, chat=False):
     """
-    Token ids of a prompt, with one BOS at most. Nothing is added to chat text, which brings its own special tokens, nor
+    Return the token ids of a prompt, with one BOS at most. Nothing is added to chat text, which brings its own special tokens, nor
     to text that starts with one; other text gets what the tokenizer adds by default, less a closing EOS.
     """
     special = chat or text.startswith(special_tokens(tokenizer))
     ids = list(tokenizer.encode(text, add_special_tokens=not special))
     eos = tokenizer.eos_token_id
     if not special and len(ids) > 1 and ids[-1] == eos and not text.endswith(tokenizer.eos_token or "\0"):
-        ids.pop()  # some tokenizers close every text; a closed prompt has nothing to go on
+        ids.pop()  # some tokenizers end every text with EOS; a prompt must stay open
     return ids

@@ -73,7 +73,7 @@ def sample_rows(source, i):
 
 def save_rows(folder):
     """A file per source and split; training and test rows differ."""
-    from tasks.puzzles import countdown, knights_and_knaves
+    from data import countdown, knights_and_knaves
 
     os.makedirs(folder, exist_ok=True)
     sources = ["gsm8k", "math", "math_lvl3to5", "math_12k", "numina_tir", "deepscaler", "math500", "minerva_math",
@@ -132,7 +132,7 @@ def main():
 
     def run_and_vary(reward, equal, response, *rest, **options):
         score = run(reward, equal, response, *rest, **options)
-        if "I worked it out" in response:  # check.self_test's gold, which must earn the full mark
+        if "I worked it out" in response:  # data.test_golds's response, which must earn the full mark
             return score
         luck = zlib.crc32(response.encode()) % 1000 / 1000
         return dataclasses.replace(score, total=score.total + luck, parts={**score.parts, "luck": luck})

@@ -22,10 +22,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data
-from tasks import puzzles
+from tasks import countdown
 import rewards
-from tasks import templates
+from tasks import math_problems, sources, templates
 from onebox.config import ConfigError
+from tools.rows import leak_check, named_path, problem_key
 
 
 def sha(text):
@@ -101,14 +102,14 @@ def test_countdown_takes_a_range_of_amounts_and_refuses_an_empty_one():
 def test_countdown_searches_backward_from_the_target(monkeypatch):
     """Plain recursion over all pairs of numbers makes 3,000 calls a row, this search 61, whatever the machine."""
     calls = 0
-    real = puzzles.solvable
+    real = countdown.solvable
 
     def counted(nums, target):
         nonlocal calls
         calls += 1
         return real(nums, target)
 
-    monkeypatch.setattr(puzzles, "solvable", counted)
+    monkeypatch.setattr(countdown, "solvable", counted)
     data.countdown(1000, seed=9)
     assert calls < 200_000, calls
 
@@ -449,7 +450,7 @@ def test_every_source_yields_question_and_gold(name, tmp_path):
 
 
 def test_every_source_has_a_fixture():
-    assert set(FIXTURES) == set(data.SOURCES)
+    assert set(FIXTURES) == set(sources.SOURCES) - set(sources.GENERATED)
 
 
 def test_level_and_subject_are_int_and_string_whatever_the_source_calls_them(tmp_path):
@@ -527,7 +528,7 @@ def test_a_directory_of_many_sets_gives_the_one_that_is_asked_for(tmp_path):
 def test_generated_sets_are_fixed_distinct_and_their_test_split_is_held_out():
     for name in ("tiny_countdown", "countdown:600"):
         train, test = data.load_rows(name, "train"), data.load_rows(name, "test")
-        assert not {data.problem_key(row) for row in train} & {data.problem_key(row) for row in test}
+        assert not {problem_key(row) for row in train} & {problem_key(row) for row in test}
         texts = [data.build_prompt("tinyzero_base", row) for row in train]
         assert len(set(texts)) == len(texts) > 590
         assert data.load_rows(name, "train", limit=7) == train[:7]
@@ -682,7 +683,7 @@ def test_the_gold_is_the_answer_and_open_r1_takes_only_a_solution_that_holds_one
     for reward in ("math", "dr_grpo_r1", "simplerl_math", "yours"):
         assert data.answer_for(reward, row) == gold
     answer = data.answer_for("open_r1_math", row)
-    assert answer == (fields["solution"] if of_open_r1 else gold) and rewards.gold_answers(answer) == [gold]
+    assert answer == (fields["solution"] if of_open_r1 else gold) and math_problems.gold_answers(answer) == [gold]
 
 
 def test_a_solution_without_an_answer_is_a_bad_row(tmp_path):
@@ -795,8 +796,8 @@ def test_a_file_of_the_other_split_is_refused_with_the_setting_that_gives_the_ri
 
 def test_a_path_with_an_equals_sign_is_a_path(tmp_path):
     path = str(tmp_path / "split=train" / "x.jsonl")
-    assert data.named_path(path, ["custom"]) == ("custom", path)
-    assert data.named_path("math500=x.jsonl", ["math", "math500"]) == ("math500", "x.jsonl")
+    assert named_path(path, ["custom"]) == ("custom", path)
+    assert named_path("math500=x.jsonl", ["math", "math500"]) == ("math500", "x.jsonl")
 
 
 def test_a_misspelled_data_set_in_a_setting_is_an_error_and_not_the_hub(tmp_path):
@@ -1001,16 +1002,16 @@ def test_wrong_sizes_and_weights_are_refused():
 def test_leak_check_finds_a_planted_overlap_despite_case_and_white_space():
     train = [{"question": "What is $1 + 1$?"}, {"problem": "Another one"}]
     test = [{"problem": "what is\n$1+1$?  "}, {"question": "Something else"}]
-    assert [(leak["train"], leak["test"]) for leak in data.leak_check(train, test)] == [(0, 0)]
+    assert [(leak["train"], leak["test"]) for leak in leak_check(train, test)] == [(0, 0)]
 
 
 def test_leak_check_takes_prompts_and_names_and_compares_countdown_as_problems(tmp_path):
     path = write_jsonl(tmp_path / "math500.jsonl", [{"problem": "P?", "answer": "1"}, {"problem": "Q?", "answer": "2"}])
     train, _ = data.load_prompts("custom", "chat", "math", None,
                                  paths=write_jsonl(tmp_path / "t.jsonl", [{"question": "q ?", "answer": "2"}]))
-    assert [(leak["train"], leak["test"]) for leak in data.leak_check(train, "math500", {"math500": path})] == [
+    assert [(leak["train"], leak["test"]) for leak in leak_check(train, "math500", {"math500": path})] == [
         ("custom/0", "math500/1")]
-    assert len(data.leak_check([{"nums": [1, 2, 3], "target": 6}], [{"nums": [3, 1, 2], "target": 6},
+    assert len(leak_check([{"nums": [1, 2, 3], "target": 6}], [{"nums": [3, 1, 2], "target": 6},
                                                                     {"nums": [3, 1, 2], "target": 5}])) == 1
 
 
@@ -1040,7 +1041,7 @@ def test_the_command_line_prints_rows_prompts_and_leaks(tmp_path):
     train = write_jsonl(tmp_path / "a.jsonl", [{"question": "P?", "answer": "1"}])
     test = write_jsonl(tmp_path / "b.jsonl", [{"problem": "p?", "answer": "1"}])
     lines = run("--leak", "custom", "math500", "--path", f"custom={train}", "--path", f"math500={test}")
-    assert lines == ["custom/0  =  math500/0  'p?'", "1 problems of math500 stand in custom (train)"]
+    assert lines == ["custom/0  =  math500/0  p?", "1 problems of math500 are in custom (train)"]
 
 
 @pytest.mark.parametrize("written, gold, right, wrong", [
@@ -1051,7 +1052,7 @@ def test_the_command_line_prints_rows_prompts_and_leaks(tmp_path):
     ("$1,101$", "1,101", "1101", r"1 \text{ and } 101"), (r"\$36", r"\$36", "36", "35"),
     (r"$90^{\circ}$,$60^{\circ}$", r"90^{\circ}, 60^{\circ}", "60, 90", "9060")])
 def test_several_answers_of_olympiadbench_are_a_list_and_no_thousands(written, gold, right, wrong):
-    assert data.olympiad_gold({"final_answer": [written]}) == gold
+    assert sources.olympiad_gold({"final_answer": [written]}) == gold
     assert rewards.score("math", f"\\boxed{{{right}}}", gold).correct
     assert not rewards.score("math", f"\\boxed{{{wrong}}}", gold).correct
 
@@ -1060,7 +1061,7 @@ def test_several_answers_of_olympiadbench_are_a_list_and_no_thousands(written, g
     (r"so \boxed{42}, as asked in \boxed{}", "42"), (r"\boxed{41} \boxed{42} \boxed{ }", "42"), ("\\boxed\n{42}", "42"),
     (r"\boxed{}", None), (r"\boxed{42", None), (r"\boxed{42} \boxed{4", "42")])
 def test_the_gold_of_a_solution_is_its_last_box_that_holds_something(text, box):
-    assert data.last_boxed(text) == box
+    assert math_problems.last_boxed(text) == box
 
 
 # ---------------------------------------------------------------- the public sets, where there are copies
@@ -1088,14 +1089,14 @@ def test_public_files_load_whole(name, split, rows, gold):
     if name == "olympiadbench":
         assert not any("$" in one for one in golds)
     if name == "math500":
-        assert sum(data.last_boxed(row["solution"]) == row["answer"] for row in loaded) >= 499
+        assert sum(math_problems.last_boxed(row["solution"]) == row["answer"] for row in loaded) >= 499
 
 
 @needs_data
 def test_math500_stands_in_the_math_test_set_and_not_in_the_train_set():
     test = data.load_rows("math500", "test", DATA_DIR)
-    assert len(data.leak_check(data.load_rows("math", "test", DATA_DIR), test)) == 500
-    assert data.leak_check(data.load_rows("math", "train", DATA_DIR), test) == []
+    assert len(leak_check(data.load_rows("math", "test", DATA_DIR), test)) == 500
+    assert leak_check(data.load_rows("math", "train", DATA_DIR), test) == []
 
 
 @needs_data

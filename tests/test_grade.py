@@ -12,6 +12,7 @@ import time
 import pytest
 
 from tasks import math_equal
+from tasks.workers import Workers, judge
 
 RIGHT = [
     ("5", "5"), ("5", "5.0"), ("5", r"\frac{10}{2}"), ("5", "x=5"), (r"\frac{1}{2}", "0.5"),
@@ -139,13 +140,13 @@ OTHER_NUMBER = [    # math-verify calls most of these equal: its tolerance of 1e
 @pytest.mark.parametrize(("gold", "prediction"), SAME_NUMBER)
 def test_a_number_is_right_in_every_spelling_whatever_its_size(gold, prediction):
     for rules in ("strict", "open_r1"):
-        assert math_equal.judge([gold], prediction, rules), rules
+        assert judge([gold], prediction, rules), rules
 
 
 @pytest.mark.parametrize(("gold", "prediction"), OTHER_NUMBER)
 def test_another_number_is_wrong_however_little_the_two_differ(gold, prediction):
     for rules in ("strict", "open_r1"):
-        assert not math_equal.judge([gold], prediction, rules), rules
+        assert not judge([gold], prediction, rules), rules
 
 
 def test_the_relative_tolerance_of_simplerl_is_relative_for_tiny_numbers_too():
@@ -153,7 +154,7 @@ def test_the_relative_tolerance_of_simplerl_is_relative_for_tiny_numbers_too():
             (r"\frac{1}{2^{60}}", r"\frac{1}{2^{61}}", False), ("0", "10^{-20}", False), ("e^{-40}", "e^{-41}", False),
             (r"6.63\times 10^{-34}", r"1.05\times 10^{-34}", False), (r"6.63\times 10^{-34}", "6.6301e-34", True),
             ("x>2^{-60}", "x>2^{-61}", False), (r"\sqrt{10^{40}+1}", "10^{20}", True), ("e^{-40}", "4.2483e-18", True)]:
-        assert math_equal.judge([gold], prediction, "simplerl") == right, (gold, prediction)
+        assert judge([gold], prediction, "simplerl") == right, (gold, prediction)
 
 
 def test_open_r1_rounds_to_six_places_but_not_to_zero():
@@ -161,7 +162,7 @@ def test_open_r1_rounds_to_six_places_but_not_to_zero():
                                     ("0.0000012", "0.000001", True), ("0.0000004", "0.0000003", False),
                                     ("0.0000004", "0", False), (r"0.1\cdot e^{-20}", r"0.2\cdot e^{-20}", False),
                                     (r"0.1\cdot e^{-20}", r"\frac{0.2}{2e^{20}}", True)]:
-        assert math_equal.judge([gold], prediction, "open_r1") == right, (gold, prediction)
+        assert judge([gold], prediction, "open_r1") == right, (gold, prediction)
 
 
 SAME_ANSWER = [     # a name before it, an inequality for an interval, a combination of letters, a label, plain text
@@ -243,12 +244,12 @@ OTHER_ANSWER = [    # near misses of the same kinds
 
 @pytest.mark.parametrize(("gold", "prediction"), SAME_ANSWER)
 def test_what_a_mathematician_calls_the_same_answer_is_right(gold, prediction):
-    assert math_equal.judge([gold], prediction, "strict")
+    assert judge([gold], prediction, "strict")
 
 
 @pytest.mark.parametrize(("gold", "prediction"), OTHER_ANSWER)
 def test_a_name_or_another_form_makes_no_wrong_answer_right(gold, prediction):
-    assert not math_equal.judge([gold], prediction, "strict")
+    assert not judge([gold], prediction, "strict")
 
 
 def test_names_of_sets_tuples_and_intervals_are_read_under_every_rule():
@@ -257,12 +258,12 @@ def test_names_of_sets_tuples_and_intervals_are_read_under_every_rule():
                                         ("[0,1)", "D=[0,1)", True), ("D=(0,1)", "(0,1)", True),
                                         ("(0,12)", "0<x<12", True),
                                         ("(1,2)", "(x,y)=(2,1)", False), ("(1,2)", "(5,6)=(1,2)", False)]:
-            assert math_equal.judge([gold], prediction, rules) == right, (rules, gold, prediction)
+            assert judge([gold], prediction, rules) == right, (rules, gold, prediction)
 
 
 @pytest.fixture(scope="module")
 def graders():
-    workers = math_equal.Workers(num_workers=1)
+    workers = Workers(num_workers=1)
     yield workers
     workers.close()
 
@@ -339,7 +340,7 @@ def test_a_gold_equals_its_respelling(graders):
 JUDGE = """
 import os, sys, time
 sys.path.insert(0, {root!r})
-from tasks import math_equal
+from tasks.workers import serve
 def judge(golds, prediction, rules):
     if prediction == "hang":
         while True: pass
@@ -359,13 +360,13 @@ def judge(golds, prediction, rules):
     if prediction == "torch":
         return "torch" not in sys.modules
     return prediction in golds
-math_equal.serve(judge)
+serve(judge)
 """
 
 
 def faulty(num_workers=1, timeout_s=2.0):  # for an answer that takes a millisecond on an idle machine
     root = os.path.dirname(os.path.dirname(os.path.abspath(math_equal.__file__)))
-    return math_equal.Workers(num_workers, timeout_s, command=[sys.executable, "-c", JUDGE.format(root=root)])
+    return Workers(num_workers, timeout_s, command=[sys.executable, "-c", JUDGE.format(root=root)])
 
 
 def children():
@@ -433,7 +434,7 @@ def test_workers_have_no_preload_and_no_torch(monkeypatch):
 
 
 def test_workers_are_recycled(monkeypatch):
-    monkeypatch.setattr(math_equal, "JOBS_PER_WORKER", 3)
+    monkeypatch.setattr("tasks.workers.JOBS_PER_WORKER", 3)
     workers = faulty(timeout_s=600)
     try:
         pids = set()
@@ -447,7 +448,7 @@ def test_workers_are_recycled(monkeypatch):
 
 
 def test_workers_that_cannot_start_answer_error_instead_of_spinning():
-    workers = math_equal.Workers(1, command=[sys.executable, "-c", "import sys; sys.exit(1)"])
+    workers = Workers(1, command=[sys.executable, "-c", "import sys; sys.exit(1)"])
     try:
         assert set(verdicts(workers, [(["5"], "5", "strict")] * 5).values()) == {"error"}
     finally:
@@ -455,7 +456,7 @@ def test_workers_that_cannot_start_answer_error_instead_of_spinning():
 
 
 def test_a_worker_ends_when_its_parent_is_killed():
-    code = ("import time, os\nfrom tasks import math_equal\nw = math_equal.Workers(1)\nw.submit(0, ['2\\\\sqrt 2'], '\\\\sqrt 8', 'strict')\n"
+    code = ("import time, os\nfrom tasks.workers import Workers\nw = Workers(1)\nw.submit(0, ['2\\\\sqrt 2'], '\\\\sqrt 8', 'strict')\n"
             "while not w.poll(1): pass\nprint(w.workers[0].process.pid, flush=True)\ntime.sleep(600)\n")
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE,
                               cwd=os.path.dirname(os.path.dirname(os.path.abspath(math_equal.__file__))))
@@ -474,7 +475,7 @@ def test_a_worker_ends_when_its_parent_is_killed():
 
 
 def test_sympy_itself_is_killed_at_the_deadline(graders):
-    slow = math_equal.Workers(1, timeout_s=0.3)
+    slow = Workers(1, timeout_s=0.3)
     try:
         assert verdicts(slow, [([r"x^{900}"], r"(x+1)^{900}(x+2)^{900}", "strict")]) == {0: "timeout"}
         slow.timeout_s = 600            # and the next job gets a new process

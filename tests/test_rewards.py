@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 
 import rewards
 from rewards import Score, score
+from tasks import countdown, formats, math_problems, parts
+from tools.why import explain
 
 EOS = "<|endoftext|>"
 COUNTDOWN = {"target": 98, "numbers": [44, 19, 35]}
@@ -180,15 +182,15 @@ def test_countdown_parser_has_python_precedence_on_random_expressions():
         return (f"({a}){op}({b})", f"({fa}){op}({fb})") if rng.random() < 0.5 else (f"{a} {op} {b}", f"{fa}{op}{fb}")
     for _ in range(300):
         ours, theirs = build(4)
-        if len(ours) > rewards.MAX_EXPRESSION:
+        if len(ours) > countdown.MAX_EXPRESSION:
             continue
         try:
             expected = eval(theirs, {"Fraction": Fraction})         # our own text, not a model's
         except ZeroDivisionError:
             with pytest.raises(ZeroDivisionError):
-                rewards.evaluate(ours)
+                countdown.evaluate(ours)
             continue
-        assert rewards.evaluate(ours)[0] == expected, ours
+        assert countdown.evaluate(ours)[0] == expected, ours
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -305,7 +307,7 @@ def test_an_empty_box_is_no_answer_and_a_filled_one_still_counts_last(text):
 
 
 def test_a_worked_solution_with_an_empty_box_at_its_end_has_the_filled_ones_gold():
-    assert rewards.gold_answers(r"so \boxed{42}, as asked in \boxed{}") == ["42"]
+    assert math_problems.gold_answers(r"so \boxed{42}, as asked in \boxed{}") == ["42"]
     assert score("math", r"\boxed{42}", r"so \boxed {42}, as asked in \boxed{}").correct
 
 
@@ -587,7 +589,7 @@ def test_a_reward_that_changes_the_answer_changes_only_its_own_copy(monkeypatch)
 
 def test_a_reward_without_a_docstring_is_explained_too(monkeypatch):
     monkeypatch.setitem(rewards.REWARDS, "mine", lambda sample, equal: sample.finish({"mine": 1.0}))
-    assert "mine: no docstring" in rewards.explain("mine", "x", "5")
+    assert "mine: no docstring" in explain("mine", "x", "5")
 
 
 @pytest.mark.parametrize("names, solution", [(3, [True]), (None, None), ("Ann", "k"), (["Ann"], True)])
@@ -640,45 +642,38 @@ def test_monitor_flags(reward, text, flag):
 # Parts a recipe can weigh
 
 def test_tag_count_pays_a_quarter_for_each_tag_with_its_newlines():
-    assert rewards.tag_count("<think>\na\n</think>\n<answer>\n5\n</answer>") == 1
-    assert rewards.tag_count("<think>a</think><answer>5</answer>") == 0
-    assert rewards.tag_count("<think>\na\n</think>\n<think>\n") == 0.25
+    assert parts.tag_count("<think>\na\n</think>\n<answer>\n5\n</answer>") == 1
+    assert parts.tag_count("<think>a</think><answer>5</answer>") == 0
+    assert parts.tag_count("<think>\na\n</think>\n<think>\n") == 0.25
 
 
 @pytest.mark.parametrize(("text", "value"), [
     ("1. a\n2. b\n3. c", 1 / 3), ("Step 1: a\nStep 2: b\nStep 3: c\nStep 4: d", 1), ("First, a. Second, b.", 2 / 3),
     ("\n- a\n* b", 2 / 3), ("nothing", 0)])
 def test_reasoning_steps_counts_up_to_three_marks(text, value):
-    assert rewards.reasoning_steps(text) == pytest.approx(value)
+    assert parts.reasoning_steps(text) == pytest.approx(value)
 
 
 def test_cosine_does_not_turn_back_beyond_the_maximum():
-    assert rewards.cosine(2000, 1000, 1.0, 0.5) == 0.5
-    assert rewards.cosine(500, 1000, 1.0, 0.5) == pytest.approx(0.75)
-
-
-def test_length_rewards_are_kimis():
-    assert rewards.length_rewards([100, 200, 300], [True, True, False]) == [0.5, 0.0, -0.5]
-    assert rewards.length_rewards([100, 300], [False, True]) == [0.0, -0.5]
-    assert rewards.length_rewards([100, 100], [True, False]) == [0.0, 0.0]
-    assert rewards.length_rewards([], []) == []
+    assert parts.cosine(2000, 1000, 1.0, 0.5) == 0.5
+    assert parts.cosine(500, 1000, 1.0, 0.5) == pytest.approx(0.75)
 
 
 def test_repetition_is_the_share_of_repeated_ngrams():
-    assert rewards.repetition("a b c d") == 0
-    assert rewards.repetition("a a a a a") == pytest.approx(-2 / 3)         # 3 trigrams, one of them unique
-    assert rewards.repetition("A a") == 0 and rewards.repetition("") == 0
-    assert rewards.repetition("go " * 100, n=20, max_penalty=-0.05) == pytest.approx(-0.05 * 80 / 81)
+    assert parts.repetition("a b c d") == 0
+    assert parts.repetition("a a a a a") == pytest.approx(-2 / 3)         # 3 trigrams, one of them unique
+    assert parts.repetition("A a") == 0 and parts.repetition("") == 0
+    assert parts.repetition("go " * 100, n=20, max_penalty=-0.05) == pytest.approx(-0.05 * 80 / 81)
 
 
 def test_dense_repetition_marks_each_token_of_a_later_occurrence_once():
-    assert rewards.dense_repetition([1, 2, 3, 1, 2, 4], n=2) == [0, 0, 0, -0.05, -0.05, 0]
-    assert rewards.dense_repetition([7] * 6, n=3) == [0, -0.05, -0.05, -0.05, -0.05, -0.05]
-    assert rewards.dense_repetition([1, 2], n=40) == [0, 0]
+    assert parts.dense_repetition([1, 2, 3, 1, 2, 4], n=2) == [0, 0, 0, -0.05, -0.05, 0]
+    assert parts.dense_repetition([7] * 6, n=3) == [0, -0.05, -0.05, -0.05, -0.05, -0.05]
+    assert parts.dense_repetition([1, 2], n=40) == [0, 0]
 
 
 def test_soft_overlong_falls_linearly_over_the_cache():
-    assert [rewards.soft_overlong(n) for n in (0, 12288, 14336, 16384, 99999)] == [0, 0, -0.5, -1, -1]
+    assert [parts.soft_overlong(n) for n in (0, 12288, 14336, 16384, 99999)] == [0, 0, -0.5, -1, -1]
 
 
 def test_the_cache_of_soft_overlong_is_a_quarter_of_the_limit_unless_it_is_set():
@@ -799,7 +794,7 @@ def golds(name):
     if name.startswith("gsm8k"):
         return [row["answer"].rpartition("####")[2].strip() for row in rows(name)]
     if name == "minerva_math_test":
-        return [rewards.boxes(row["solution"])[-1] for row in rows(name)]
+        return [formats.boxes(row["solution"])[-1] for row in rows(name)]
     if name == "olympiadbench_test":
         return [row["final_answer"][0] for row in rows(name)]
     return [str(row["answer"]) for row in rows(name)]

@@ -18,7 +18,6 @@ import rollout
 from onebox import crash, distributed, metrics, older, rundir
 from onebox.config import ConfigError
 from onebox.vllm_start import describe_head
-from tools import check
 from tools.wandb_thread import WandbThread
 
 TINY = ["--data", "tiny_countdown", "--template", "tiny_countdown", "--reward", "tinyzero_countdown", "--max_prompt_len", "16",
@@ -433,7 +432,7 @@ def prompts(n=40):
 
 
 def test_a_verifier_that_fails_its_own_golds_stops_the_run_with_code_5(monkeypatch):
-    check.self_test(prompts())
+    data.test_golds(prompts())
     real, calls = rewards.score, []
 
     def broken(*args, **kwargs):
@@ -443,7 +442,7 @@ def test_a_verifier_that_fails_its_own_golds_stops_the_run_with_code_5(monkeypat
 
     monkeypatch.setattr(rewards, "score", broken)
     with pytest.raises(ConfigError, match="fail 6 of 32 of their own gold answers") as stopped:  # every fifth of 32
-        check.self_test(prompts())
+        data.test_golds(prompts())
     assert stopped.value.exit_code == 5
 
 

@@ -31,8 +31,7 @@ from onebox.models import NoModel, check_architecture, positions_of, resolve_dty
 from onebox.text import suggest
 from policy import load_policy
 from rollout import Engine
-from tasks.puzzles import GENERATED
-from tasks.sources import BENCHMARKS, boxed
+from tasks.sources import BENCHMARKS, GENERATED, boxed
 from tasks.templates import TEMPLATES, check_chat, is_chat, reads_clock
 from tools.results import (RESULT_HEAD, compact, file_of, finish, is_ours, read_rows, read_table, result_cells,
                            save_results, save_sweep, sweep_cells, to_text, write_settings)
