@@ -21,7 +21,7 @@ REQS   := requirements.txt
 endif
 SUFFIX := $(if $(filter 0,$(SEED)),,-seed$(SEED))
 
-.PHONY: env base demo demo-ppo demo-smollm test test-all lint bench clean
+.PHONY: env base demo demo-ppo demo-smollm test test-all format lint bench clean
 
 env: $(STAMP)
 
@@ -74,8 +74,15 @@ test: $(STAMP)
 test-all: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu"
 
+# one formatter: it keeps how lines are wrapped and mends the rest; lint fails on what it would change
+FORMAT := .venv/bin/autopep8 --max-line-length 120 -j 2 -r *.py onebox tasks tools recipes tests bench
+
+format: $(STAMP)
+	$(FORMAT) --in-place
+
 lint: $(STAMP)
-	.venv/bin/ruff check --select E9,F,B .
+	@$(FORMAT) --diff --exit-code || { echo "run make format"; exit 1; }
+	.venv/bin/ruff check .
 
 out/smollm2/config.json: | $(STAMP)
 	$(PY) -m pip install -q gguf==0.19.0 accelerate==1.15.0 -c constraints.txt
