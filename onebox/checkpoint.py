@@ -18,12 +18,8 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
-from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
-    get_state_dict,
-    set_model_state_dict,
-    set_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import (get_model_state_dict, get_state_dict, set_model_state_dict,
+                                                     set_state_dict)
 from torch.distributed.tensor import DTensor
 
 from onebox.config import ConfigError
@@ -31,8 +27,8 @@ from onebox.crash import HOST, memory_of, out_of_memory
 from onebox.distributed import gather, print0, whole
 from onebox.files import read_json, read_rows, sync_folder, write_atomic
 
-NO_CHECKPOINT = 3   # exit code: none can be read, or none could be written
-ROOM = 2.2          # free disk space that a save wants, in sizes of a checkpoint
+NO_CHECKPOINT = 3  # exit code: none can be read, or none could be written
+ROOM = 2.2         # free disk space that a save wants, in sizes of a checkpoint
 
 
 class Damaged(Exception):
@@ -71,18 +67,18 @@ def saved_steps(folder):
     return sorted(int(n[5:]) for n in names if re.fullmatch(r"step_\d{6,}", n))
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # save
-# ---------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @memory_of("a save", HOST)
 def save(folder, step, models, state, keep=2):
     """
-    Write folder/step_000120/, complete or not at all, then prune. Collective. Return "", or why it could not be written.
+    Write folder/step_000120/, complete or not at all, then prune. Return "", or why it was not written. Collective.
 
-    models: {"model": (policy, optimizer), "critic": ...}; each rank writes its own shards (torch.distributed.checkpoint),
-    nothing is gathered. state: plain JSON.
+    models: {"model": (policy, optimizer), "critic": ...}; each rank writes its own shards, nothing is gathered.
+    state: plain JSON.
     """
     final, tmp, rank, mine = step_folder(folder, step), step_folder(folder, step, "tmp_"), dist.get_rank(), {}
     state = {"step": step, **state, "models": list(models), "format": 2}
@@ -142,7 +138,7 @@ def optimizer_of(name):
 
 
 def check_room(folder, models):
-    """Raise OSError if the disk has less room than ROOM checkpoints of the last one's size, or of 12 bytes a parameter."""
+    """Raise OSError if the disk has no room for ROOM checkpoints of the last one's size, or of 12 bytes a parameter."""
     size = sum(12 * p.numel() for model in models for p in model.parameters())
     for step in saved_steps(folder)[-1:]:
         files = read_json(os.path.join(step_folder(folder, step), "MANIFEST.json")).get("files", {})
@@ -164,9 +160,9 @@ def prune(folder, keep):
     metrics.jsonl knows a step's held-out success only after its checkpoint was written: call this again then.
     """
     def remove():
-        rows = [row for _, row in read_rows(os.path.join(folder, "metrics.jsonl")) if row.get("eval_correct") is not None]
-        steps, scores = saved_steps(folder), {row["step"]: row["eval_correct"] for row in rows}
-        best = max(((scores[step], step) for step in steps if step in scores), default=(None, None))[1]
+        rows, steps = read_rows(os.path.join(folder, "metrics.jsonl")), saved_steps(folder)
+        scores = {row["step"]: row["eval_correct"] for _, row in rows if row.get("eval_correct") is not None}
+        best = max((step for step in steps if step in scores), key=lambda step: (scores[step], step), default=None)
         if best is not None:
             write_atomic(os.path.join(folder, "best"), json.dumps({"step": best, "score": scores[best]}))
         for step in steps[:-max(1, keep)]:
@@ -180,9 +176,9 @@ def prune(folder, keep):
     dist.barrier()
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # load
-# ---------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def find(folder, fingerprints, allow_data_change=False, say=print0):
@@ -190,7 +186,7 @@ def find(folder, fingerprints, allow_data_change=False, say=print0):
     Return state.json of the newest checkpoint that its manifest vouches for, {"step": 0} if the run has none yet.
 
     Cheap, before any weights are loaded; the same on all ranks. Damaged checkpoints are set aside, leftovers of a kill
-    removed. fingerprints: of data and models. ConfigError if the checkpoint was made from others, and with exit code 3 if
+    removed. ConfigError if the checkpoint was made from data or models of other fingerprints, and with exit code 3 if
     there are checkpoints but none can be used.
     """
     if dist.get_rank() == 0:
@@ -199,7 +195,7 @@ def find(folder, fingerprints, allow_data_change=False, say=print0):
                 path = os.path.join(folder, name)
                 shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
     state = newest(folder, say)
-    if changed := changed_contents(folder, state.get("fingerprints", {}), fingerprints, allow_data_change):
+    if changed := changed_contents(folder, state.get("fingerprints") or {}, fingerprints, allow_data_change):
         say(f"WARNING: the {' and '.join(changed)} data changed since step {state['step']}; going on as you allow it")
     return state
 
@@ -224,11 +220,11 @@ def damage_or_error(folder, step):
 
 
 def damage(folder, step):
-    """Return what is wrong with a checkpoint, "" if nothing. Each rank hashes its share. ConfigError for the old format."""
+    """Return what is wrong with a checkpoint, or "". Each rank hashes its share. ConfigError for the old format."""
     path = step_folder(folder, step)
     if not os.path.exists(path):
-        raise ConfigError(f"rank {dist.get_rank()} does not see {path}: out/ must lie on a file system of all nodes (or a "
-                          "run that still goes on has removed it: start again)")
+        raise ConfigError(f"rank {dist.get_rank()} does not see {path}: out/ must lie on a file system of all nodes (or "
+                          "a run that still goes on has removed it: start again)")
     manifest, state = (read_json(os.path.join(path, name)) for name in ("MANIFEST.json", "state.json"))
     if not os.path.exists(os.path.join(path, "MANIFEST.json")) and state and "format" not in state:
         raise ConfigError(f"{path} is from before checkpoints had a MANIFEST.json and cannot be verified: go on "
@@ -243,10 +239,10 @@ def damage(folder, step):
         found = os.path.getsize(os.path.join(path, name)) if os.path.exists(os.path.join(path, name)) else None
         if found != size:
             return f"{name} {'is missing' if found is None else f'has {found} bytes, not {size}'}"
-    if os.environ.get("CHECKPOINT_SKIP_SHA256") != "1":  # for a huge model on a slow disk
-        for name, _, sha256 in files[dist.get_rank()::dist.get_world_size()]:
-            if size_and_sha256(os.path.join(path, name))[1] != sha256:
-                return f"{name} has another sha256 than when it was written"
+    skip = os.environ.get("CHECKPOINT_SKIP_SHA256") == "1"  # for a huge model on a slow disk
+    for name, _, sha256 in [] if skip else files[dist.get_rank()::dist.get_world_size()]:
+        if size_and_sha256(os.path.join(path, name))[1] != sha256:
+            return f"{name} has another sha256 than when it was written"
     return "" if state.get("step") == step else "state.json is missing or of another step"
 
 
@@ -262,7 +258,7 @@ def set_aside(folder, step, problem, say):
 
 
 def load(folder, state, models, say=print0):
-    """Load the checkpoint that `find` found, or an older one if it is damaged. Return its state; {"step": 0} loads none."""
+    """Load the checkpoint that `find` found, or an older one if it is damaged. Return its state. Step 0 loads none."""
     while state["step"]:
         try:
             load_state(folder, state["step"], models)
@@ -310,7 +306,7 @@ def not_finite(state):
 
 
 def fingerprint_of_model(path):
-    """Return the sha256 of a model directory: config, tokenizer and index whole, of weights the size and a MB at 3 places."""
+    """Hash a model directory: config, tokenizer and index whole, of weights the size and a MB at three places."""
     digest = hashlib.sha256()
     for name in sorted(os.listdir(path)):
         weights, file = name.endswith((".safetensors", ".bin")), os.path.join(path, name)
@@ -329,8 +325,8 @@ def changed_contents(folder, before, now, allow_data_change):
     changed = [name for name in now if before.get(name, now[name]) != now[name]]
     for name in ("model", "critic"):
         if name in changed:
-            raise ConfigError(f"the {name}'s files are not those that {folder} was started with: put the old ones back, or "
-                              "give this run another --name")
+            raise ConfigError(f"the {name}'s files are not those that {folder} was started with: put the old ones back, "
+                              "or give this run another --name")
     if changed and not allow_data_change:
         raise ConfigError(f"the {' and '.join(changed)} data are not those that {folder} was started with (other rows, "
                           "text or answers): put the old ones back, give this run another --name, or accept them with "
@@ -338,21 +334,22 @@ def changed_contents(folder, before, now, allow_data_change):
     return changed
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # export
-# ---------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @memory_of("the export of the model", HOST)
 def export_hf(policy, tokenizer, folder, dtype, step, stop_ids=(), say=print0):
     """
-    Write a plain Hugging Face directory that transformers and vLLM load as it is, and that stops at stop_ids. Collective.
+    Write a plain Hugging Face directory that transformers and vLLM load as it is, and that stops at stop_ids.
 
-    It is written beside and renamed. ConfigError with exit code 3, on all ranks, if the disk refuses it.
+    Collective. It is written beside and renamed. ConfigError with exit code 3, on all ranks, if the disk refuses it.
     """
     fitting, changes = generation_config(policy.hf.generation_config, stop_ids)
     if changes:
-        say(f"{folder}/generation_config.json: transformers does not write the base model's as it is: {', '.join(changes)}")
+        say(f"{folder}/generation_config.json: transformers does not write the base model's as it is: "
+            f"{', '.join(changes)}")
     weights, tmp, old = {}, folder + ".tmp", folder + ".old"
     for name, weight in policy.hf.state_dict().items():  # every rank together; only rank 0 keeps the tensors
         full = whole(weight)

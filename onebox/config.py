@@ -5,17 +5,18 @@ Read settings: defaults < recipe < command line, into a frozen flat dataclass. F
 
     torchrun --standalone --nproc-per-node=8 train_grpo.py recipes/tinyzero_grpo.py --lr 2e-6 --name my-run
 
-A recipe is a Python file of `name = value` lines; `from recipes.stage1 import *` inherits. Every name must be a setting
-and every value plain: a misspelled name is an error, and so is a function. Names with an underscore and imported modules
-are the recipe's own. `origin` says where each value came from.
+A recipe is a Python file of `name = value` lines; `from recipes.stage1 import *` inherits. Every name must be a
+setting and every value plain: a misspelled name is an error, and so is a function. Names with an underscore and
+imported modules are the recipe's own. `origin` says where each value came from.
 
-Not tyro (nor jsonargparse): they know the default instance, but not which file set a value, would need a registry instead
-of recipes that are run and inherit by import, and answer a typo with a box of usage instead of one line with the fix.
+Not tyro (nor jsonargparse): it knows a default instance, not which file set a value, wants a registry in place of
+recipes that inherit by import, and answers a typo with a box of usage instead of one line with the fix.
 """
 
 import ast
 import dataclasses
 import enum
+import glob
 import inspect
 import json
 import os
@@ -102,9 +103,7 @@ def check_ranges(cfg):
 def read_recipe(path, script):
     """Run a recipe file and return its names without an underscore, as a dict."""
     if not os.path.isfile(path):
-        folder = os.path.dirname(path)
-        known = sorted(f for f in os.listdir(folder or ".") if f.endswith(".py")) if os.path.isdir(folder or ".") else []
-        hint = suggest(path, [os.path.join(folder, f) for f in known])
+        hint = suggest(path, glob.glob(os.path.join(glob.escape(os.path.dirname(path)), "*.py")))
         raise ConfigError(f"recipe {path!r} is not there" + (f"; {hint}" if hint else ""))
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     if here not in sys.path:  # so that `from recipes.stage1 import *` works from any directory
@@ -190,7 +189,7 @@ def check(cls, name, value, where):
 
 
 def plain(value):
-    """Return the plain value of numpy's and torch's scalars, paths, enums of text or numbers, alone or in containers."""
+    """Return the plain value of numpy's and torch's scalars, paths and enums, alone or in containers."""
     if isinstance(value, dict):
         return {plain(key): plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
@@ -228,7 +227,7 @@ def literal(text):
 
 
 def comments(cls):
-    """Return {setting: the comment behind it in the source}, own and inherited ones: the comment is the documentation."""
+    """Return {setting: the comment behind it in the source}, inherited ones too: the comment is the documentation."""
     found, names = {}, {f.name for f in dataclasses.fields(cls)}
     for part in (part for part in reversed(cls.__mro__) if dataclasses.is_dataclass(part)):
         for line in inspect.getsource(part).splitlines():

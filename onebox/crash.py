@@ -22,15 +22,17 @@ from onebox.distributed import end_if_orphaned, leave_distributed, print0
 from onebox.files import read_json, write_atomic
 from onebox.text import visible
 
-# What is known when a run ends. For the report: folder, step, rollouts, row. For advice: max_tokens (asked, used) and the
-# longest sequence in tokens; cache_asked and cache (used, least) in GB. made: the folder, if this start made it.
+# What is known when a run ends. For the report: folder, step, rollouts, row. For advice: max_tokens (asked, used) and
+# the longest sequence in tokens; cache_asked and cache (used, least) in GB. made: the folder, if this start made it.
 CONTEXT = {}
 
 
 def entry(main):
     """
-    Run a script's main() and end the process with its exit code: that of a ConfigError after its line on stderr, 130 after
-    Ctrl-C, 4 out of memory, 6 Broken, 1 any other crash. A crash leaves a report in the run directory.
+    Run a script's main() and end the process with its exit code.
+
+    That of a ConfigError after its line on stderr, 130 after Ctrl-C, 4 out of memory, 6 Broken, 1 any other crash. A
+    crash leaves a report in the run directory.
     """
     ours, failed = not dist.is_initialized(), True
     try:
@@ -63,7 +65,8 @@ def report_crash(error):
         traceback.print_exc()
     try:
         text += f"; out of memory{memory_advice(error)}" if full else ""
-        text += f"; the batch, all stacks and the last metrics are in {write_report(error)}" if "folder" in CONTEXT else ""
+        if "folder" in CONTEXT:
+            text += f"; the batch, all stacks and the last metrics are in {write_report(error)}"
     except (OSError, MemoryError) as none_left:  # perhaps what the run died of
         text += f"; no crash report could be written ({none_left!r})"
     if interrupted:
@@ -75,7 +78,8 @@ def report_crash(error):
 
 def write_report(error):
     """Write crash/<time>_rank0/ with error.txt, last_metrics.json and the rollouts of the step. Return its path."""
-    path = os.path.join(CONTEXT["folder"], "crash", time.strftime("%Y%m%d-%H%M%S") + f"_rank{os.environ.get('RANK', 0)}")
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}_rank{os.environ.get('RANK', 0)}"
+    path = os.path.join(CONTEXT["folder"], "crash", name)
     os.makedirs(path, exist_ok=True)
     with open(os.path.join(path, "error.txt"), "w") as f:
         f.write("".join(traceback.format_exception(error)) + f"\nstep {CONTEXT.get('step')}; all threads:\n")
@@ -93,19 +97,19 @@ def as_plain(value):
     return value.tolist() if hasattr(value, "tolist") else getattr(value, "__dict__", None) or str(value)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # out of memory
-# ---------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
-# PyTorch's and Python's own classes need no text. These come as plain errors: vLLM's wake-up and CUDA's driver ("CUDA Error:
-# out of memory"), Triton, cuBLAS ("CUBLAS_STATUS_ALLOC_FAILED"), NCCL ("Failed to CUDA calloc async 608 bytes"), the host.
-# ("cannot allocate memory in static TLS block": a library was loaded too late, which is another matter)
+# PyTorch's and Python's own classes need no text. These come as plain errors: vLLM's wake-up and CUDA's driver ("CUDA
+# Error: out of memory"), Triton, cuBLAS ("CUBLAS_STATUS_ALLOC_FAILED"), NCCL ("Failed to CUDA calloc async 608 bytes"),
+# the host. ("cannot allocate memory in static TLS block": a library was loaded too late, which is another matter)
 MEMORY = re.compile(r"out of memory|can(no|')t allocate memory(?! in static TLS)|not enough memory|_ALLOC_FAILED|"
                     r"cudaErrorMemoryAllocation|failed to (cuda |host )*[cm]?alloc|bad_alloc", re.IGNORECASE)
-SIDE_BY_SIDE = ("the weights of trainer and engine do not fit beside each other, and neither smaller micro-batches nor a "
-                "smaller cache helps: take more GPUs, or --tensor_parallel")
+SIDE_BY_SIDE = ("the weights of trainer and engine do not fit beside each other, and neither smaller micro-batches nor "
+                "a smaller cache helps: take more GPUs, or --tensor_parallel")
 MODELS = "the models do not fit, and smaller micro-batches do not help: take more GPUs, or ask tools/plan.py"
-HOST = "a checkpoint is written from the host's memory: give the run more of it; the same command goes on from the last one"
+HOST = "a checkpoint is written from the host's memory: give the run more of it; the same command continues"
 
 
 class NoMemory(RuntimeError):
@@ -138,8 +142,8 @@ def causes(error):
 
 def out_of_memory(error):
     """Return whether a GPU or the host had no memory left: in this error, or in one that led to it."""
-    return any(e.errno == errno.ENOMEM if isinstance(e, OSError) else
-               isinstance(e, (MemoryError, torch.OutOfMemoryError)) or bool(MEMORY.search(str(e))) for e in causes(error))
+    return any(e.errno == errno.ENOMEM if isinstance(e, OSError) else bool(MEMORY.search(str(e))) or
+               isinstance(e, (MemoryError, torch.OutOfMemoryError)) for e in causes(error))
 
 
 def memory_advice(error):
@@ -166,8 +170,8 @@ def halve_cache():
         return "take a smaller kv_cache_gb"
     used, least = CONTEXT["cache"]
     if used / 2 < least:
-        return (f"kv_cache_gb = {used:.3g} cannot be halved, one sequence of full length takes {least:.3g}: take more GPUs, "
-                "--tensor_parallel or a smaller max_response_len")
+        return (f"kv_cache_gb = {used:.3g} cannot be halved, one sequence of full length takes {least:.3g}: take more "
+                "GPUs, --tensor_parallel or a smaller max_response_len")
     if "cache_asked" not in CONTEXT:  # eval.py
         return f"give --kv_cache_gb {used / 2:.3g} instead of {used:.3g}"
     return leave("kv_cache_gb", CONTEXT["cache_asked"], used, used / 2)
@@ -177,8 +181,8 @@ def leave(name, asked, used, half):
     """Write half of a size into out_of_memory.json, for the next start with the same setting. Return what to do."""
     file = os.path.join(CONTEXT["folder"], "out_of_memory.json")
     write_atomic(file, json.dumps(read_json(file) | {name: [asked, half]}))
-    return (f"the same command goes on with {name} = {half:.6g} instead of {used:.6g}, from the last checkpoint; results do "
-            "not change but for rounding")
+    return (f"the same command goes on with {name} = {half:.6g} instead of {used:.6g}, from the last checkpoint; "
+            "results do not change but for rounding")
 
 
 def size_left(folder, name, asked, say):

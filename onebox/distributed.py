@@ -64,8 +64,8 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 warnings.filterwarnings("ignore", message=".*reduce_op.*", category=FutureWarning)
 
 # Micro-batches differ in size from step to step. Memory that the trainer frees in pieces could not be returned to the
-# engine, which wakes up into it: let its segments grow and shrink. Inside its own pool (sleep mode), which must not do so,
-# vLLM switches this off and on again since 0.20.1 (device_allocator/cumem.py); 0.20 looks only for this older name.
+# engine, which wakes up into it: let its segments grow and shrink. Inside its own pool (sleep mode), which must not do
+# so, vLLM switches this off and on again since 0.20.1 (device_allocator/cumem.py); 0.20 looks only for this older name.
 if "PYTORCH_ALLOC_CONF" not in os.environ:
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
@@ -190,7 +190,7 @@ def print0(text, file=None):
 
 
 class Clock:
-    """Measure the seconds of each phase of a step. phase(name) ends the phase before; what no phase claims is "other"."""
+    """Measure the seconds of each phase of a step. phase(name) ends the phase before; "other" is what none claims."""
 
     def __init__(self, device):
         self.device, self.seconds, self.name, self.fixed = device, defaultdict(float), "other", False

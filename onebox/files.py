@@ -37,7 +37,7 @@ def read_json(path):
 
 
 def read_rows(path):
-    """Yield (line, row) of a file with one JSON object a line; row is {} where a kill cut the line. No file: no lines."""
+    """Yield (line, row) of a file with one JSON object a line, if it is there; row is {} where a kill cut the line."""
     with open(path, errors="replace") if os.path.exists(path) else io.StringIO() as f:
         for line in f:
             try:
