@@ -3,7 +3,7 @@ The train scripts with a stand-in for vLLM, for tests that start many runs: the 
 processes, but the tokens come from a plain transformers copy of the model. Never imported by the project itself.
 
     python tests/fake_engine.py train_grpo.py --model ...      # one run (torchrun works too)
-    python tests/fake_engine.py serve                          # jobs as lines of JSON; each runs in a fork: a second, not ten
+    python tests/fake_engine.py serve                          # jobs as lines of JSON, each a fork: a second, not ten
 
 A token is argmax(logits / temperature + Gumbel noise of (seed, position)), so that it follows from weights and seed
 alone, like the real engine's. What was sampled is appended to tokens.jsonl in the working directory.
@@ -52,7 +52,9 @@ def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, versi
     tokens = torch.zeros(len(wanted), longest, dtype=torch.long)
     for row, (_, _, ids, _) in enumerate(wanted):
         tokens[row, :len(ids)] = torch.tensor(ids)
-    noise = [np.random.default_rng(seed).gumbel(size=(max_tokens, engine.model.config.vocab_size)) for *_, seed in wanted]
+    noise = [
+        np.random.default_rng(seed).gumbel(size=(max_tokens, engine.model.config.vocab_size)) for *_, seed in wanted
+    ]
     lens, running = [len(ids) for _, _, ids, _ in wanted], [True] * len(wanted)
     logprobs = [[] for _ in wanted]
     for position in range(max_tokens):
@@ -75,16 +77,17 @@ def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, versi
 
 
 def noisy_step(step=policy.optimizer_step):
-    """Stand for a changed script that draws from the global generators, as one with dropout would: lr varies by chance."""
+    """Stand for a script that draws from the global generators, as one with dropout would: lr varies by chance."""
     def optimizer_step(module, optimizer, lr, *more):
-        return step(module, optimizer, lr * (0.5 + (random.random() + np.random.rand() + torch.rand(1).item()) / 3), *more)
+        noise = random.random() + np.random.rand() + torch.rand(1).item()
+        return step(module, optimizer, lr * (0.5 + noise / 3), *more)
 
     kill_at.replace(policy, "optimizer_step", optimizer_step)
 
 
 def install():
-    rollout.make_engine, rollout.sync_weights, rollout.wake_and_sync, rollout.generate = make_engine, sync, sync, generate
-    rollout.sleep = lambda *_: None
+    rollout.make_engine, rollout.generate = make_engine, generate
+    rollout.sync_weights, rollout.wake_and_sync, rollout.sleep = sync, sync, lambda *_: None
     if os.environ.get("NOISE"):
         noisy_step()
     kill_at.install()

@@ -1,10 +1,10 @@
 """
 Act at a point of a run from outside, most often with SIGKILL: the scripts hold no hooks for it, functions are patched.
 
-    FAULT_AT=backward:3:1 torchrun ... tests/kill_at.py train_grpo.py ...     # kill rank 1 in step 3; both may be left out
+    FAULT_AT=backward:3:1 torchrun ... tests/kill_at.py train_grpo.py ...     # kill rank 1 in step 3; both are optional
 
-sync, rollout, optimizer, evaluate, metrics, save_write, after_rename and prune are the moment after that is done, logprobs,
-save_manifest and export the moment before what follows: the update, the manifest, the rename of a finished export.
+sync, rollout, backward, optimizer, evaluate, metrics, save_write, after_rename and prune are the moment after that;
+logprobs, save_manifest and export the moment before the update, the manifest, the rename of a finished export.
 """
 
 import functools

@@ -1,11 +1,11 @@
 """
 Kill a run with SIGKILL at random moments, start the same command again each time, and compare its end with the run that
-was never killed: weights, optimizer, metrics, samples, loop state. Not run by pytest; the log of a run lies in results/.
+was never killed: weights, optimizer, metrics, samples, loop state. Not run by pytest; a log lies in results/.
 
     python tests/soak.py --kills 50 [--engine fake] [--script train_ppo.py] [--seed 0] [--log FILE]
 
-A third of the kills falls into the start (imports, loading, the engine), a third into the steps, a third is aimed at the
-save: between the first byte of tmp_step_* and the pruning after its rename. As many runs (of other seeds) as it takes.
+A third of the kills falls into the start (imports, loading, the engine), a third into the steps, a third is aimed at
+the save: between the first byte of tmp_step_* and the pruning after its rename. As many runs as it takes.
 """
 
 import argparse
@@ -27,9 +27,14 @@ SCRIPTS = {"train_grpo.py": GRPO, "train_ppo.py": PPO, "sft.py": [*SFT, "--name"
 def start(folder, script, args, engine):
     os.makedirs(folder, exist_ok=True)
     write_examples(folder)
-    command = [os.path.join(ROOT, "tests", "fake_engine.py"), script] if engine == "fake" else [os.path.join(ROOT, script)]
+    command = [os.path.join(ROOT, "tests", "fake_engine.py"), script
+               ] if engine == "fake" else [os.path.join(ROOT, script)]
     with open(os.path.join(folder, "output.txt"), "a") as out:
-        return subprocess.Popen([sys.executable, *command, *args], cwd=folder, env=environment(), stdout=out, stderr=out)
+        return subprocess.Popen([sys.executable, *command, *args],
+                                cwd=folder,
+                                env=environment(),
+                                stdout=out,
+                                stderr=out)
 
 
 def wait_for(seen, process, timeout_s=120):
@@ -43,7 +48,7 @@ def wait_for(seen, process, timeout_s=120):
 
 
 def kill_once(folder, script, args, engine, rng, start_s, steps_s):
-    """Start the run and kill it -> (aim, seconds after the start, in a save?, what lay there); None: it was done before."""
+    """Start the run and kill it. Return (aim, seconds, in a save?, what is there), or None if it was done before."""
     run = os.path.join(folder, "out", "run")
     rows, began, begin = os.path.join(run, "metrics.jsonl"), time.time(), time.monotonic()
 
@@ -98,11 +103,17 @@ def main():
             with open(options.log, "w") as f:
                 f.writelines(line + "\n" for line in lines)
 
-    say(f"soak: {options.script}, {options.engine} engine, {options.steps} steps a run, checkpoint every 2, moments of seed {options.seed}")
+    say(f"soak: {options.script}, {options.engine} engine, {options.steps} steps a run, checkpoint every 2, moments of "
+        f"seed {options.seed}"
+        )
     with tempfile.TemporaryDirectory() as folder:
         model, run_seed = save_tiny_model(os.path.join(folder, "model")), 0
         while kills < options.kills:
-            args = [*SCRIPTS[options.script], "--model", model, "--seed", str(run_seed), "--num_steps", str(options.steps)]
+            args = [
+                *SCRIPTS[options.script], "--model", model, "--seed",
+                str(run_seed), "--num_steps",
+                str(options.steps)
+            ]
             whole, broken = (os.path.join(folder, f"{name}{run_seed}") for name in ("whole", "broken"))
             begin = time.monotonic()
             process = start(whole, options.script, args, options.engine)
@@ -120,7 +131,8 @@ def main():
                 in_save += saving
                 say(f"kill {kills:3d}  aimed at {aim:5s}  after {seconds:5.1f} s  {'in a save' if saving else ''}  "
                     f"left {' '.join(names) or 'nothing'}")
-            assert start(broken, options.script, args, options.engine).wait() == 0, open(os.path.join(broken, "output.txt")).read()[-3000:]
+            assert start(broken, options.script, args,
+                         options.engine).wait() == 0, open(os.path.join(broken, "output.txt")).read()[-3000:]
             a, b = everything_of(whole), everything_of(broken)
             differ = [key for key in a if a[key] != b[key]]
             say(f"run of seed {run_seed}: weights sha256 never killed {a['weights'][:16]}, killed {b['weights'][:16]}; "

@@ -40,11 +40,20 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_default(t
 
 
 @pytest.mark.parametrize("argv, value", [
-    (["--lr", "1"], {"lr": 1.0}), (["--group_size", "1e1"], {"group_size": 10}), (["--adv-std=False"], {"adv_std": False}),
-    (["--adv_std"], {"adv_std": True}), (["--name", "7"], {"name": "7"}), (["--stop", "['</answer>']"], {"stop": ("</answer>",)}),
-    (["--stop", r"\n\n"], {"stop": ("\n\n",)}), (["--stop", r"\nabla"], {"stop": (r"\nabla",)}), (["--adv_std", "false"], {"adv_std": False}),
-    (["--stop", "</answer>"], {"stop": ("</answer>",)}), (["--stop", "42"], {"stop": ("42",)}), (["--stop="], {"stop": ()}),
-    (["--data", "{'a': 0.5, 'b': 0.5}"], {"data": {"a": 0.5, "b": 0.5}}), (["--lr=-1e-3"], {"lr": -1e-3}),
+    (["--lr", "1"], {"lr": 1.0}),
+    (["--group_size", "1e1"], {"group_size": 10}),
+    (["--adv-std=False"], {"adv_std": False}),
+    (["--adv_std"], {"adv_std": True}),
+    (["--name", "7"], {"name": "7"}),
+    (["--stop", "['</answer>']"], {"stop": ("</answer>",)}),
+    (["--stop", r"\n\n"], {"stop": ("\n\n",)}),
+    (["--stop", r"\nabla"], {"stop": (r"\nabla",)}),
+    (["--adv_std", "false"], {"adv_std": False}),
+    (["--stop", "</answer>"], {"stop": ("</answer>",)}),
+    (["--stop", "42"], {"stop": ("42",)}),
+    (["--stop="], {"stop": ()}),
+    (["--data", "{'a': 0.5, 'b': 0.5}"], {"data": {"a": 0.5, "b": 0.5}}),
+    (["--lr=-1e-3"], {"lr": -1e-3}),
 ])
 def test_values_are_cast_where_nothing_is_lost(argv, value):
     cfg, _ = load(*argv)
@@ -61,7 +70,8 @@ def test_values_are_cast_where_nothing_is_lost(argv, value):
     (["--kl_in", "k3"], "must be one of 'none', 'loss_k3'"),
     (["recipes/none.py"], "is not there"),
     (["--lr", "1e-6", "recipe.py"], "expected --name value"),
-    (["--name", "--lr", "1e-6"], "--name wants a value"), (["--remat", "1"], "must be one of True, False, 'selective'; got 1"),
+    (["--name", "--lr", "1e-6"], "--name wants a value"),
+    (["--remat", "1"], "must be one of True, False, 'selective'; got 1"),
 ])
 def test_a_bad_flag_is_one_line_that_names_it(argv, message):
     with pytest.raises(ConfigError) as error:
@@ -70,9 +80,11 @@ def test_a_bad_flag_is_one_line_that_names_it(argv, message):
 
 
 @pytest.mark.parametrize("text, message", [
-    ("grop_size = 4\n", "did you mean 'group_size'"), ("lr = 'fast'\n", "lr wants float"),
+    ("grop_size = 4\n", "did you mean 'group_size'"),
+    ("lr = 'fast'\n", "lr wants float"),
     ("_script = 'train_ppo.py'\n", "is a recipe for train_ppo.py, not test_config.py"),
-    ("lr = = 3\n", "line 1: not Python"), ("lr = undefined_name\n", "undefined_name"),
+    ("lr = = 3\n", "line 1: not Python"),
+    ("lr = undefined_name\n", "undefined_name"),
     ("def my_reward(sample, equal): pass\nreward = my_reward\n", "reward is set to the function my_reward"),
     ("def _mine(sample, equal): pass\nreward = _mine\n", "reward is set to the function _mine"),
     ("def reward(sample, equal): pass\n", "reward is set to the function reward"),
@@ -80,17 +92,28 @@ def test_a_bad_flag_is_one_line_that_names_it(argv, message):
     ("class reward: pass\n", "reward is set to the class reward"),
     ("import functools as _f\nreward = _f.partial(print)\n", "reward is set to the function partial"),
     ("def _mine(): pass\nreward = {'math': _mine}\n", "reward is set to the function _mine"),
-    ("parts = {'own': len}\n", "parts is set to the function len"), ("name = str\n", "name is set to the class str"),
+    ("parts = {'own': len}\n", "parts is set to the function len"),
+    ("name = str\n", "name is set to the class str"),
     ("import json as reward\n", "reward is set to the module json"),
-    ("def helper(x): return x\n", "no setting 'helper' (--help lists them); a helper's name begins with an underscore: _helper"),
-    ("class Helper: pass\n", "_Helper"), ("from math import sqrt\nlr = sqrt(4)\n", "_sqrt"), ("half = 0.5\n", "'half'"),
-    ("lr: 3e-6\n", "line 1: `lr: 3e-06` sets nothing: write `name = value`"), ("lr = 1e-6\nlr == 3e-6\n", "line 2: `lr == 3e-06`"),
-    ('{"lr": 3e-6,\n "group_size": 4}\n', "line 1: `{'lr': 3e-06, 'group_size': 4}` sets nothing"), ("3e-6\n", "sets nothing"),
-    ("", "sets nothing"), ("# lr = 3e-6\n", "sets nothing"), ("if __name__ == '__main__':\n    lr = 3e-6\n", "sets nothing"),
-    ("lr = 3e-6\nimport sys\nsys.exit()\n", "ends the process itself"), ("raise ValueError('a\\nb')\n", "ValueError: a b"),
-    ("lr = 10**400\n", "finite"), ("import numpy as _np\nlr = _np.array([1e-6])\n", "lr wants float, got array([1.e-06])"),
+    ("def helper(x): return x\n",
+     "no setting 'helper' (--help lists them); a helper's name begins with an underscore: _helper"),
+    ("class Helper: pass\n", "_Helper"),
+    ("from math import sqrt\nlr = sqrt(4)\n", "_sqrt"),
+    ("half = 0.5\n", "'half'"),
+    ("lr: 3e-6\n", "line 1: `lr: 3e-06` sets nothing: write `name = value`"),
+    ("lr = 1e-6\nlr == 3e-6\n", "line 2: `lr == 3e-06`"),
+    ('{"lr": 3e-6,\n "group_size": 4}\n', "line 1: `{'lr': 3e-06, 'group_size': 4}` sets nothing"),
+    ("3e-6\n", "sets nothing"),
+    ("", "sets nothing"),
+    ("# lr = 3e-6\n", "sets nothing"),
+    ("if __name__ == '__main__':\n    lr = 3e-6\n", "sets nothing"),
+    ("lr = 3e-6\nimport sys\nsys.exit()\n", "ends the process itself"),
+    ("raise ValueError('a\\nb')\n", "ValueError: a b"),
+    ("lr = 10**400\n", "finite"),
+    ("import numpy as _np\nlr = _np.array([1e-6])\n", "lr wants float, got array([1.e-06])"),
     ("import numpy as _np\nlr = _np.eye(2)\n", "lr wants float, got array([[1., 0.], [0., 1.]])"),
-    ("stop = {'</answer>'}\n", "stop wants tuple"), ("import numpy as _np\nlr = _np.float64('nan')\n", "finite"),
+    ("stop = {'</answer>'}\n", "stop wants tuple"),
+    ("import numpy as _np\nlr = _np.float64('nan')\n", "finite"),
 ])
 def test_a_bad_recipe_is_one_line_that_names_the_file(tmp_path, text, message):
     with pytest.raises(ConfigError) as error:
@@ -107,11 +130,20 @@ def test_a_recipe_may_compute_and_inherit_and_hide_names(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("line, value", [
-    ("lr = np.float64(2e-6)", 2e-6), ("lr = np.logspace(-6, -5, 3)[0]", 1e-6), ("lr = np.array(0.25)", 0.25), ("lr = np.int64(1)", 1.0),
-    ("group_size = np.int32(4)", 4), ("group_size = np.float32(4)", 4), ("adv_std = np.bool_(False)", False),
-    ("name = np.str_('a')", "a"), ("name = pathlib.Path('a') / 'b'", "a/b"), ("data = {'x': np.float32(0.5)}", {"x": 0.5}),
-    ("data = {'x': pathlib.Path('y')}", {"x": "y"}), ("data = collections.OrderedDict(x=1)", {"x": 1}),
-    ("stop = [np.str_('a')]", ("a",)), ("kl_in = enum.Enum('E', {'A': 'loss_k3'}).A", "loss_k3"),
+    ("lr = np.float64(2e-6)", 2e-6),
+    ("lr = np.logspace(-6, -5, 3)[0]", 1e-6),
+    ("lr = np.array(0.25)", 0.25),
+    ("lr = np.int64(1)", 1.0),
+    ("group_size = np.int32(4)", 4),
+    ("group_size = np.float32(4)", 4),
+    ("adv_std = np.bool_(False)", False),
+    ("name = np.str_('a')", "a"),
+    ("name = pathlib.Path('a') / 'b'", "a/b"),
+    ("data = {'x': np.float32(0.5)}", {"x": 0.5}),
+    ("data = {'x': pathlib.Path('y')}", {"x": "y"}),
+    ("data = collections.OrderedDict(x=1)", {"x": 1}),
+    ("stop = [np.str_('a')]", ("a",)),
+    ("kl_in = enum.Enum('E', {'A': 'loss_k3'}).A", "loss_k3"),
 ])
 def test_a_plain_value_in_another_dress_is_that_value(line, value, tmp_path):
     cfg, _ = load(recipe(tmp_path, f"import numpy as np, pathlib, collections, enum\n{line}\n"))
@@ -120,7 +152,8 @@ def test_a_plain_value_in_another_dress_is_that_value(line, value, tmp_path):
     assert not isinstance(value, dict) or [type(one) for one in found.values()] == [type(one) for one in value.values()]
 
 
-@pytest.mark.parametrize("raw", [b"\xef\xbb\xbflr = 3e-6\r\n", "# coding: latin-1\n# gr\xf6\xdfe\nlr = 3e-6\n".encode("latin-1")])
+@pytest.mark.parametrize(
+    "raw", [b"\xef\xbb\xbflr = 3e-6\r\n", "# coding: latin-1\n# gr\xf6\xdfe\nlr = 3e-6\n".encode("latin-1")])
 def test_a_recipe_is_read_in_the_encoding_that_python_reads_it_in(raw, tmp_path):
     (tmp_path / "r.py").write_bytes(raw)
     assert load(str(tmp_path / "r.py"))[0].lr == 3e-6

@@ -16,10 +16,12 @@ import sys
 import pytest
 from conftest import COLUMN, ROOT, run_script, share_of_the_way
 
-TINY = ["--data", "tiny_countdown", "--template", "tiny_countdown", "--reward", "tinyzero_countdown", "--max_prompt_len", "16",
-        "--max_response_len", "24", "--prompts_per_step", "4", "--group_size", "4", "--num_steps", "2", "--eval_prompts", "4",
-        "--eval_samples", "1", "--checkpointing", "False", "--entropy_coef", "0.01", "--max_num_seqs", "16", "--lr", "3e-3",
-        "--max_tokens_per_gpu", "200", "--report_every", "0"]
+TINY = [
+    "--data", "tiny_countdown", "--template", "tiny_countdown", "--reward", "tinyzero_countdown", "--max_prompt_len",
+    "16", "--max_response_len", "24", "--prompts_per_step", "4", "--group_size", "4", "--num_steps", "2",
+    "--eval_prompts", "4", "--eval_samples", "1", "--checkpointing", "False", "--entropy_coef", "0.01",
+    "--max_num_seqs", "16", "--lr", "3e-3", "--max_tokens_per_gpu", "200", "--report_every", "0"
+]
 NETS = ("onebox0", "onebox1")  # a pair of virtual interfaces, 10.77.0.1 and 10.77.0.2
 
 
@@ -27,11 +29,14 @@ NETS = ("onebox0", "onebox1")  # a pair of virtual interfaces, 10.77.0.1 and 10.
 def namespaces():
     """Two network namespaces joined by a virtual cable -> their names, or () where that is not allowed here."""
     steps = [["ip", "netns", "add", NETS[0]], ["ip", "netns", "add", NETS[1]],
-             ["ip", "link", "add", "oneboxv0", "netns", NETS[0], "type", "veth", "peer", "name", "oneboxv1", "netns", NETS[1]]]
+             [
+                 "ip", "link", "add", "oneboxv0", "netns", NETS[0], "type", "veth", "peer", "name", "oneboxv1", "netns",
+                 NETS[1]
+             ]]
     for i, name in enumerate(NETS):
         inside = ["ip", "netns", "exec", name, "ip"]
-        steps += [[*inside, "addr", "add", f"10.77.0.{i + 1}/24", "dev", f"oneboxv{i}"], [*inside, "link", "set", f"oneboxv{i}", "up"],
-                  [*inside, "link", "set", "lo", "up"]]
+        steps += [[*inside, "addr", "add", f"10.77.0.{i + 1}/24", "dev", f"oneboxv{i}"],
+                  [*inside, "link", "set", f"oneboxv{i}", "up"], [*inside, "link", "set", "lo", "up"]]
     usable = shutil.which("ip") and all(subprocess.run(step, capture_output=True).returncode == 0 for step in steps)
     yield NETS if usable else ()
     if shutil.which("ip"):
@@ -50,7 +55,11 @@ def start_node(rank, folder, args, nets, port):
     head = "10.77.0.1" if nets else "127.0.0.1"
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", f"--node-rank={rank}",
                f"--master-addr={head}", f"--master-port={port}", os.path.join(ROOT, "train_grpo.py"), *args]
-    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    }
     env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT, "HF_HUB_OFFLINE": "1"}
     if nets:
         command = ["ip", "netns", "exec", nets[rank], *command]

@@ -20,10 +20,12 @@ from onebox.config import ConfigError
 from onebox.vllm_start import describe_head
 from tools.wandb_thread import WandbThread
 
-TINY = ["--data", "tiny_countdown", "--template", "tiny_countdown", "--reward", "tinyzero_countdown", "--max_prompt_len", "16",
-        "--max_response_len", "24", "--prompts_per_step", "4", "--group_size", "4", "--num_steps", "3", "--eval_prompts", "0",
-        "--save_every", "1", "--checkpointing", "False", "--entropy_coef", "0.01", "--max_num_seqs", "16", "--lr", "3e-3",
-        "--max_tokens_per_gpu", "200", "--report_every", "0"]
+TINY = [
+    "--data", "tiny_countdown", "--template", "tiny_countdown", "--reward", "tinyzero_countdown", "--max_prompt_len",
+    "16", "--max_response_len", "24", "--prompts_per_step", "4", "--group_size", "4", "--num_steps", "3",
+    "--eval_prompts", "0", "--save_every", "1", "--checkpointing", "False", "--entropy_coef", "0.01", "--max_num_seqs",
+    "16", "--lr", "3e-3", "--max_tokens_per_gpu", "200", "--report_every", "0"
+]
 # One part of the script breaks: FAULT names it, FAULT_STEP the call of optimizer_step before which it happens.
 BREAK = """
 import os, torch, policy
@@ -36,7 +38,8 @@ def step(model, *args):
     steps.append(1)
     bad = {"nan_once": len(steps) == at, "nan_always": len(steps) >= at}.get(fault)
     if bad and policy.dist.get_rank() == policy.dist.get_world_size() - 1:  # one rank alone
-        local(next(p for p in model.parameters() if p.grad is not None and local(p.grad).numel()).grad)[0] = float("nan")
+        grads = [p.grad for p in model.parameters() if p.grad is not None and local(p.grad).numel()]
+        local(grads[0])[0] = float("nan")
     norm = real_step(model, *args)
     if fault == "weights":  # a weight becomes NaN after an update
         local(next(p for p in model.parameters() if local(p).numel()).data)[0] = float("nan")
@@ -72,7 +75,7 @@ def crash_files(folder):
 
 @pytest.fixture(scope="module")
 def train(server, tied_model):
-    """train(folder, fault, *settings) -> a run of train_grpo.py, with the stand-in for the engine and one planted fault."""
+    """Return train(folder, fault, *settings): train_grpo.py with the stand-in for the engine and one planted fault."""
     return lambda folder, fault="", *args: server.run(folder, "train_grpo.py", [*TINY, "--model", tied_model, *args],
                                                       setup=BREAK, env={"FAULT": fault})
 
@@ -95,7 +98,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_by_all_ranks(tied_model, tmp_p
     rows = rows_of(tmp_path)
     assert [row["skipped_updates"] for row in rows] == [0, 1, 0]
     assert rows[1]["grad_norm"] is None  # NaN, as null
-    assert rows[2]["mismatch_mean"] < LOGPROB_MEAN and rows[2]["grad_norm"] > 0  # weights and Adam state are still whole
+    assert rows[2]["mismatch_mean"] < LOGPROB_MEAN and rows[2]["grad_norm"] > 0  # weights and Adam are whole
     assert "skipped_updates 1" in done.stdout
 
 
@@ -150,14 +153,16 @@ def test_a_weight_sync_that_fails_half_way_is_broken_and_not_a_retry(monkeypatch
     assert seen == list(range(7))  # half of the engine's weights are new: only the end of the process is safe
 
 
-# ------------------------------------------------------------------------------------------------ without a run
+# ---------------------------------------- without a run
 
 
-@pytest.mark.parametrize("error,code,told", [
-    (ConfigError("lr = -1"), 1, "error: lr = -1"), (data.DataError("no rows"), 2, "error: no rows"),
-    (ConfigError("all damaged", exit_code=3), 3, "all damaged"), (torch.OutOfMemoryError("CUDA out of memory"), 4, "OutOfMemory"),
-    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 4, "RuntimeError"),
-    (distributed.Broken("NaN"), 6, "Broken"), (KeyError("bug"), 1, "KeyError")])
+@pytest.mark.parametrize("error,code,told",
+                         [(ConfigError("lr = -1"), 1, "error: lr = -1"),
+                          (data.DataError("no rows"), 2, "error: no rows"),
+                          (ConfigError("all damaged", exit_code=3), 3, "all damaged"),
+                          (torch.OutOfMemoryError("CUDA out of memory"), 4, "OutOfMemory"),
+                          (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 4, "RuntimeError"),
+                          (distributed.Broken("NaN"), 6, "Broken"), (KeyError("bug"), 1, "KeyError")])
 def test_every_kind_of_error_has_its_exit_code(error, code, told, capsys, monkeypatch):
     monkeypatch.setattr(crash, "CONTEXT", {})
 
@@ -191,8 +196,9 @@ def test_every_crash_halves_the_micro_batch_and_a_new_setting_wins(tmp_path, mon
     assert tokens_left(tmp_path, 3000) == 3000
 
 
-NCCL = ("NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled cuda error (run with NCCL_DEBUG=INFO for "
-        "details), NCCL version 2.27.5\nncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\n")
+NCCL = (
+    "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled cuda error (run with "
+    "NCCL_DEBUG=INFO for details), NCCL version 2.27.5\nncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\n")
 FULL = [  # as PyTorch, vLLM, cuBLAS, NCCL, Triton and the host say it
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB"),
     RuntimeError("CUDA Error: out of memory at /workspace/csrc/cumem_allocator.cpp:62"),
@@ -205,14 +211,20 @@ FULL = [  # as PyTorch, vLLM, cuBLAS, NCCL, Triton and the host say it
     torch.distributed.DistBackendError(NCCL + "Cuda failure 2 'out of memory'"),
     torch.distributed.DistBackendError(NCCL + "Failed to CUDA calloc async 608 bytes"),
     torch.distributed.DistBackendError(NCCL + "Failed to CUDA host alloc 4096 bytes"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
-                 "allocate 80000000000 bytes. Error code 12 (Cannot allocate memory)"),
-    MemoryError(), OSError(12, "Cannot allocate memory"), RuntimeError("std::bad_alloc"),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+        "allocate 80000000000 bytes. Error code 12 (Cannot allocate memory)"),
+    MemoryError(),
+    OSError(12, "Cannot allocate memory"),
+    RuntimeError("std::bad_alloc"),
 ]
 ROOM_ENOUGH = [
-    RuntimeError("CUDA error: an illegal memory access was encountered"), OSError(28, "No space left on device"),
-    torch.distributed.DistBackendError(NCCL + "Cuda failure 1 'invalid argument'"), FileNotFoundError(2, "gone", "out of memory.jsonl"),
-    RuntimeError("out of resource: shared memory, Required: 262144, Hardware limit: 232448"), KeyError("memory"),
+    RuntimeError("CUDA error: an illegal memory access was encountered"),
+    OSError(28, "No space left on device"),
+    torch.distributed.DistBackendError(NCCL + "Cuda failure 1 'invalid argument'"),
+    FileNotFoundError(2, "gone", "out of memory.jsonl"),
+    RuntimeError("out of resource: shared memory, Required: 262144, Hardware limit: 232448"),
+    KeyError("memory"),
     ImportError("/lib/libgomp-d22c30c5.so.1: cannot allocate memory in static TLS block"),  # on ARM hosts
 ]
 names = lambda errors: [f"{type(error).__name__}: {str(error)[-40:]}" for error in errors]  # noqa: E731
@@ -259,8 +271,11 @@ def full_engine(at, seen):
 
     states = types.SimpleNamespace(output_processor=types.SimpleNamespace(request_states={}), step=call("step"),
                                    abort_request=call("abort"), has_unfinished_requests=call("unfinished"))
-    return types.SimpleNamespace(wake_up=call("wake_up"), collective_rpc=call("reload"), reset_prefix_cache=call("reset"),
-                                 update_weight_version=call("version"), enqueue=lambda prompts, *_, **__: map(str, range(len(prompts))),
+    return types.SimpleNamespace(wake_up=call("wake_up"),
+                                 collective_rpc=call("reload"),
+                                 reset_prefix_cache=call("reset"),
+                                 update_weight_version=call("version"),
+                                 enqueue=lambda prompts, *_, **__: map(str, range(len(prompts))),
                                  llm_engine=states)
 
 
@@ -274,8 +289,14 @@ def without_vllm(monkeypatch):
 
 
 def sampled(engine, prompts=4):
-    return list(rollout.generate(engine, [(i, [5]) for i in range(prompts)], [[i] for i in range(prompts)], temperature=1.0,
-                                 max_tokens=4, stop_ids=[1], deadline_s=1e9, version=0, vocab_size=9))
+    return list(
+        rollout.generate(engine, [(i, [5]) for i in range(prompts)], [[i] for i in range(prompts)],
+                         temperature=1.0,
+                         max_tokens=4,
+                         stop_ids=[1],
+                         deadline_s=1e9,
+                         version=0,
+                         vocab_size=9))
 
 
 @pytest.mark.parametrize("strings, skipped", [((), True), (("<|im_end|>",), False)])
@@ -287,8 +308,15 @@ def test_a_special_token_can_be_a_stop_string(strings, skipped, without_vllm):
         raise distributed.Broken("enough")
 
     with pytest.raises(distributed.Broken):
-        list(rollout.generate(types.SimpleNamespace(enqueue=enqueue), [(0, [5])], [[0]], temperature=1.0, max_tokens=4, stop_ids=[1],
-                              deadline_s=9, version=0, vocab_size=9, stop_strings=strings))
+        list(
+            rollout.generate(types.SimpleNamespace(enqueue=enqueue), [(0, [5])], [[0]],
+                             temperature=1.0,
+                             max_tokens=4,
+                             stop_ids=[1],
+                             deadline_s=9,
+                             version=0,
+                             vocab_size=9,
+                             stop_strings=strings))
     assert [(one["skip_special_tokens"], one["detokenize"]) for one in asked] == [(skipped, not skipped)]
 
 
@@ -305,7 +333,7 @@ def ended(main, capsys):
     ("step", "sampling", "kv_cache_gb = 10 instead of 20")])
 def test_an_engine_out_of_memory_never_shrinks_the_micro_batches(
         at, part, advice, capsys, monkeypatch, tmp_path, without_vllm):
-    """A cache of 20 GB, 6 of them for one sequence. Weights and sync have no cache beside them: a smaller one is no help."""
+    """A cache of 20 GB, 6 of them for one sequence. Weights and sync have none beside them: halving does not help."""
     monkeypatch.setattr(crash, "CONTEXT", {"folder": str(tmp_path), "step": 3})
     monkeypatch.setattr(rollout, "hf_stream", lambda *_: iter(()))
     assert tokens_left(tmp_path, 4096) == 4096 and cache_left(tmp_path, 0.0) == 0.0
@@ -330,7 +358,8 @@ def test_the_cache_is_halved_until_one_sequence_would_not_fit(monkeypatch, tmp_p
 
     said = []
     for start, size, told in ((1, 0.0, "kv_cache_gb = 10 instead of 20"), (2, 10.0, "kv_cache_gb = 5 instead of 10"),
-                              (3, 5.0, "cannot be halved, one sequence of full length takes 3"), (4, 5.0, "cannot be halved")):
+                              (3, 5.0, "cannot be halved, one sequence of full length takes 3"), (4, 5.0,
+                                                                                                  "cannot be halved")):
         monkeypatch.setattr(crash, "CONTEXT", {"folder": str(tmp_path), "step": 1})
         assert cache_left(tmp_path, 0.0, said.append) == size
         crash.CONTEXT["cache"] = size or 20.0, 3.0
@@ -347,7 +376,8 @@ def test_a_micro_batch_of_one_sequence_is_not_halved_any_more(monkeypatch, tmp_p
         raise FULL[6]
 
     monkeypatch.setattr(crash, "CONTEXT", {"folder": str(tmp_path), "step": 1, "longest": 700})
-    for size, told in ((2000, "max_tokens_per_gpu = 1000 instead of 2000"), (1000, "max_tokens_per_gpu = 500 instead of 1000"),
+    for size, told in ((2000, "max_tokens_per_gpu = 1000 instead of 2000"),
+                       (1000, "max_tokens_per_gpu = 500 instead of 1000"),
                        (500, "= 500 is no more than the longest sequence, 700 tokens"), (500, "no more than")):
         assert tokens_left(tmp_path, 2000) == size
         code, last = ended(no_room, capsys)
@@ -388,7 +418,8 @@ def test_the_same_command_goes_on_with_half_of_the_cache(script, server, tied_mo
     assert done.returncode == 4 and "kv_cache_gb = 0.25 instead of 0.5" in done.stderr, done.stderr[-2000:]
     done = start()
     assert done.returncode == 0 and "kv_cache_gb = 0.25: an earlier start" in done.stdout, done.stderr[-2000:]
-    assert open(tmp_path / "caches").read().split() == ["0.0", "0.25"] and [row["step"] for row in rows_of(tmp_path)] == [1, 2, 3]
+    assert open(tmp_path / "caches").read().split() == ["0.0", "0.25"] and [row["step"]
+                                                                            for row in rows_of(tmp_path)] == [1, 2, 3]
     assert "max_tokens_per_gpu = 1" not in done.stdout
 
 
@@ -455,7 +486,7 @@ def test_no_learning_signal_is_said_every_ten_steps():
 
 def test_nothing_evaluates_text_or_unpickles_files_or_trusts_remote_code():
     """
-    Model text and data files only ever meet json, ast.literal_eval and our own parsers; a .bin of weights the unpickler that
+    Model text and data files only meet json, ast.literal_eval and our own parsers; a .bin of weights the unpickler that
     makes nothing but tensors, as in transformers.
     """
     for name in sorted(os.listdir(ROOT)):
@@ -509,8 +540,14 @@ def byte_fallback_tokenizer(folder):
     from transformers import PreTrainedTokenizerFast
 
     pieces = ["<unk>", "<s>", "</s>", *[f"<0x{i:02X}>" for i in range(256)], "▁a", "▁b"]
-    inner = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True))
-    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    inner = Tokenizer(
+        models.BPE({piece: i
+                    for i, piece in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True))
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "),
+         decoders.ByteFallback(),
+         decoders.Fuse(),
+         decoders.Strip(" ", 1, 0)])
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", unk_token="<unk>")
 
 
@@ -534,7 +571,7 @@ def test_the_layout_over_gpus_may_change_in_a_continued_run():
     assert {"shard_size", "tensor_parallel"} <= set(rundir.MAY_CHANGE)
 
 
-# ------------------------------------------------------------------------------------------------ processes and machines
+# ---------------------------------------- processes and machines
 
 
 def test_on_gpus_tensors_go_through_nccl_and_pickles_through_gloo(monkeypatch):
@@ -543,7 +580,8 @@ def test_on_gpus_tensors_go_through_nccl_and_pickles_through_gloo(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", given.append)
     monkeypatch.setattr(distributed.dist, "is_initialized", lambda: False)
-    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, **options: given.append((backend, options)))
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, **options: given.append(
+        (backend, options)))
     monkeypatch.setenv("RANK", "3"), monkeypatch.setenv("LOCAL_RANK", "1"), monkeypatch.setenv("WORLD_SIZE", "4")
     assert distributed.init_distributed(60) == (3, 4, torch.device("cuda", 1))
     device, (backend, options) = given
@@ -568,11 +606,12 @@ finally:
 """
 
 
-@pytest.mark.parametrize("how, code, env, found", [("well", 0, {}, "expandable_segments:True"),
-                                                   ("error", 1, {"PYTORCH_ALLOC_CONF": "max_split_size_mb:512"}, "None")])
+@pytest.mark.parametrize("how, code, env, found",
+                         [("well", 0, {}, "expandable_segments:True"),
+                          ("error", 1, {"PYTORCH_ALLOC_CONF": "max_split_size_mb:512"}, "None")])
 def test_a_script_leaves_its_group_and_lets_gpu_memory_grow(
         how, code, env, found, monkeypatch):
-    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):  # the first is set by this process's own import of common
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):  # this process's import has set the first
         monkeypatch.delenv(name, raising=False)
     done = run_script("-c", GROUP, how, env=env)
     assert (done.returncode, done.stdout) == (code, f"left {found}\n"), done.stderr
