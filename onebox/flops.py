@@ -1,9 +1,9 @@
 """
 How much work a step is, and how near it came to what the machine can do.
 
-Work is what the algorithm needs, not what the code happens to do: recomputed activations, logits computed twice, padding
-and the half of the attention square above the diagonal are not work. So MFU is that of PaLM (arXiv 2204.02311, appendix
-B), except that PaLM counts the whole square. tests/test_flops.py checks the formulas by hand and against torch's counter.
+Work is what the algorithm needs, not what the code happens to do: recomputed activations, logits computed twice,
+padding and the half of the attention square above the diagonal are not work. So MFU is that of PaLM (arXiv 2204.02311,
+appendix B), except that PaLM counts the whole square. tests/test_flops.py checks the formulas.
 """
 
 import math
@@ -28,23 +28,12 @@ class Shape:
     head_dim: int
     intermediate: int
     vocab: int
-    tied: bool
-    vectors: int = 0  # parameters of a block that are no matrix: norms and biases
 
     @property
     def block_weights(self):
         """Entries of the matrices of one block: q, k, v, o, gate, up, down."""
         attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         return attention + 3 * self.hidden * self.intermediate
-
-    @property
-    def trunk_params(self):
-        """All but the head; the embeddings, the last norm and the blocks."""
-        return self.layers * (self.block_weights + self.vectors) + self.hidden + self.vocab * self.hidden
-
-    @property
-    def params(self):
-        return self.trunk_params + (0 if self.tied else self.vocab * self.hidden)
 
     @property
     def decode_weights(self):
@@ -57,23 +46,13 @@ def shape_of(config):
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kind, h, inner = config.model_type, config.hidden_size, config.intermediate_size
-    vectors = 2 * h  # two norms
-    if kind == "qwen2" or getattr(config, "attention_bias", False):
-        vectors += (heads + 2 * kv_heads) * head_dim + (h if kind != "qwen2" else 0)  # q, k, v; Qwen2 has none on o
-    if kind == "qwen3":
-        vectors += 2 * head_dim  # norms of q and k
-    if kind == "olmo2":
-        vectors += (heads + kv_heads) * head_dim  # the same over all heads
-    if getattr(config, "mlp_bias", False):
-        vectors += 2 * inner + h
-    return Shape(config.num_hidden_layers, h, heads, kv_heads, head_dim, inner, config.vocab_size,
-                 bool(getattr(config, "tie_word_embeddings", False)), vectors)
+    return Shape(config.num_hidden_layers, config.hidden_size, heads, kv_heads, head_dim, config.intermediate_size,
+                 config.vocab_size)
 
 
 def forward_flops(shape, lens, scored):
     """
-    Count the FLOPs of one forward pass over packed sequences; backward is twice as many, so training is 3 of these.
+    Count the FLOPs of a forward pass over packed sequences; backward is twice as many, so training is 3 of these.
 
         2 * layers * block_weights * tokens                  every matrix of a block, a multiplication and an addition
         4 * layers * heads * head_dim * sum n (n + 1) / 2    q @ k and probabilities @ v, causal, in each sequence of n
@@ -83,8 +62,8 @@ def forward_flops(shape, lens, scored):
     """
     lens = np.asarray(lens, dtype=np.float64)
     pairs = (lens * (lens + 1) / 2).sum()
-    blocks = 2 * shape.layers * shape.block_weights * lens.sum() + 4 * shape.layers * shape.heads * shape.head_dim * pairs
-    return float(blocks + 2 * shape.vocab * shape.hidden * scored)
+    linear, attention = 2 * shape.block_weights * lens.sum(), 4 * shape.heads * shape.head_dim * pairs
+    return float(shape.layers * (linear + attention) + 2 * shape.vocab * shape.hidden * scored)
 
 
 def kv_bytes_per_token(shape, bytes_each=2):
@@ -182,8 +161,8 @@ def efficiency(row, machine, rollouts, batches, device):
         packing   tokens / (ranks * tokens of the fullest rank), each micro-batch by itself: 1 = no rank waits
         tail      longest response / mean response
 
-    rollouts: all of the step, on every rank. batches: this rank's micro-batches, which count their own passes. The first
-    three are None unless the device's peaks are known.
+    rollouts: all of the step, on every rank. batches: this rank's micro-batches, which count their own passes. The
+    first three are None unless the device's peaks are known.
     """
     lens = [len(r.response_ids) for r in rollouts]
     filled, fullest = sum(b.tokens_of_all for b in batches), sum(b.tokens_of_fullest for b in batches)
@@ -196,8 +175,8 @@ def efficiency(row, machine, rollouts, batches, device):
     for first in range(0, len(rollouts), max(1, size)):
         for engine in range(machine.engines):
             mine = [r for r in rollouts[first:first + size] if r.prompt % machine.engines == engine]
-            bytes_, ops = decode_work(machine.shape, [len(r.prompt_ids) for r in mine], [len(r.response_ids) for r in mine],
-                                      machine.max_num_seqs, machine.bytes_each)
+            bytes_, ops = decode_work(machine.shape, [len(r.prompt_ids) for r in mine],
+                                      [len(r.response_ids) for r in mine], machine.max_num_seqs, machine.bytes_each)
             read += bytes_
             decode_s += max(bytes_ / machine.peaks.bandwidth, ops / machine.peaks.flops) / machine.world
     train_s, read_s = flops / (machine.peaks.flops * machine.world), read / (machine.peaks.bandwidth * machine.world)
