@@ -2,7 +2,7 @@
 The policy: a Hugging Face causal LM, sharded with FSDP2, fed with packed sequences (no padding), and its log-probs.
 
 Nothing here has an opinion about the algorithm: rollouts and token budgets go in, log-probabilities come out.
-Letters in shape comments: N tokens of a micro-batch, S sequences in it, T response tokens in it, H hidden, V vocabulary.
+Letters in shape comments: N tokens of a micro-batch, S sequences and T response tokens in it, H hidden, V vocabulary.
 """
 
 import functools
@@ -19,7 +19,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers import AttentionInterface
 
-from onebox.config import ConfigError
+from onebox.config import refuse
 from onebox.distributed import gather, whole
 from onebox.fused_logprobs import TokenLogprobs
 from onebox.models import load_hf
@@ -63,13 +63,13 @@ class Critic(torch.nn.Module):
 
 def load_policy(path, device, dtype, *, checkpointing=False, compile=False, trainable=True, shard_size=0):
     """
-    Load a Hugging Face directory as a Policy, each transformer block sharded over the GPUs (one fp32 process: unsharded).
+    Load a Hugging Face directory as a Policy, each transformer block sharded over the GPUs (not in one fp32 process).
 
     Weights and optimizer state are fp32 shards; compute is in `dtype` (bf16 weights at lr 1e-6 would never move).
     checkpointing: recompute all of a block in backward (True), only what is cheap ("selective"), or nothing (False).
-    compile: torch.compile each block. trainable=False (a reference): weights in `dtype`, no gradients. shard_size: shard
-    inside groups of this many ranks and replicate across them (0: over all ranks), for several nodes. Raises ConfigError
-    for a model that cannot be trained here.
+    compile: torch.compile each block. trainable=False (a reference): weights in `dtype`, no gradients. shard_size:
+    shard inside groups of this many ranks and replicate across them (0: over all ranks), for several nodes. Raises
+    ConfigError for a model that cannot be trained here.
     """
     hf = load_hf(path)
     return shard(Policy(hf, compile), hf.get_decoder(), device, dtype, checkpointing=checkpointing, compile=compile,
@@ -79,7 +79,8 @@ def load_policy(path, device, dtype, *, checkpointing=False, compile=False, trai
 def load_critic(path, device, dtype, *, checkpointing=False, compile=False, shard_size=0):
     """Load the trunk of a Hugging Face directory as a Critic; the arguments are those of load_policy."""
     critic = Critic(load_hf(path))
-    return shard(critic, critic.trunk, device, dtype, checkpointing=checkpointing, compile=compile, shard_size=shard_size)
+    return shard(critic, critic.trunk, device, dtype, checkpointing=checkpointing, compile=compile,
+                 shard_size=shard_size)
 
 
 def shard(module, trunk, device, dtype, *, checkpointing=False, compile=False, trainable=True, shard_size=0):
@@ -124,19 +125,18 @@ def cast_parameters(module, dtype):
 
 def check_compile(compile, checkpointing):
     """Raise ConfigError if the setting `compile` cannot work here, before any weight is loaded."""
-    if compile and checkpointing == "selective":
-        raise ConfigError("compile = True already keeps of each block only what is not cheap to compute again: set "
-                          "checkpointing to True or False")
-    wanted = os.environ.get("CC", "gcc") if torch.cuda.is_available() else os.environ.get("CXX", "g++")  # Triton, Inductor
-    if compile and not shutil.which(wanted):
-        raise ConfigError(f"compile = True needs a compiler on this machine, and {wanted} is not there: apt install g++, or "
-                          "leave it False")
+    refuse(compile and checkpointing == "selective", "compile = True already keeps of each block only what is not "
+           "cheap to compute again: set checkpointing to True or False")
+    on_gpu = torch.cuda.is_available()  # Triton wants a compiler of C, Inductor one of C++
+    wanted = os.environ.get("CC", "gcc") if on_gpu else os.environ.get("CXX", "g++")
+    refuse(compile and not shutil.which(wanted), f"compile = True needs a compiler on this machine, and {wanted} is "
+           "not there: apt install g++, or leave it False")
 
 
 def compile_blocks(trunk):
     """
-    Compile each block's forward; FSDP's hooks stay outside. Attention stays as it is: it reads Python lists of lengths, on
-    which the compiler would specialize again at every step.
+    Compile each block's forward; FSDP's hooks stay outside. Attention stays as it is: it reads Python lists of lengths,
+    on which the compiler would specialize again at every step.
     """
     AttentionInterface.register("packed", uncompiled_attention())
     for block in trunk.layers:
@@ -200,11 +200,11 @@ def pack(rollouts, chosen, max_tokens, rank, world, device, needs_grad=None):
     """
     Pack one update into micro-batches for this rank. Every rank passes the same list and gets equally many of them.
 
-    rollouts: with prompt_ids, response_ids, rollout_logprobs. chosen: indices of those to pack; response_index holds the
-    same ones. needs_grad: bool (R,), which of them need a backward pass (None: all); their micro-batches come first, then
-    those that only go forward. Longest first onto the least loaded micro-batch, so that tokens are balanced; at most
-    max_tokens each, unless one sequence alone is longer. A rank with nothing to do gets one token of weight 0, as it must
-    take part in FSDP's collectives.
+    rollouts: with prompt_ids, response_ids, rollout_logprobs. chosen: indices of those to pack; response_index holds
+    the same ones. needs_grad: bool (R,), which of them need a backward pass (None: all); their micro-batches come
+    first, then those that only go forward. Longest first onto the least loaded micro-batch, to balance the tokens;
+    at most max_tokens each, unless one sequence alone is longer. A rank with nothing to do gets one dummy token without
+    a target, as it must take part in FSDP's collectives.
     """
     lens = {i: len(rollouts[i].prompt_ids) + len(rollouts[i].response_ids) - 1
             for i in map(int, chosen) if len(rollouts[i].response_ids)}
@@ -268,7 +268,7 @@ def to_micro_batch(rollouts, chosen, device):
 
 def to_responses(batches, name, only=None):
     """
-    Gather the field `name` (T,) of the micro-batches of all ranks as {response: (len,) float64}, in order, on every rank.
+    Gather the field `name` (T,) of all ranks' micro-batches as {response: (len,) float64}, in order, on every rank.
 
     only: a set of responses; None means all. Micro-batches without this field (None) are left out.
     """
@@ -312,7 +312,8 @@ def make_adam(module, lr, beta1, beta2, weight_decay):
     Made in the first step, they would lie for good between the activations freed around it. And saving an optimizer
     without state makes it take a step, so that the first update after a save would be another one.
     """
-    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(beta1, beta2), weight_decay=weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(beta1, beta2), weight_decay=weight_decay,
+                                  fused=True)
     for p in module.parameters():
         optimizer.state[p] = {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p),
                               "exp_avg_sq": torch.zeros_like(p)}
@@ -323,7 +324,7 @@ def learning_rate(step, lr, schedule, warmup_steps, num_steps, min_ratio):
     """
     Compute the lr of step 1, 2, ...: linear warm-up, then "constant", "linear" or "cosine" towards min_ratio * lr.
 
-    No step has lr 0: the warm-up begins above it, and the schedule ends above it or is at min_ratio only after num_steps.
+    No step is wasted on an lr of 0: the warm-up begins above it, and the schedule would reach min_ratio after the last.
     """
     if step <= warmup_steps:
         return lr * step / (warmup_steps + 1)

@@ -73,7 +73,7 @@ def kv_bytes_per_token(shape, bytes_each=2):
 
 def decode_work(shape, prompt_lens, response_lens, num_seqs, bytes_each=2):
     """
-    Count the least (bytes read, FLOPs) that one engine needs to sample these responses (R,), num_seqs at a time at most.
+    Count the least (bytes read, FLOPs) that one engine needs to sample these responses (R,), at most num_seqs at once.
 
         steps = max(longest response, ceil(all response tokens / num_seqs))       no schedule needs fewer
         bytes = steps * decode_weights * bytes_each  +  sum_i (r_i p_i + r_i (r_i + 1) / 2) * kv_bytes_per_token

@@ -61,7 +61,7 @@ class TokenLogprobs(torch.autograd.Function):
 
 
 def chunk_statistics(logits, targets):
-    """Map logits (c, V), targets (c,) to the target's log-prob, the entropy and the log of the sum of exponentials, (c,)."""
+    """Map logits (c, V), targets (c,) to the target's log-prob, the entropy and the log-sum-exp, each (c,)."""
     largest = logits.amax(-1)
     target = logits.gather(-1, targets[:, None])[:, 0]
     p = (logits - largest[:, None]).exp_()  # (c, V), not yet divided by its sum
@@ -71,7 +71,7 @@ def chunk_statistics(logits, targets):
 
 
 def chunk_gradient(logits, targets, lse, grad_logprobs, entropy=None, grad_entropy=None):
-    """Return the gradient (c, V) of the logits, overwritten: d logprob = onehot - p, d entropy = -p (log p + entropy)."""
+    """Overwrite logits with their gradient (c, V): d logprob = onehot - p, d entropy = -p (log p + entropy)."""
     logp = logits.sub_(lse[:, None])
     if entropy is None:
         grad = logp.exp_().mul_(-grad_logprobs[:, None])

@@ -1,6 +1,6 @@
 """
-What vLLM 0.20 and torch 2.11 lack of the calls made here, so that machines with them can be used as they are. To drop them,
-remove this file and each line that names it.
+What vLLM 0.20 and torch 2.11 lack of the calls made here, so that machines with them can be used as they are. To drop
+them, remove this file and each line that names it.
 """
 
 import inspect
@@ -20,7 +20,7 @@ def complete(LLM):
 
 
 def with_gqa(varlen_attn):
-    """Give torch 2.11's kernel the argument enable_gqa, which it lacks: it always shares key heads among query heads."""
+    """Give torch 2.11's kernel the argument enable_gqa, which it lacks: it shares key heads in any case."""
     if "enable_gqa" in inspect.signature(varlen_attn).parameters:
         return varlen_attn
     return lambda *args, enable_gqa, **options: varlen_attn(*args, **options)

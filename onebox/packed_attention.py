@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
-from onebox.config import ConfigError
+from onebox.config import refuse
 from onebox.older import with_gqa
 
 try:
@@ -26,8 +26,8 @@ def length_buckets(lens, device):
     """
     Cut sequences, sorted by length, into buckets no shorter than 3/4 of their longest, so that padding wastes little.
 
-    Returns (first, last, count, longest, index) for each: tokens first ... last of the micro-batch, count sequences, the
-    longest one, and where each token stands after padding.
+    Returns (first, last, count, longest, index) for each: tokens first ... last of the micro-batch, count sequences,
+    the longest one, and where each token stands after padding.
     """
     buckets, first, start = [], 0, 0
     for i in range(1, len(lens) + 1):
@@ -58,15 +58,14 @@ def packed_attention(module, query, key, value, attention_mask, scaling, packed=
     """
     Compute causal attention of a packed micro-batch; the interface is transformers' AttentionInterface.
 
-    query (1, heads, N, D), key and value (1, kv_heads, N, D) -> (1, N, heads, D). On CUDA flash-attn's varlen kernel if it
-    is installed, else PyTorch's. On a CPU SDPA over buckets of similar length, padded on the right: a causal query never
-    sees what follows.
+    query (1, heads, N, D), key and value (1, kv_heads, N, D) -> (1, N, heads, D). On CUDA flash-attn's varlen kernel if
+    it is installed, else PyTorch's. On a CPU SDPA over buckets of similar length, padded on the right: a causal query
+    never sees what follows.
     """
     if sliding_window is not None and max(packed.lens) <= sliding_window:
         sliding_window = None  # full attention
-    if not (sliding_window is None and softcap is None and s_aux is None):
-        raise ConfigError(f"this model's attention wants sliding_window={sliding_window}, softcap={softcap} or sinks, which "
-                          "packed_attention does not compute; choose another model")
+    refuse(any(x is not None for x in (sliding_window, softcap, s_aux)), f"this model's attention wants sliding_window="
+           f"{sliding_window}, softcap={softcap} or sinks, which packed_attention does not compute: choose another")
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, heads, D)
     gqa = query.shape[1] != key.shape[1]
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and (flash_attn_varlen_func or varlen_attn):

@@ -1,5 +1,5 @@
 """
-A step at full length before the first real one, so that out of memory comes before the first rollout and not at step 120.
+A step at full length before the first real one, so that memory runs out before the first rollout, not at step 120.
 """
 
 import math
@@ -21,9 +21,9 @@ def dry_step(models, reference, cfg, max_tokens, vocab_size, world, device, say)
     Send one micro-batch as large as any that the run can meet forward and backward, through the same functions.
 
     models: {"policy": (policy, optimizer)}, perhaps "critic" too, with Adam's moments already there (policy.make_adam).
-    Gradients stand there as zeros meanwhile, as they will from the second micro-batch on, and are dropped afterwards: no
-    weight, no optimizer state and no random generator changes. The engine must be asleep. Says the peak memory in one
-    line. Raises ConfigError with exit code 4 if the memory does not suffice.
+    Gradients are zeros meanwhile, as large as they will be from the second micro-batch on, and are dropped afterwards:
+    no weight, no optimizer state and no random generator changes. The engine must be asleep. Says the peak memory in
+    one line. Raises ConfigError with exit code 4 if the memory does not suffice.
     """
     full = cfg.max_prompt_len + cfg.max_response_len - 1
     most = math.ceil(cfg.prompts_per_step * cfg.group_size / world)
@@ -32,8 +32,8 @@ def dry_step(models, reference, cfg, max_tokens, vocab_size, world, device, say)
     if len(lens) < most and rest > cfg.max_prompt_len:  # a shorter response fills a micro-batch to the last token
         lens.append(rest)
     ids = np.arange(full + 1) % vocab_size
-    rollouts = [FakeRollout(ids[:cfg.max_prompt_len], ids[cfg.max_prompt_len:n + 1], np.zeros(n + 1 - cfg.max_prompt_len))
-                for n in lens]
+    rollouts = [FakeRollout(ids[:cfg.max_prompt_len], ids[cfg.max_prompt_len:n + 1],
+                            np.zeros(n + 1 - cfg.max_prompt_len)) for n in lens]
     start = time.monotonic()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

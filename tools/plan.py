@@ -4,14 +4,14 @@ What a recipe needs, before it is launched: memory by part, room in the KV cache
     python -m tools.plan recipes/tinyzero_grpo.py --gpus 8 --gpu_memory_gb 80 [--setting value ...]
 
 Options  --gpus N (processes), --gpu_memory_gb X, --gpu NAME (for its peaks, default H100), --mean_response_len N and
-         --mean_prompt_len N (default half of the longest), --agreeing X (share of groups whose rewards agree: GRPO runs
-         them forward only; default 0), --mfu and --mbu (assumed shares of the peaks). The rest are settings of the
-         script. Only the model's config.json is read; a few common models are known offline.
+         --mean_prompt_len N (default half of the longest), --agreeing X (share of groups whose rewards agree: GRPO
+         runs them forward only; default 0), --mfu and --mbu (assumed shares of the peaks). The rest are settings of
+         the script. Only the model's config.json is read; a few common models are known offline.
 Exit     0 it fits, 1 it does not; then the settings to change are printed, and with them it does fit.
 
-Memory is computed from the code's own buffers and was compared with tensors (tests/test_plan.py) and, in a version for
-CPUs, with runs (results/bench_2026-11-22_plan.md); no prediction for a GPU has been compared with one. 1 GB is 1e9 bytes,
-and "80 GB" cards are taken to hold that.
+Memory is computed from the code's own buffers and was compared with tensors (tests/test_plan.py) and, in a version
+for CPUs, with runs (results/bench_2026-11-22_plan.md); no prediction for a GPU has been compared with one. 1 GB is 1e9
+bytes, and "80 GB" cards are taken to hold that.
 """
 
 import argparse
@@ -30,7 +30,7 @@ import torch
 from transformers import AutoConfig
 
 from data import hub_reachable
-from onebox.config import ConfigError, load_config, read_recipe
+from onebox.config import ConfigError, load_config, read_recipe, refuse
 from onebox.flops import GPUS, Shape, decode_work, forward_flops, known_gpu, kv_bytes_per_token, shape_of
 from onebox.fused_logprobs import CHUNK_LOGITS_CUDA
 from onebox.models import check_architecture, check_positions, check_tensor_parallel, own_class
@@ -90,13 +90,17 @@ def parse(argv):
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     options, rest = parser.parse_known_args(argv)
-    for name, value in vars(options).items():
-        if name != "gpu" and not (value >= 0 if "mean" in name or name == "agreeing" else value > 0) or value == math.inf:
-            raise ConfigError(f"tools.plan: {name} = {value} must be greater than 0")
-        if name in ("mfu", "mbu", "agreeing") and value > 1:
-            raise ConfigError(f"tools.plan: {name} = {value} is a share: from 0 to at most 1")
-    if known_gpu(options.gpu, "bfloat16") is None:
-        raise ConfigError(f"tools.plan: no peaks known for --gpu {options.gpu!r}; known: {', '.join(GPUS)}")
+    for name in ("gpus", "gpu_memory_gb", "mfu", "mbu"):
+        refuse(not 0 < getattr(options, name) < math.inf,
+               f"tools.plan: {name} = {getattr(options, name)} must be greater than 0")
+    for name in ("mean_response_len", "mean_prompt_len"):
+        refuse(not 0 <= getattr(options, name) < math.inf,
+               f"tools.plan: {name} = {getattr(options, name)} must not be negative")
+    for name in ("mfu", "mbu", "agreeing"):
+        refuse(not 0 <= getattr(options, name) <= 1,
+               f"tools.plan: {name} = {getattr(options, name)} is a share: from 0 to at most 1")
+    refuse(known_gpu(options.gpu, "bfloat16") is None,
+           f"tools.plan: no peaks known for --gpu {options.gpu!r}; known: {', '.join(GPUS)}")
     return options, rest
 
 
@@ -196,7 +200,8 @@ def micro_batch_memory(model, tokens, bytes_each, checkpointing, head=True, shar
     """
     shape, b, block = model.shape, bytes_each, activation_bytes(model, bytes_each)
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    products = b * (2 * q + 2 * kv + 2 * shape.hidden + 2 * shape.intermediate) + 4 * shape.heads  # policy.keep_products
+    # as policy.keep_products has it
+    products = b * (2 * q + 2 * kv + 2 * shape.hidden + 2 * shape.intermediate) + 4 * shape.heads
     of_block = {True: b * shape.hidden, "selective": b * shape.hidden + products, False: block}[checkpointing]
     kept = tokens * (shape.layers * of_block + (4 + 3 * b) * shape.hidden)
     gathered = b * sharded
@@ -404,8 +409,8 @@ def suggest(cfg, script, options):
         less = {k: v for k, v in changes.items() if k != name}
         if less and fits(less):
             changes = less
-    for name in changes:
-        changes |= next((step for step in steps if name in step and fits(changes | step)), {})
+    for name in list(changes):
+        changes = changes | next((step for step in steps if name in step and fits(changes | step)), {})
     return changes
 
 

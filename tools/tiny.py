@@ -118,7 +118,8 @@ def main():
             line = {"prompt": build_prompt("tiny_countdown", row), "response": trace(row, rng)}
             f.write(json.dumps(line) + "\n")
     os.replace(path + ".tmp", path)  # complete or not there: `make base` looks for this file
-    print(f"{folder}: {model.num_parameters():,} untrained weights, {VOCAB_SIZE} tokens\n{path}: {args.traces:,} traces")
+    print(f"{folder}: {model.num_parameters():,} untrained weights, {VOCAB_SIZE} tokens")
+    print(f"{path}: {args.traces:,} traces")
 
 
 if __name__ == "__main__":
