@@ -327,7 +327,7 @@ def learning_rate(step, lr, schedule, warmup_steps, num_steps, min_ratio):
     No step is wasted on an lr of 0: the warm-up begins above it, and the schedule would reach min_ratio after the last.
     """
     if step <= warmup_steps:
-        return lr * step / (warmup_steps + 1)
+        return lr * max(step, 0) / (warmup_steps + 1)
     if schedule == "constant":
         return lr
     done = (step - warmup_steps - 1) / max(1, num_steps - warmup_steps)

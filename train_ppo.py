@@ -128,7 +128,7 @@ def group_advantages(rewards, divide_by_std, eps=1e-6):
     """
     rewards = rewards.double()
     advantages = rewards - rewards.mean(dim=1, keepdim=True)
-    if divide_by_std and rewards.shape[1] > 1:
+    if divide_by_std and rewards.numel() > len(rewards):  # a step may have no group
         advantages = advantages / (rewards.std(dim=1, keepdim=True) + eps)
     agrees = rewards.amax(dim=1) == rewards.amin(dim=1)
     return advantages.masked_fill(agrees[:, None], 0.0).float()
@@ -207,7 +207,7 @@ def token_weights(response_lens, num_responses, num_tokens, loss_agg, max_respon
 
     response_lens (R,); num_responses and num_tokens are counts of the whole update on all GPUs -> (R,)
     """
-    lens = response_lens.double().clamp(min=1)
+    lens, num_responses, num_tokens = response_lens.double().clamp(min=1), max(1, num_responses), max(1, num_tokens)
     if loss_agg == "seq_mean":
         return (1 / (num_responses * lens)).float()
     if loss_agg == "token_mean":

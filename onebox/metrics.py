@@ -316,15 +316,19 @@ def no_signal(silent_steps, row):
 
 def console_lines(row, num_steps):
     """
-    Show a row on the console: one line of at most 160 columns, called as the columns are, one more for held-out ones.
+    Show a row on the console, called as the columns are: one line, and another one for held-out success. A line has at
+    most 160 columns; what does not fit is left out, format_error first.
     """
     step, lines = f"step {row['step']:4d}/{num_steps}", []
-    shown = {"reward": ".3f", "correct": ".0%", "format_error": ".0%", "truncated": ".0%", "response_len": ".0f",
-             "grad_norm": ".2f", "entropy": ".2f", "kl": ".4f", "explained_variance": ".2f", "seconds_step": ".1f"}
+    shown = {"reward": ".3f", "correct": ".0%", "truncated": ".0%", "response_len": ".0f", "grad_norm": ".2f",
+             "entropy": ".2f", "skipped_updates": "d", "kl": ".4f", "explained_variance": ".2f", "seconds_step": ".1f",
+             "format_error": ".0%"}
     if row["step"]:
-        lines = ["".join([step, *(f"  {n} {row[n]:{form}}" for n, form in shown.items() if row.get(n) is not None)])]
-        if row["skipped_updates"]:
-            lines[0] += f"  skipped_updates {row['skipped_updates']}"
+        lines = [step]
+        for name, form in shown.items():
+            part = "" if row.get(name) is None else f"  {name} {row[name]:{form}}"
+            if len(lines[0] + part) <= 160 and part != "  skipped_updates 0":
+                lines[0] += part
     if row.get("eval_correct") is not None:
         lines.append(f"{step}  held-out: eval_correct {row['eval_correct']:.1%}  eval_correct_greedy "
                      f"{row['eval_correct_greedy']:.1%}  seconds_eval {row['seconds_eval']:.1f}")

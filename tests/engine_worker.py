@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
-import policy as model
-import rollout as sampler
-from onebox.distributed import gather, init_distributed
+import rollout
 from conftest import full, laid_out_as
+from onebox.distributed import gather, init_distributed
+from policy import load_policy, optimizer_step, pack, token_logprobs
+from rollout import generate, hf_stream, make_engine, sync_weights, wake_and_sync
 
 path, tensor_parallel = sys.argv[1], int(sys.argv[2])
 rank, world, device = init_distributed()
 config = AutoConfig.from_pretrained(path)
-policy = model.load_policy(path, device, "float32")
+policy = load_policy(path, device, "float32")
 optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-2)
 random.seed(7)
 np.random.seed(7)
@@ -35,8 +36,8 @@ left_behind = "/dev/shm/-tp:0-[0-1]-cpushm_0"  # as a run that was killed leaves
 made = rank == 0 and tensor_parallel > 1 and not os.path.exists(left_behind)
 if made:
     open(left_behind, "wb").close()
-engine = sampler.make_engine(path, config=config, dtype="float32", prompt_len=200, response_len=40, max_num_seqs=32,
-                             kv_cache_gb=0, tensor_parallel=tensor_parallel, seed=0, rank=rank, device=device)
+engine = make_engine(path, config=config, dtype="float32", prompt_len=200, response_len=40, max_num_seqs=32,
+                     kv_cache_gb=0, tensor_parallel=tensor_parallel, seed=0, rank=rank, device=device)
 report = {"rng_untouched": before == (random.random(), np.random.rand(), torch.rand(1).item()),
           "local_world_size_untouched": local_world_size == os.environ.get("LOCAL_WORLD_SIZE")}
 
@@ -49,16 +50,16 @@ group = rank // tensor_parallel
 def sample(version, seeds=None, prompts=prompts, **kw):
     seeds = seeds or [[1000 * group + 10 * i + k for k in range(3)] for i in range(len(prompts))]
     options = dict(temperature=TEMPERATURE, max_tokens=24, stop_ids=[1], deadline_s=600, vocab_size=config.vocab_size) | kw
-    found = list(sampler.generate(engine, prompts, seeds, version=version, **options))
+    found = list(generate(engine, prompts, seeds, version=version, **options))
     return sorted(found, key=lambda r: (r.prompt, r.sample))
 
 
 def gap(rollouts, temperature=TEMPERATURE):
     """|engine - trainer| log-prob over all ranks -> largest, mean."""
     worst, total, count = 0.0, 0.0, 0
-    for batch in model.pack(rollouts, range(len(rollouts)), 4096, 0, 1, device):
+    for batch in pack(rollouts, range(len(rollouts)), 4096, 0, 1, device):
         with torch.no_grad():
-            logprobs, _ = model.token_logprobs(policy, batch, temperature)
+            logprobs, _ = token_logprobs(policy, batch, temperature)
         difference = (logprobs - batch.rollout_logprobs).abs()
         worst, total, count = max(worst, difference.max().item()), total + difference.sum().item(), count + len(difference)
     ranks = gather([(worst, total, count)])
@@ -70,32 +71,32 @@ def update():
     generator = torch.Generator().manual_seed(random.Random(len(report)).randint(0, 9999))
     for p in policy.parameters():
         p.grad = laid_out_as(p, torch.randn(p.shape, generator=generator))
-    model.clip_and_step(policy, optimizer, 0, 3e-2)
+    optimizer_step(policy, optimizer, 3e-2, grad_clip=0)
 
 
 gaps, rollouts = [], None
 for step in range(4):
-    sampler.wake_and_sync(policy.hf, engine, torch.float32, step, device)
+    wake_and_sync(policy.hf, engine, torch.float32, step, device)
     rollouts = sample(step)
     gaps.append(gap(rollouts))
     update()
 report["gaps"] = gaps
 
 # negative twins: each trap must show, or the test above could not see it
-sampler.wake_and_sync(policy.hf, engine, torch.float32, 4, device)
+wake_and_sync(policy.hf, engine, torch.float32, 4, device)
 rollouts = sample(4)
 report["gap_without_temperature"] = gap(rollouts, 1.0)
 update()
 report["gap_without_sync"] = gap(sample(4))
-engine.collective_rpc("reload_weights", kwargs={"weights_iterator": sampler.hf_stream(policy.hf, torch.float32)})
+engine.collective_rpc("reload_weights", kwargs={"weights_iterator": hf_stream(policy.hf, torch.float32)})
 report["gap_without_cache_reset"] = gap(sample(4))
-sampler.wake_and_sync(policy.hf, engine, torch.float32, 5, device)
+wake_and_sync(policy.hf, engine, torch.float32, 5, device)
 update()
 named = ((n, full(p)) for n, p in policy.hf.named_parameters())
 engine.collective_rpc("reload_weights", kwargs={"weights_iterator": named})
 engine.reset_prefix_cache()
 report["gap_with_named_parameters"] = gap(sample(5))
-sampler.wake_and_sync(policy.hf, engine, torch.float32, 6, device)
+wake_and_sync(policy.hf, engine, torch.float32, 6, device)
 report["gap_after_recovery"] = gap(sample(6))
 
 # the seed alone decides a sample
@@ -153,12 +154,12 @@ def refusal(call):
 
 
 # a tensor that does not arrive: one by itself, a part of a fused one, the head
-whole_stream, report["left_out"] = sampler.hf_stream, {}
+report["left_out"] = {}
 for name in ("model.norm.weight", "model.layers.1.self_attn.k_proj.weight", "lm_head.weight"):
-    sampler.hf_stream = lambda *args, name=name: ((n, w) for n, w in whole_stream(*args) if n != name)
-    report["left_out"][name] = refusal(lambda: sampler.sync_weights(policy.hf, engine, torch.float32, 6))
-sampler.hf_stream = whole_stream
-sampler.sync_weights(policy.hf, engine, torch.float32, 6)
+    rollout.hf_stream = lambda *args, name=name: ((n, w) for n, w in hf_stream(*args) if n != name)
+    report["left_out"][name] = refusal(lambda: sync_weights(policy.hf, engine, torch.float32, 6))
+rollout.hf_stream = hf_stream
+sync_weights(policy.hf, engine, torch.float32, 6)
 report["gap_after_left_out"] = gap(sample(6))
 
 
@@ -167,7 +168,7 @@ report["bad_version"] = refusal(lambda: sample(99))
 report["gap_after_refusals"] = gap(sample(6))
 with torch.no_grad():
     policy.hf.model.norm.weight.fill_(float("nan"))
-sampler.sync_weights(policy.hf, engine, torch.float32, 7)
+sync_weights(policy.hf, engine, torch.float32, 7)
 report["nan"] = refusal(lambda: sample(7))
 if made:
     os.remove(left_behind)

@@ -1,6 +1,7 @@
 """python -m pytest tests/test_metrics.py: the columns of metrics.jsonl, by hand."""
 
 import math
+import re
 import time
 from types import SimpleNamespace
 
@@ -9,10 +10,26 @@ import pytest
 import torch
 
 from onebox.analysis import split_thinking, word_columns, word_counts
-from onebox.metrics import StepStats, hacked, more_seconds, seconds, summarise
+from onebox.distributed import Broken
+from onebox.metrics import (
+    StepStats,
+    console_lines,
+    empty_row,
+    explain_values,
+    hacked,
+    more_seconds,
+    no_signal,
+    seconds,
+    summarize,
+    trained_rows,
+)
+from policy import pack
 from rewards import Score
 from rollout import Rollout
-from train_ppo import dual_clip, policy_loss
+
+# ---------------------------------------------------------------------------------------------------------------
+# rollouts
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def tokenizer(texts, add_special_tokens):
@@ -21,11 +38,16 @@ def tokenizer(texts, add_special_tokens):
 
 def rollout(text, total, correct, format_ok, source="a", finish="stop", flags=()):
     ids = text.split() + (["<eos>"] if finish == "stop" else [])
-    return Rollout(0, 0, [1], ids, np.zeros(len(ids)), finish, text, Score(total, correct, format_ok, {"x": total}, frozenset(flags)), source)
+    score = Score(total, correct, format_ok, {"x": total}, frozenset(flags))
+    return Rollout(0, 0, [1], ids, np.zeros(len(ids)), finish, text, score, source)
+
+
+def of_rewards(*rewards):
+    return [rollout("1", reward, False, True) for reward in rewards]
 
 
 def test_summaries_are_means_over_the_rollouts():
-    row = summarise([rollout("2 no 3 no wait yes </think> <answer> 3 </answer>", 1.0, True, True),
+    row = summarize([rollout("2 no 3 no wait yes </think> <answer> 3 </answer>", 1.0, True, True),
                      rollout("1 note </think> <answer> 1 </answer>", 0.1, False, True, flags=["several_answers"]),
                      rollout("1 no 1 1", 0.0, False, False, finish="length")], tokenizer)
     assert (row["reward"], row["correct"], row["wrong_answer"], row["format_error"], row["truncated"]) == pytest.approx(
@@ -34,11 +56,41 @@ def test_summaries_are_means_over_the_rollouts():
     assert row["answer_len"] == pytest.approx((4 + 4 + 0) / 3)
     assert row["reflection_words"] == pytest.approx((3 + 0 + 1) / 3)  # "note" is not "no"
     assert row["flag/several_answers"] == pytest.approx(1 / 3) and row["flag/timeout"] == 0
-    assert not any(name.startswith("source/") for name in row)
+    assert not any(name.startswith("source/") for name in row) and "zero_variance_groups" not in row
+
+
+def test_groups_whose_rewards_agree_are_counted_among_all_that_were_sampled():
+    for rewards, group_size, share in [((1, 1, 0, 1, 0, 0, 2, 1), 2, 2 / 4), ((1, 1, 0, 1, 0, 0, 2, 1), 4, 0),
+                                       ((0, 0, 0, 0, 0, 0), 3, 1), ((0, 0, 0), 1, 0), ((), 4, 0)]:  # a group of one cannot
+        assert summarize(of_rewards(*rewards), tokenizer, group_size)["zero_variance_groups"] == share, (rewards, group_size)
+
+
+class Words:
+    """A tokenizer of whole words without a stream of tokens: no `ends`."""
+
+    backend_tokenizer = None
+
+
+def test_kept_rollouts_are_the_last_whole_groups_with_what_each_token_was_given(one_process):
+    rollouts = [Rollout(i // 2, i % 2, [7], [5, 6, 8][:1 + i % 2], np.zeros(1 + i % 2, np.float32), "stop", "a",
+                        Score(float(i), False, True, {}), asked=SimpleNamespace(uid=f"p{i // 2}", text="?", answer="1"))
+                for i in range(6)]
+    updates = [pack(rollouts, part, 1000, 0, 1, one_process[2]) for part in ([0, 1, 2, 3], [4])]  # the last one is masked
+    for batch in (batch for micro_batches in updates for batch in micro_batches):
+        batch.logprobs = batch.response_index / 8  # of tokens of response 3: 0.375
+        batch.advantages = torch.where(batch.targets == 6, 0.5, -0.5)
+    for keep, first in ((0, 6), (1, 4), (2, 4), (3, 2), (4, 2), (100, 0)):
+        rows = trained_rows(9, rollouts, updates, keep, 2, Words())
+        assert [row["reward"] for row in rows] == list(range(first, 6)), keep
+    third, fourth, masked = rows[2], rows[3], rows[5]
+    assert (fourth["step"], fourth["split"], fourth["uid"], fourth["sample"], fourth["gold"]) == (9, "train", "p1", 1, "1")
+    assert fourth["logprobs"] == [0.375, 0.375] and fourth["advantages"] == [-0.5, 0.5] and fourth["advantage"] == 0
+    assert third["advantage"] == -0.5 and "advantages" not in third  # one number for all tokens
+    assert masked["advantage"] == 0 and "logprobs" not in masked and masked["rollout_logprobs"] == [0, 0]
 
 
 def test_a_mixture_reports_each_source():
-    row = summarise([rollout("1", 1.0, True, True, "kk:3"), rollout("1", 0.0, False, False, "gsm8k"),
+    row = summarize([rollout("1", 1.0, True, True, "kk:3"), rollout("1", 0.0, False, False, "gsm8k"),
                      rollout("1", 1.0, True, True, "gsm8k")], tokenizer)
     assert row["source/gsm8k/correct"] == 0.5 and row["source/kk:3/reward"] == 1.0
     assert row["source/gsm8k/share"] == pytest.approx(2 / 3)
@@ -76,6 +128,11 @@ def test_counting_words_stays_linear_in_hostile_text():
         assert time.process_time() - start < 2
 
 
+# ---------------------------------------------------------------------------------------------------------------
+# rows and lines
+# ---------------------------------------------------------------------------------------------------------------
+
+
 def test_the_alarm_rings_when_reward_rises_and_held_out_success_falls():
     before = {"step": 10, "reward": 0.5, "eval_correct": 0.4}
     assert "exploiting" in hacked(before, {"step": 20, "reward": 0.6, "eval_correct": 0.3})
@@ -84,21 +141,10 @@ def test_the_alarm_rings_when_reward_rises_and_held_out_success_falls():
     assert hacked(None, before) == ""
 
 
-def test_token_statistics_by_hand(one_process):
-    stats = StepStats(torch.device("cpu"))
-    cfg = SimpleNamespace(clip_low=0.2, clip_high=0.2)
-    old = torch.tensor([-1.0, -1.0, -2.0, -2.0])
-    new = old + torch.tensor([0.5, 0.0, -0.5, 0.1])
-    batch = SimpleNamespace(rollout_logprobs=old + torch.tensor([0.0, 0.2, 0.0, -0.1]), ref_logprobs=old.clone())
-    stats.add(batch, new, torch.tensor([1.0, 2.0, 3.0, 4.0]), old, torch.tensor([1.0, 1.0, -1.0, 1.0]), torch.tensor(0.3), cfg)
-    stats.reduce()
-    row = stats.row()
-    assert row["entropy"] == pytest.approx(2.5) and row["clip_frac"] == pytest.approx(2 / 4)
-    assert row["mismatch_mean"] == pytest.approx(0.3 / 4) and row["mismatch_max"] == pytest.approx(0.2)
-    assert row["kl"] == pytest.approx(0) and row["trained_tokens"] == 4
-    stats.check_mismatch(0.1)
-    with pytest.raises(RuntimeError, match="engine and trainer disagree"):
-        stats.check_mismatch(0.05)
+def test_a_run_that_has_nothing_to_learn_from_says_so_every_ten_steps():
+    row = {"reward": 0.1, "format_error": 0.25, "truncated": 0.5}
+    assert [steps for steps in range(31) if no_signal(steps, row)] == [10, 20, 30]
+    assert "20 steps" in no_signal(20, row) and "0.100, format_error 25%, truncated 50%" in no_signal(20, row)
 
 
 def test_an_evaluation_adds_its_seconds_to_those_of_its_step():
@@ -108,36 +154,126 @@ def test_an_evaluation_adds_its_seconds_to_those_of_its_step():
     assert told == [5.0, 1.5, 2.0, 0.5, 1.0] and row["tokens_per_second"] == 15 and "tokens_per_second" not in more
 
 
+ROW = {"step": 7, "reward": 0.25, "correct": 0.125, "format_error": 0.5, "truncated": 0.0, "response_len": 310.2, "grad_norm": 0.5,
+       "entropy": 0.25, "kl": None, "seconds_step": 4.25, "skipped_updates": 0}
+HELD_OUT = {"eval_correct": 0.5, "eval_correct_greedy": 0.625, "seconds_eval": 12.0}
+EXTREME = {"step": 99999, "reward": -123.456, "correct": 1.0, "format_error": 1.0, "truncated": 1.0, "response_len": 131072.0,
+           "grad_norm": 123456.789, "entropy": 12.345, "kl": 123.456789, "explained_variance": -1e3, "seconds_step": 86400.0,
+           "skipped_updates": 64, "eval_correct": 1.0, "eval_correct_greedy": 1.0, "seconds_eval": 86400.0}
+
+
+def test_a_console_line_has_at_most_160_columns_whatever_the_row_holds():
+    for row in (ROW, EXTREME, {**EXTREME, "kl": math.nan, "grad_norm": math.inf, "explained_variance": math.nan}):
+        for line in console_lines(row, 100_000):
+            assert len(line) <= 160 and "\n" not in line, (len(line), line)
+
+
+def test_the_console_calls_everything_as_metrics_jsonl_does():
+    one, two = console_lines({**ROW, "kl": 0.1, **HELD_OUT}, 200)
+    words = {word for word in f"{one} {two}".split() if re.match("[a-z]", word)} - {"step", "held-out:"}
+    assert words == {name for name, value in ROW.items() if value != 0 or name == "truncated"} - {"step"} | HELD_OUT.keys()
+    critic = {word for word in console_lines({**ROW, "kl": 0.1, "explained_variance": -0.5}, 9999)[0].split()[2::2]}
+    assert {"reward", "correct", "response_len", "grad_norm", "entropy", "kl", "explained_variance", "seconds_step"} <= critic
+
+
+def test_a_console_line_says_what_there_is_and_held_out_success_has_its_own():
+    (line,) = console_lines(ROW, 200)
+    assert line == ("step    7/200  reward 0.250  correct 12%  truncated 0%  response_len 310  grad_norm 0.50  entropy 0.25  "
+                    "seconds_step 4.2  format_error 50%")
+    assert console_lines({**ROW, **HELD_OUT}, 200) == [
+        line, "step    7/200  held-out: eval_correct 50.0%  eval_correct_greedy 62.5%  seconds_eval 12.0"]
+    assert "skipped_updates 2" in console_lines({**ROW, "skipped_updates": 2}, 200)[0]
+    no_update = {**ROW, "grad_norm": None, "entropy": None, "skipped_updates": None}  # dynamic sampling found no group
+    assert "grad_norm" not in console_lines(no_update, 200)[0]
+
+
+def test_the_row_before_any_update_has_all_columns_and_only_held_out_success_to_show():
+    row = empty_row("advantage_std")
+    assert row["step"] == 0 and row["advantage_std"] is row["loss"] is row["mfu"] is row["zero_variance_groups"] is None
+    assert row["seconds_step"] == 0 and console_lines(row, 200) == []
+    assert console_lines({**row, **HELD_OUT}, 200) == ["step    0/200  held-out: eval_correct 50.0%  eval_correct_greedy 62.5%  seconds_eval 12.0"]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# updates
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def batch_of(old, rollout=None, ref=None):
+    return SimpleNamespace(old_logprobs=old, rollout_logprobs=old if rollout is None else rollout, ref_logprobs=ref)
+
+
+def test_token_statistics_by_hand(one_process):
+    stats = StepStats()
+    old = torch.tensor([-1.0, -1.0, -2.0, -2.0])
+    new = old + torch.tensor([0.5, 0.0, -0.5, 0.1])
+    batch = batch_of(old, rollout=old + torch.tensor([0.0, 0.2, 0.0, -0.1]), ref=old.clone())
+    stats.add(batch, new, torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor(0.3), torch.tensor([True, False, True, False]))
+    stats.check_mismatch()
+    assert stats.end_update(2.0)
+    row = stats.row()
+    assert row["entropy"] == pytest.approx(2.5) and row["clip_frac"] == pytest.approx(2 / 4) and row["loss"] == pytest.approx(0.3)
+    assert row["mismatch_mean"] == pytest.approx(0.3 / 4) and row["mismatch_max"] == pytest.approx(0.2)
+    assert row["approx_kl"] == pytest.approx((sum(math.exp(x) - 1 - x for x in (0.5, -0.5, 0.1))) / 4)
+    assert row["kl"] == pytest.approx(0) and row["trained_tokens"] == 4 and row["grad_norm"] == 2.0
+    assert batch.ratio.tolist() == pytest.approx([math.exp(x) for x in (0.5, 0, -0.5, 0.1)])  # kept for samples/
+    assert batch.clipped.tolist() == [True, False, True, False] and batch.entropy.tolist() == [1, 2, 3, 4]
+
+
+def test_the_canary_stops_where_engine_and_trainer_disagree_on_average(one_process):
+    old = torch.tensor([-1.0, -1.0, -2.0, -2.0])  # off by 0.3 / 4 = 0.075
+    for bound, gaps in ((0.1, [0.0, 0.2, 0.0, -0.1]), (0.05, [0.0, 0.2, 0.0, -0.1]), (0.1, [0.0, math.nan, 0.0, 0.0])):
+        stats = StepStats(max_mismatch=bound)
+        stats.add_mismatch(batch_of(old, rollout=old + torch.tensor(gaps)))
+        if bound == 0.1 and not math.isnan(sum(gaps)):
+            stats.check_mismatch()
+            continue
+        with pytest.raises(Broken, match="engine and trainer disagree.*No weight was changed"):
+            stats.check_mismatch()
+    StepStats(max_mismatch=0.1).check_mismatch()  # a step without a token compares nothing
+
+
 @pytest.mark.parametrize("passes", [1, 2, 6])
 def test_the_kl_to_the_start_model_is_that_of_the_policy_that_sampled_however_far_the_updates_go(one_process, passes):
     # four tokens drawn just as the policy says, 1/2 1/4 1/4, from a start model with 1/4 1/4 1/2: KL = ln(2) / 4
     old = torch.tensor([0.5, 0.5, 0.25, 0.25]).log()
-    batch = SimpleNamespace(rollout_logprobs=old, ref_logprobs=torch.tensor([0.25, 0.25, 0.25, 0.5]).log())
-    stats, cfg = StepStats(torch.device("cpu")), SimpleNamespace(clip_low=0.2, clip_high=0.2)
+    batch, stats = batch_of(old, ref=torch.tensor([0.25, 0.25, 0.25, 0.5]).log()), StepStats()
     if passes > 1:  # as the scripts do with several updates or epochs
-        stats.compare(batch, old)
-        stats.compared = True
+        stats.add_mismatch(batch)
+        stats.check_mismatch()
     for number in range(passes):
         new = (old.exp() + torch.tensor([0.04, 0.04, -0.04, 0.0]) * number).log()
-        stats.add(batch, new, torch.zeros(4), old, torch.ones(4), torch.tensor(0.0), cfg)
-        stats.reduce()
+        stats.add(batch, new, torch.zeros(4), torch.tensor(0.0), torch.zeros(4, dtype=torch.bool))
+        stats.check_mismatch()
+        stats.end_update(1.0)
     row = stats.row()
     assert row["kl_k1"] == pytest.approx(math.log(2) / 4) and row["kl"] == pytest.approx(math.log(2) / 4)
     assert row["trained_tokens"] == 4 * passes
-    assert StepStats(torch.device("cpu")).row()["kl"] is None
 
 
-def test_a_token_counts_as_clipped_where_its_gradient_is_0(one_process):
-    old = torch.zeros(6)
-    ratio = torch.tensor([1.5, 1.5, 0.5, 0.5, 4.0, 4.0])
-    advantages = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0])
-    for cfg, clip, count in ((SimpleNamespace(clip_low=0.2, clip_high=0.2), 0.0, 3),
-                             (SimpleNamespace(clip_low=0.2, clip_high=0.2, dual_clip=3.0), 3.0, 4)):
-        logprobs = ratio.log().requires_grad_()
-        loss = dual_clip(policy_loss(logprobs, old, advantages, 0.2, 0.2), advantages, clip)
-        (gradient,) = torch.autograd.grad(loss.sum(), logprobs)
-        batch = SimpleNamespace(rollout_logprobs=old, ref_logprobs=None)
-        stats = StepStats(torch.device("cpu"))
-        stats.add(batch, logprobs.detach(), old, old, advantages, loss.sum().detach(), cfg)
-        stats.reduce()
-        assert (batch.clipped == (gradient == 0)).all() and stats.row()["clip_frac"] == pytest.approx(count / 6)
+def test_columns_are_null_where_there_was_no_update_and_kl_where_there_is_no_reference(one_process):
+    assert set(StepStats().row().values()) == {None}
+    stats = StepStats()
+    stats.add(batch_of(torch.zeros(1)), torch.zeros(1), torch.zeros(1), torch.tensor(0.0), torch.zeros(1))
+    stats.check_mismatch()
+    stats.end_update(1.0)
+    row = stats.row()
+    assert row["kl"] is row["kl_k1"] is None and row["mismatch_mean"] == 0 and row.keys() == StepStats().row().keys()
+
+
+def test_an_update_counts_as_skipped_where_nothing_was_learned_or_a_gradient_was_not_finite():
+    stats = StepStats()
+    assert stats.end_update(3.0) and stats.end_update(0.0, skipped=True) and stats.end_update(6.0)
+    assert not stats.end_update(math.nan)
+    stats.critic_grad_norms.append(math.inf)
+    assert not stats.end_update(9.0)
+    row = stats.row()
+    assert row["skipped_updates"] == 3 and row["grad_norm"] == (3 + 0 + 6 + 9) / 4  # of those that are finite
+
+
+def test_explained_variance_is_1_for_a_critic_that_knows_and_0_for_a_constant():
+    returns = {0: np.array([0.0, 1.0]), 1: np.array([2.0])}
+    assert explain_values(returns, returns, returns)["explained_variance"] == 1
+    assert explain_values({0: np.full(2, 5.0), 1: np.full(1, 5.0)}, returns, returns)["explained_variance"] == 0
+    row = explain_values({1: np.array([1.0]), 0: np.array([0.0, 0.5])}, returns, returns)  # in whatever order
+    assert row["explained_variance"] == pytest.approx(0.75) and row["value_mean"] == 0.5 and row["return_mean"] == 1

@@ -1,10 +1,139 @@
-"""python -m pytest tests/test_rollout.py: real vLLM beside a real FSDP2 policy (tests/engine_worker.py)."""
+"""
+python -m pytest tests/test_rollout.py: what Engine asks of vLLM, with a stand-in that keeps a record; then real vLLM beside
+a real FSDP2 policy (tests/engine_worker.py).
+"""
 
 import json
 import os
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from conftest import LOGPROB, LOGPROB_MEAN, ROOT, run_script
+
+import rollout
+from onebox.distributed import Clock
+from rewards import Score
+from rollout import Engine, Rollout
+
+# ---------------------------------------------------------------------------------------------------------------
+# Engine
+# ---------------------------------------------------------------------------------------------------------------
+
+
+class RecordingLLM:
+    """Notes what is asked of vLLM, in order; holds the weights of no model."""
+
+    def __init__(self):
+        self.calls = []
+
+    def collective_rpc(self, method, kwargs):
+        self.calls.append("weights")
+
+    def reset_prefix_cache(self):
+        self.calls.append("no prefix cache")
+        return True
+
+    def update_weight_version(self, version):
+        self.calls.append(f"version {version}")
+
+    def sleep(self, level):
+        self.calls.append(f"sleep {level}")
+
+    def wake_up(self, tags):
+        self.calls.append(f"memory of {tags[0]}")
+
+
+class Tokens:
+    """A tokenizer of numbers, up to 9."""
+
+    def get_vocab(self):
+        return {str(i): i for i in range(10)}
+
+    def decode(self, ids, skip_special_tokens):
+        return " ".join(map(str, ids))
+
+
+class NoGpuClock(Clock):
+    def now(self):
+        return 0.0
+
+
+POLICY = SimpleNamespace(hf=torch.nn.Linear(1, 1))
+
+
+def make_engine(monkeypatch, device="cpu"):
+    monkeypatch.setattr(rollout, "make_engine", lambda path, **_: RecordingLLM())
+    device = torch.device(device)
+    return Engine("", Tokens(), [1], config=SimpleNamespace(vocab_size=12), dtype="float32", device=device,
+                  clock=NoGpuClock(device), prompt_len=4, response_len=8, max_num_seqs=2, kv_cache_gb=0, tensor_parallel=1,
+                  seed=0, deadline_s=60)
+
+
+SYNC = ["weights", "no prefix cache"]
+
+
+def test_weights_that_the_engine_has_are_not_loaded_again(one_process, monkeypatch):
+    engine = make_engine(monkeypatch)
+    for version in (0, 0, 1, 1, 2):  # evaluation before step 1, its samples; evaluation after it, samples of step 2 ...
+        engine.wake(POLICY, version)
+        engine.sleep()
+    assert engine.llm.calls == [*SYNC, "version 0", *SYNC, "version 1", *SYNC, "version 2"] and engine.version == 2
+
+
+def test_a_gpu_that_slept_gets_weights_before_memory_for_the_cache(one_process, monkeypatch):
+    engine = make_engine(monkeypatch, "cuda")
+    engine.sleep()
+    assert engine.version is None
+    for _ in range(2):
+        engine.llm.calls.clear()
+        engine.wake(POLICY, 3)
+        assert engine.llm.calls == ["memory of weights", *SYNC, "version 3", "memory of kv_cache", "no prefix cache"]
+        engine.wake(POLICY, 3)  # awake with these weights: nothing to do
+        engine.sleep()
+        assert engine.llm.calls[6:] == ["sleep 2"] and engine.version is None
+
+
+def test_rollouts_are_scored_while_sampling_goes_on_and_come_in_order(one_process, monkeypatch):
+    engine, asked, submitted, recorded = make_engine(monkeypatch), {}, [], []
+    finished = [(1, 1, [5, 6]), (0, 0, [4, 1]), (1, 0, [11]), (0, 1, [7, 7, 7, 7, 7, 7, 7, 7])]  # 1 is EOS; no text for 11
+
+    def generate(llm, prompts, seeds, **options):
+        asked.update(options, prompts=prompts, seeds=seeds)
+        for index, sample, ids in finished:
+            reason = "stop" if ids[-1] == 1 or len(ids) < 3 else "length"
+            yield Rollout(index, sample, [2], ids, np.zeros(len(ids), np.float32), reason)
+
+    class Scores:
+        def submit(self, key, reward, text, answer, *, truncated, num_tokens, max_tokens):
+            submitted.append((key, reward, text, answer, truncated, num_tokens, max_tokens))
+
+        def settled(self):  # one score is ready as soon as it was asked for, the others at the end
+            return {(1, 1): Score(1.0, True, True, {})} if len(submitted) == 1 else {}
+
+        def collect(self):
+            return {(0, 0): Score(0.0, False, True, {}), (0, 1): Score(0.0, False, False, {}, frozenset({"truncated"})),
+                    (1, 0): Score(0.0, False, False, {}, frozenset({"truncated"}))}
+
+    monkeypatch.setattr(rollout, "generate", generate)
+    prompts = [SimpleNamespace(ids=ids, uid=uid, source="s", reward="r", answer=uid.upper()) for ids, uid in (([2], "a"), ([2, 3], "b"))]
+    engine.wake(POLICY, 5)
+    rollouts = engine.sample(prompts, [[10, 11], [20, 21]], Scores(), 0.7, record=lambda r: recorded.append((r.prompt, r.sample)))
+    assert asked["version"] == 5 and asked["temperature"] == 0.7 and asked["max_tokens"] == 8 and asked["stop_ids"] == [1]
+    assert asked["prompts"] == [(1, [2, 3]), (0, [2])] and asked["seeds"] == [[20, 21], [10, 11]]  # the longest prompt first
+    assert submitted[:2] == [((1, 1), "r", "5 6", "B", False, 2, 8), ((0, 0), "r", "4", "A", False, 2, 8)]
+    assert [truncated for *_, truncated, _, _ in submitted] == [False, False, True, True]  # ids without a text count as that
+    assert recorded[0] == (1, 1) and sorted(recorded) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [(r.uid, r.sample) for r in rollouts] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    assert all(r.asked is prompts[r.prompt] and r.source == "s" for r in rollouts)
+    assert [r.phantom for r in rollouts] == [False, False, True, False]
+    assert [sorted(r.score.flags) for r in rollouts] == [[], ["truncated"], ["phantom_ids"], []]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# real vLLM
+# ---------------------------------------------------------------------------------------------------------------
 
 REPORTS = {}
 

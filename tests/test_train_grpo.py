@@ -8,20 +8,108 @@ import torch
 
 import train_grpo
 from onebox.config import ConfigError
-from onebox.metrics import StepStats
+from onebox.rundir import Progress
+from policy import learning_rate
 from train_grpo import (
     Config,
     check_config,
+    clipped_tokens,
     group_advantages,
+    in_loss_mask,
     kl_penalty,
-    learning_rate,
     mismatch_weights,
+    needs_grad_mask,
+    parts_of_step,
     policy_loss,
+    sample_groups,
     token_loss,
     token_weights,
-    trained_responses,
-    with_penalty,
 )
+
+# ---------------------------------------------------------------------------------------------------------------
+# sampling: rounds, groups, parts
+# ---------------------------------------------------------------------------------------------------------------
+
+
+class ScriptedEngine:
+    """Answers each round of prompts with rewards that were written down before: rounds[round][prompt][sample]."""
+
+    def __init__(self, *rounds):
+        self.rounds, self.uids, self.seeds = list(rounds), [], []
+
+    def sample(self, prompts, seeds, scorer, temperature):
+        self.uids += [p.uid for p in prompts]
+        self.seeds += seeds
+        return [SimpleNamespace(uid=p.uid, sample=k, score=SimpleNamespace(total=reward))
+                for p, rewards in zip(prompts, self.rounds.pop(0), strict=True) for k, reward in enumerate(rewards)]
+
+
+def sample_step(engine, prompts_seen=0, **settings):
+    """Sample one step of three prompts, of ten there are, with two samples each."""
+    prompts = [SimpleNamespace(uid=f"p{i}") for i in range(10)]
+    mixture = [SimpleNamespace(start=0, size=10, weight=1.0)]
+    cfg = Config(**{"prompts_per_step": 3, "group_size": 2, **settings})
+    progress = Progress(prompts_seen=prompts_seen)
+    groups, sampled = sample_groups(engine, None, prompts, mixture, progress, cfg)
+    return groups, sampled, progress.prompts_seen
+
+
+def totals(groups):
+    return [[r.score.total for r in group] for group in groups]
+
+
+def test_without_dynamic_sampling_one_round_is_the_step_whatever_it_earned():
+    engine = ScriptedEngine([[1, 1], [1, 0], [0, 0]])
+    groups, sampled, seen = sample_step(engine, prompts_seen=30)
+    assert totals(groups) == [[1, 1], [1, 0], [0, 0]] and len(sampled) == 6 and seen == 33
+
+
+def test_dynamic_sampling_asks_until_enough_groups_vary_and_stops_there():
+    engine = ScriptedEngine([[1, 1], [1, 0], [0, 0]], [[0, 1], [1, 1], [2, 0]], [[0, 1], [0, 1], [0, 1]])
+    groups, sampled, seen = sample_step(engine, prompts_seen=30, dynamic_sampling=5)
+    assert totals(groups) == [[1, 0], [0, 1], [2, 0]] and len(sampled) == 12 and seen == 36  # the third round was not asked for
+    assert len(engine.rounds) == 1
+
+
+def test_dynamic_sampling_keeps_whole_groups_of_one_prompt_and_no_more_than_a_step_has():
+    engine = ScriptedEngine([[1, 1], [1, 0], [2, 0]], [[3, 0], [4, 0], [5, 0]])
+    groups, sampled, seen = sample_step(engine, dynamic_sampling=5)
+    assert totals(groups) == [[1, 0], [2, 0], [3, 0]]
+    assert all([r.sample for r in group] == [0, 1] and len({r.uid for r in group}) == 1 for group in groups)
+    assert len(sampled) == 12 and seen == 6  # also what was dropped is told, and its draws are used up
+
+
+def test_where_no_group_ever_varies_the_step_is_empty_and_its_draws_are_used_up():
+    engine = ScriptedEngine([[1, 1], [1, 1], [0, 0]], [[0, 0], [0, 0], [1, 1]])
+    groups, sampled, seen = sample_step(engine, prompts_seen=30, dynamic_sampling=1)
+    assert groups == [] and len(sampled) == 12 and seen == 36
+    assert parts_of_step(0, 2, 4) == []
+    rewards = torch.tensor([], dtype=torch.float64).reshape(-1, 2)  # as main() does it
+    assert group_advantages(rewards, True).flatten().tolist() == []
+
+
+def test_prompts_and_seeds_follow_from_the_number_of_the_draw_and_no_two_groups_share_one():
+    ones, once = [[[1, 0]] for _ in range(12)], [[[1, 0]] * 12]
+    step_by_step, at_once = ScriptedEngine(*ones), ScriptedEngine(*once)
+    for seen in range(12):  # two more than there are prompts: two are drawn again
+        sample_step(step_by_step, seen, prompts_per_step=1)
+    sample_step(at_once, prompts_per_step=12)
+    assert step_by_step.uids == at_once.uids and step_by_step.seeds == at_once.seeds
+    assert len(set(at_once.uids)) == 10 and len({seed for seeds in at_once.seeds for seed in seeds}) == 24
+
+
+def test_the_parts_of_a_step_hold_whole_groups_and_every_response_once():
+    def parts(*args):
+        return [part.tolist() for part in parts_of_step(*args)]
+
+    assert parts(6, 2, 3) == [[0, 1], [2, 3], [4, 5]] and parts(6, 3, 1) == [[0, 1, 2, 3, 4, 5]]
+    assert parts(10, 2, 2) == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]]  # five groups
+    assert parts(4, 2, 3) == [[0, 1], [2, 3]]  # fewer groups than updates: fewer updates
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# advantages and weights
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def test_advantages_are_reward_minus_mean_over_the_unbiased_std():
@@ -70,11 +158,30 @@ def test_the_three_aggregations_by_hand():
         assert float(weights[0] * 2 * 1 + weights[1] * 6 * 3) == pytest.approx(want)
 
 
+def test_an_update_without_responses_has_weights_and_no_division_by_zero():
+    for agg in ("seq_mean", "token_mean", "constant"):
+        assert token_weights(torch.tensor([3, 0]), 0, 0, agg, 10).isfinite().all()
+        assert token_weights(torch.zeros(0, dtype=torch.long), 0, 0, agg, 10).tolist() == []
+
+
 def test_truncated_responses_are_trained_on_or_left_out_as_the_setting_says():
     responses = [SimpleNamespace(response_ids=[5, 1], truncated=False), SimpleNamespace(response_ids=[5, 6], truncated=True),
                  SimpleNamespace(response_ids=[], truncated=True)]
-    assert trained_responses(responses, "keep").tolist() == [True, True, False]
-    assert trained_responses(responses, "mask").tolist() == [True, False, False]
+    assert in_loss_mask(responses, "keep").tolist() == [True, True, False]
+    assert in_loss_mask(responses, "mask").tolist() == [True, False, False]
+
+
+def test_a_backward_pass_is_needed_where_the_advantage_is_not_0_or_another_term_learns_from_all():
+    advantages = torch.tensor([0.5, 0.0, -0.5])
+    for settings in ({}, dict(kl_in="loss_k2", kl_coef=0.0), dict(kl_coef=0.1)):  # a coefficient without a penalty
+        assert needs_grad_mask(advantages, Config(**settings)).tolist() == [True, False, True], settings
+    for settings in (dict(entropy_coef=0.01), dict(kl_in="loss_k2"), dict(kl_in="loss_k3"), dict(kl_in="reward_k1")):
+        assert needs_grad_mask(advantages, Config(**settings)).all(), settings
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# loss
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def test_clip_stops_the_gradient_only_on_the_side_that_gains():
@@ -97,6 +204,19 @@ def test_the_first_update_is_the_plain_policy_gradient():
     assert logprobs.grad.tolist() == [-2.0, 3.0]
 
 
+def test_the_policy_clip_has_four_quadrants_and_the_dual_clip_a_fifth():
+    for advantage, ratio, plain, dual in [(1, 1.5, False, False), (1, 0.5, True, True), (-1, 0.5, False, False),
+                                          (-1, 1.5, True, True), (-1, 3.5, True, False), (1, 3.5, False, False)]:
+        for bound, moves in ((0.0, plain), (3.0, dual)):
+            logprobs, clip = torch.tensor([ratio]).log().requires_grad_(), (0.2, 0.2, bound)
+            advantages = torch.tensor([float(advantage)])
+            policy_loss(logprobs, torch.zeros(1), advantages, *clip).sum().backward()
+            assert (logprobs.grad.item() != 0) == moves, (advantage, ratio, bound)
+            assert clipped_tokens(logprobs.detach(), torch.zeros(1), advantages, *clip).item() == (not moves)
+    bad = torch.tensor([3.5]).log(), torch.zeros(1), torch.tensor([-2.0]), 0.2, 0.2
+    assert policy_loss(*bad).item() == pytest.approx(7.0) and policy_loss(*bad, 3.0).item() == 6.0
+
+
 def exact_kl_gradients(kl_in):
     """The expected gradient of the KL term over a categorical of six, by enumeration, and those of both exact KLs."""
     torch.manual_seed(0)
@@ -105,8 +225,9 @@ def exact_kl_gradients(kl_in):
     logp = theta.log_softmax(0)
     p = logp.detach().exp()
     cfg = Config(kl_in=kl_in, kl_coef=1.0, entropy_coef=0.0, mismatch_cap=2.0)
-    batch = SimpleNamespace(rollout_logprobs=logp.detach(), ref_logprobs=ref)
-    term = token_loss(logp, torch.zeros(6), logp.detach(), torch.zeros(6, dtype=torch.float64), batch, cfg)  # as in main()
+    batch = SimpleNamespace(rollout_logprobs=logp.detach(), old_logprobs=logp.detach(), ref_logprobs=ref,
+                            advantages=torch.zeros(6, dtype=torch.float64))
+    term, _ = token_loss(logp, torch.zeros(6), batch, cfg)
     (got,) = torch.autograd.grad((p * term).sum(), theta, retain_graph=True)
     (reverse,) = torch.autograd.grad((logp.exp() * (logp - ref)).sum(), theta, retain_graph=True)
     (forward,) = torch.autograd.grad((ref.exp() * (ref - logp)).sum(), theta)
@@ -132,7 +253,7 @@ def test_without_a_kl_in_the_loss_there_is_no_gradient():
 
 
 def test_a_step_on_the_kl_term_alone_brings_the_policy_closer():
-    """The sign: two published trainers maximise it."""
+    """The sign: two published trainers maximize it."""
     for kl_in in ("reward_k1", "loss_k2", "loss_k3"):
         torch.manual_seed(0)
         theta = torch.randn(6, dtype=torch.float64)
@@ -160,24 +281,28 @@ def test_mismatch_weights_are_cut_above_the_cap_and_carry_no_gradient():
 
 def test_the_loss_of_a_token_is_surrogate_times_mismatch_plus_kl_minus_entropy():
     cfg = Config(kl_in="loss_k2", kl_coef=0.1, entropy_coef=0.01, mismatch_cap=2.0)
-    zero = torch.zeros(1)
-    batch = SimpleNamespace(rollout_logprobs=torch.tensor([-0.5]), ref_logprobs=torch.tensor([0.2]))
-    got = token_loss(torch.log(torch.tensor([1.1])), torch.tensor([3.0]), zero, torch.tensor([2.0]), batch, cfg)
+    batch = SimpleNamespace(rollout_logprobs=torch.tensor([-0.5]), old_logprobs=torch.zeros(1),
+                            ref_logprobs=torch.tensor([0.2]), advantages=torch.tensor([2.0]))
+    loss, clipped = token_loss(torch.log(torch.tensor([1.1])), torch.tensor([3.0]), batch, cfg)
     x = 0.2 - math.log(1.1)
-    assert got.item() == pytest.approx(-1.1 * 2.0 * math.exp(0.5) + 0.1 * x * x / 2 - 0.01 * 3.0)
+    assert loss.item() == pytest.approx(-1.1 * 2.0 * math.exp(0.5) + 0.1 * x * x / 2 - 0.01 * 3.0) and not clipped.item()
 
 
-def test_a_token_that_the_penalty_turns_around_is_clipped_on_its_new_side(one_process):
-    cfg = Config(kl_in="reward_k1", kl_coef=0.5)
-    old = torch.zeros(2)
-    batch = SimpleNamespace(rollout_logprobs=old, ref_logprobs=torch.tensor([-4.0, 4.0]))  # penalty 2 and -2
-    logprobs, raw = torch.tensor([0.5, 0.5], requires_grad=True), torch.tensor([1.0, -1.0])
-    loss = token_loss(logprobs, old, old, raw, batch, cfg)
+def test_a_token_that_the_penalty_turns_around_is_clipped_on_its_new_side():
+    """GRPO's penalty is part of the advantage of the token; PPO has it in the reward (test_train_ppo.py)."""
+    cfg, zero = Config(kl_in="reward_k1", kl_coef=0.5), torch.zeros(2)
+    batch = SimpleNamespace(rollout_logprobs=zero, old_logprobs=zero, ref_logprobs=torch.tensor([-4.0, 4.0]),
+                            advantages=torch.tensor([1.0, -1.0]))  # the penalty is 2 and -2: what counts is -1 and 1
+    logprobs = torch.tensor([0.5, 0.5], requires_grad=True)
+    loss, clipped = token_loss(logprobs, zero, batch, cfg)
     (gradient,) = torch.autograd.grad(loss.sum(), logprobs)
-    advantages = with_penalty(raw, old, batch, cfg)
-    stats = StepStats(torch.device("cpu"))
-    stats.add(batch, logprobs.detach(), old, old, advantages, loss.sum().detach(), cfg)
-    assert advantages.tolist() == [-1.0, 1.0] and (gradient == 0).tolist() == batch.clipped.tolist() == [False, True]
+    assert loss.tolist() == pytest.approx([math.exp(0.5), -1.2])
+    assert (gradient == 0).tolist() == clipped.tolist() == [False, True]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# settings
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def test_learning_rate_of_every_step_by_hand():
@@ -189,13 +314,15 @@ def test_learning_rate_of_every_step_by_hand():
     assert lrs("cosine") == pytest.approx([1, 0.853553, 0.5, 0.146447], abs=1e-6)
     assert lrs("constant", warmup=2) == pytest.approx([1 / 3, 2 / 3, 1, 1])
     assert lrs("linear", low=0.2) == pytest.approx([1, 0.8, 0.6, 0.4])
+    assert [learning_rate(step, 1.0, "cosine", 1, 4, 0.0) for step in (-1, 0, 1)] == [0, 0, 0.5]  # PPO before its policy learns
 
 
 @pytest.mark.parametrize("setting, message", [
     (dict(top_p=0.9), "top_p"), (dict(temperature=0.0), "temperature"), (dict(prompts_per_step=9), "divisible"),
     (dict(tensor_parallel=3), "tensor_parallel"), (dict(updates_per_step=7), "updates_per_step"), (dict(lr=-1.0), "lr"),
     (dict(group_size=0), "group_size"), (dict(shard_size=3), "shard_size"), (dict(eval_every=-1), "eval_every"),
-    (dict(seed=-1), "seed"), (dict(repetition_stop=1), "repetition_stop = 1"), (dict(stop=("</answer>", "")), "stop"), (dict(stop=(5,)), "as in ('</answer>',)"),
+    (dict(seed=-1), "seed"), (dict(repetition_stop=1), "repetition_stop = 1"), (dict(stop=("</answer>", "")), "stop"),
+    (dict(stop=(5,)), "as in ('</answer>',)"), (dict(dual_clip=0.5), "dual_clip"), (dict(epochs_per_step=0), "epochs_per_step"),
     (dict(group_size=1), "group_size"), (dict(group_size=1, kl_in="loss_k2", kl_coef=0.0), "group_size"),
     (dict(group_size=1, kl_in="loss_k3", dynamic_sampling=2), "dynamic_sampling"),
 ])

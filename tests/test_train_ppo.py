@@ -13,25 +13,22 @@ from runs import assert_same, everything_of
 from test_policy import make_rollouts
 
 from onebox import checkpoint
-import policy as model
 from onebox.config import ConfigError
-from onebox.metrics import StepStats
+from onebox.metrics import StepStats, explain_values
+from policy import from_responses, load_critic, load_policy, make_adam, optimizer_step, pack, to_responses, token_values
 from train_ppo import (
     Config,
     adapt_kl_coef,
     advantages_and_returns,
     check_config,
-    dual_clip,
-    dual_clip_loss,
-    explain_values,
     gae,
     gae_of_types,
     leave_one_out,
-    policy_loss,
+    set_advantages,
+    token_loss,
     token_rewards,
     value_loss,
     whiten,
-    whitens,
 )
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -87,24 +84,22 @@ def test_the_reward_stands_on_the_last_response_token(finish_reason):
     for length in (1, 2, 7):
         per_type = token_rewards(2.0, length, 0.0, 0.0, {"task": 1.0})
         assert per_type["task"].tolist() == [0.0] * (length - 1) + [2.0]
-        _, returns = advantages_and_returns([rollout(length, finish_reason)], [2.0], {0: np.zeros(length)}, {0: 0.0},
-                                            {"task": 0.5}, Config(gamma=0.5))
+        _, returns = advantages_and_returns([rollout(length, finish_reason)], [2.0], {0: np.zeros(length)}, {}, Config(gamma=0.5))
         assert returns[0].tolist() == [2.0 * 0.5 ** (length - 1 - t) for t in range(length)]
 
 
 def test_what_follows_a_truncated_response_is_nothing_or_its_last_value_by_setting():
     values = {0: np.array([0.1, 0.2, 0.4]), 1: np.array([0.1, 0.2, 0.4])}
-    rollouts, no_kl = [rollout(3, "stop"), rollout(3, "length")], {0: 0.0, 1: 0.0}
+    rollouts = [rollout(3, "stop"), rollout(3, "length")]
     for setting, want in (("zero", 1.0), ("value", 1.4)):
-        _, returns = advantages_and_returns(rollouts, [1.0, 1.0], values, no_kl, {"task": 1.0}, Config(truncation_bootstrap=setting))
+        _, returns = advantages_and_returns(rollouts, [1.0, 1.0], values, {}, Config(truncation_bootstrap=setting))
         assert returns[0].tolist() == pytest.approx([1.0] * 3) and returns[1].tolist() == pytest.approx([want] * 3), setting
 
 
 def test_the_returns_are_the_critics_own_gae_plus_the_old_values():
     values = {0: np.array([0.3, -0.2, 0.5])}
     for lam, critic_lam in ((0.5, 1.0), (1.0, 0.5)):
-        advantages, returns = advantages_and_returns([rollout(3)], [1.0], values, {0: 0.0}, {"task": 1.0},
-                                                     Config(lam=lam, critic_lam=critic_lam))
+        advantages, returns = advantages_and_returns([rollout(3)], [1.0], values, {}, Config(lam=lam, critic_lam=critic_lam))
         rewards = np.array([0.0, 0.0, 1.0])
         assert np.allclose(advantages[0], gae_by_the_sum(rewards, values[0], 1.0, lam, 0.0))
         assert np.allclose(returns[0], gae_by_the_sum(rewards, values[0], 1.0, critic_lam, 0.0) + values[0])
@@ -114,8 +109,7 @@ def test_the_length_adaptive_lambda_is_1_minus_1_over_alpha_times_length():
     for length, lam in ((40, 1 - 1 / (0.05 * 40)), (100, 0.8), (10, 0.0)):  # never below 0
         values = {0: np.linspace(0, 1, length)}
         rewards = np.append(np.zeros(length - 1), 1.0)
-        advantages, returns = advantages_and_returns([rollout(length)], [1.0], values, {0: 0.0}, {"task": 1.0},
-                                                     Config(length_adaptive_lam=0.05))
+        advantages, returns = advantages_and_returns([rollout(length)], [1.0], values, {}, Config(length_adaptive_lam=0.05))
         assert np.allclose(advantages[0], gae_by_the_sum(rewards, values[0], 1.0, lam, 0.0)) and np.allclose(returns[0], 1.0)
 
 
@@ -123,7 +117,7 @@ def test_policy_equal_to_reference_leaves_the_reward_as_it_is_and_a_gap_lowers_i
     old = np.array([-1.0, -5.0, -0.2])
     same = token_rewards(1.0, 3, 0.1 * (old - old), 0.0, {"task": 1.0})["task"]
     assert same.tolist() == [0.0, 0.0, 1.0]
-    surer = token_rewards(1.0, 3, 0.1 * (old - (old - 2)), 0.0, {"task": 1.0})["task"]  # surer than the reference: penalised
+    surer = token_rewards(1.0, 3, 0.1 * (old - (old - 2)), 0.0, {"task": 1.0})["task"]  # surer than the reference: penalized
     assert surer.tolist() == pytest.approx([-0.2, -0.2, 0.8])
 
 
@@ -142,29 +136,8 @@ def test_one_discount_per_reward_type_is_the_sum_of_the_returns_minus_the_value(
 def test_repeated_tokens_are_punished_where_they_stand():
     twice = SimpleNamespace(response_ids=[1, 2, 3, 1, 2, 3, 4], truncated=False)
     cfg = Config(repetition_coef=0.1, repetition_ngram=3, gamma=0.0)
-    _, returns = advantages_and_returns([twice], [1.0], {0: np.zeros(7)}, {0: 0.0}, {"task": 0.0}, cfg)
+    _, returns = advantages_and_returns([twice], [1.0], {0: np.zeros(7)}, {}, cfg)
     assert returns[0].tolist() == pytest.approx([0, 0, 0, -0.1, -0.1, -0.1, 1.0])
-
-
-def test_a_group_that_agrees_stays_exactly_0_up_to_the_loss_with_rloo_as_it_comes():
-    scores, lens = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), [10, 100, 50, 50]  # the long answer is the wrong one
-    cfg = Config(estimator="rloo", group_size=2)
-    values = {i: np.zeros(n) for i, n in enumerate(lens)}
-    advantages, _ = advantages_and_returns([rollout(n) for n in lens], leave_one_out(scores).flatten().tolist(), values,
-                                           dict.fromkeys(values, 0.0), {"task": 1.0}, cfg)
-    advantages = whiten(advantages) if whitens(cfg) else advantages  # as main() does
-    assert [set(a.tolist()) for a in advantages.values()] == [{1.0}, {-1.0}, {0.0}, {0.0}]
-    logprobs = torch.zeros(210, requires_grad=True)
-    batch = SimpleNamespace(rollout_logprobs=torch.zeros(210), ref_logprobs=None)
-    tokens = torch.from_numpy(np.concatenate(list(advantages.values()))).float()
-    dual_clip_loss(logprobs, torch.zeros(210), torch.zeros(210), tokens, batch, 0.0, cfg).sum().backward()
-    assert [set(g.tolist()) for g in logprobs.grad.split(lens)] == [{-1.0}, {1.0}, {0.0}, {0.0}]
-
-
-def test_what_is_whitened_follows_the_estimator_unless_it_is_said():
-    chosen = {name: whitens(Config(estimator=name, group_size=2)) for name in ("gae", "reinforce_pp", "rloo")}
-    assert chosen == {"gae": True, "reinforce_pp": True, "rloo": False}
-    assert not whitens(Config(whiten=False)) and not whitens(Config(estimator="reinforce_pp", whiten=False))
 
 
 def test_whitening_is_over_all_tokens_and_exactly_zero_where_all_agree():
@@ -181,8 +154,90 @@ def test_leave_one_out_is_the_reward_minus_the_mean_of_the_others():
 
 def test_reinforce_pp_is_the_critic_that_says_zero():
     advantages, _ = advantages_and_returns([rollout(2), rollout(1)], [1.0, 0.0], {0: np.zeros(2), 1: np.zeros(1)},
-                                           {0: np.array([0.1, 0.2]), 1: np.zeros(1)}, {"task": 1.0}, Config(estimator="reinforce_pp"))
+                                           {0: np.array([0.1, 0.2])}, Config(estimator="reinforce_pp"))
     assert advantages[0].tolist() == pytest.approx([0.7, 0.8]) and advantages[1].tolist() == [0.0]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# from rewards and values to what each micro-batch learns from
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def packed(lens, parts, device, max_tokens=1000):
+    """Responses of so many tokens, the last one truncated -> rollouts, the micro-batches of each part; old values are 0."""
+    rollouts = [SimpleNamespace(prompt_ids=[20, 21], response_ids=list(range(5, 5 + n)), truncated=i == len(lens) - 1,
+                                rollout_logprobs=np.zeros(n, np.float32)) for i, n in enumerate(lens)]
+    updates = [pack(rollouts, part, max_tokens, 0, 1, device) for part in parts]
+    for batch in (batch for micro_batches in updates for batch in micro_batches):
+        batch.old_values = torch.zeros_like(batch.rollout_logprobs)
+    return rollouts, updates
+
+
+def advantages_of(updates):
+    return to_responses([batch for micro_batches in updates for batch in micro_batches], "advantages")
+
+
+def test_a_group_that_agrees_stays_exactly_0_up_to_the_loss_with_rloo_as_it_comes(one_process):
+    lens, cfg = [10, 100, 50, 50], Config(estimator="rloo", group_size=2)  # the long answer is the wrong one
+    rollouts, updates = packed(lens, [range(4)], one_process[2])
+    set_advantages(updates, rollouts, torch.tensor([1.0, 0.0, 0.0, 0.0]), True, cfg)
+    assert [set(a.tolist()) for a in advantages_of(updates).values()] == [{1.0}, {-1.0}, {0.0}, {0.0}]
+    ((batch,),) = updates
+    batch.old_logprobs = torch.zeros(210)
+    logprobs = torch.zeros(210, requires_grad=True)
+    loss, _ = token_loss(logprobs, torch.zeros(210), batch, cfg)
+    loss.sum().backward()
+    gradients = [set(logprobs.grad[batch.response_index == i].tolist()) for i in range(4)]
+    assert gradients == [{-1.0}, {1.0}, {0.0}, {0.0}]
+
+
+@pytest.mark.parametrize("settings, whitened", [
+    (dict(), True), (dict(estimator="reinforce_pp"), True), (dict(estimator="rloo"), False),
+    (dict(whiten=False), False), (dict(estimator="reinforce_pp", whiten=False), False),
+])
+def test_what_is_whitened_follows_the_estimator_unless_it_is_said(one_process, settings, whitened):
+    rollouts, updates = packed([1, 3], [[0], [1]], one_process[2])
+    row = set_advantages(updates, rollouts, torch.tensor([1.0, 0.0]), True, Config(group_size=2, **settings))
+    lower, upper = (-1.0, 1.0) if settings.get("estimator") == "rloo" else (0.0, 1.0)
+    if whitened:  # one token of 1 and three of 0, in two updates: mean 1/4, std sqrt(3)/4
+        lower, upper = -1 / 3**0.5, 3**0.5
+    got = advantages_of(updates)
+    assert got[0].tolist() == pytest.approx([upper]) and got[1].tolist() == pytest.approx([lower] * 3)
+    assert row["return_mean"] == pytest.approx(-1 / 2 if settings.get("estimator") == "rloo" else 1 / 4)
+    assert row["advantage_std"] == pytest.approx((2 if settings.get("estimator") == "rloo" else 1) * 3**0.5 / 4)  # as they came
+
+
+def test_the_kl_penalty_in_the_reward_is_of_its_token_and_of_all_before_it(one_process):
+    rollouts, updates = packed([3], [[0]], one_process[2])
+    ((batch,),) = updates
+    batch.old_logprobs, batch.ref_logprobs = torch.tensor([-1.0, -1.0, -1.0]), torch.tensor([-1.0, -3.0, 0.0])  # k1: 0, 2, -1
+    cfg = Config(kl_in="reward_k1", kl_coef=0.1, whiten=False)
+    set_advantages(updates, rollouts, torch.tensor([1.0]), True, cfg)
+    assert batch.advantages.tolist() == pytest.approx([0.9, 0.9, 1.1]) and batch.returns.tolist() == pytest.approx([0.9, 0.9, 1.1])
+    loss, _ = token_loss(batch.old_logprobs, torch.zeros(3), batch, Config(kl_in="reward_k1", kl_coef=0.1, mismatch_cap=0.0))
+    assert loss.tolist() == pytest.approx([-0.9, -0.9, -1.1])  # once: the loss itself adds nothing
+
+
+def test_the_policy_needs_no_gradient_in_the_warm_up_nor_where_all_advantages_of_an_update_are_0(one_process):
+    def needs_grad(rewards, train_policy=True, parts=([0, 1], [2, 3], []), **settings):
+        rollouts, updates = packed([2, 3, 1, 4], parts, one_process[2], max_tokens=6)
+        assert [len(micro_batches) for micro_batches in updates] == [2, 2, 1]  # one decision for all of an update
+        cfg = Config(estimator="rloo", group_size=2, **settings)
+        set_advantages(updates, rollouts, torch.tensor(rewards).flatten(), train_policy, cfg)
+        return [{batch.needs_grad for batch in micro_batches} for micro_batches in updates]
+
+    varied, agreeing = [1.0, 0.0], [1.0, 1.0]
+    assert needs_grad([varied, varied]) == [{True}, {True}, {False}]  # nothing to learn from without a token
+    assert needs_grad([varied, agreeing]) == [{True}, {False}, {False}]
+    assert needs_grad([varied, varied], train_policy=False) == [{False}, {False}, {False}]
+    for settings in (dict(entropy_coef=0.01), dict(kl_in="loss_k2")):
+        assert needs_grad([varied, agreeing], **settings) == [{True}, {True}, {False}]
+        assert needs_grad([varied, agreeing], train_policy=False, **settings) == [{False}, {False}, {False}]
+
+
+def test_a_step_without_responses_has_no_advantages_and_says_so_in_its_row():
+    row = set_advantages([], [], torch.zeros(0), True, Config(group_size=2))
+    assert row["advantage_std"] == 0 and np.isnan(row["explained_variance"])
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -214,31 +269,11 @@ def test_the_logged_share_of_clipped_values_is_that_without_gradient():
     assert float(stats.local["value_clipped"]) == float((values.grad == 0).sum()) == 1
 
 
-def test_the_policy_clip_has_four_quadrants_and_the_dual_clip_a_fifth():
-    for advantage, ratio, plain, dual in [(1, 1.5, False, False), (1, 0.5, True, True), (-1, 0.5, False, False),
-                                          (-1, 1.5, True, True), (-1, 3.5, True, False), (1, 3.5, False, False)]:
-        for bound, moves in ((0.0, plain), (3.0, dual)):
-            logprobs, advantages = torch.tensor([ratio]).log().requires_grad_(), torch.tensor([float(advantage)])
-            loss = dual_clip(policy_loss(logprobs, torch.zeros(1), advantages, 0.2, 0.2), advantages, bound)
-            loss.sum().backward()
-            assert (logprobs.grad.item() != 0) == moves, (advantage, ratio, bound)
-    big = dual_clip(torch.tensor([7.0]), torch.tensor([-2.0]), 3.0)
-    assert big.item() == 6.0
-
-
 def test_the_adaptive_kl_coefficient_rises_above_the_target_and_falls_below():
     assert adapt_kl_coef(0.1, 0.05, 0.0, 256, 10_000) == 0.1
     assert adapt_kl_coef(0.1, 0.055, 0.05, 256, 10_000) == pytest.approx(0.1 * (1 + 0.1 * 0.0256))
     assert adapt_kl_coef(0.1, 5.0, 0.05, 256, 10_000) == pytest.approx(0.1 * (1 + 0.2 * 0.0256))
     assert adapt_kl_coef(0.1, -5.0, 0.05, 256, 10_000) == pytest.approx(0.1 * (1 - 0.2 * 0.0256))
-
-
-def test_explained_variance_is_1_for_a_critic_that_knows_and_0_for_a_constant():
-    returns = {0: np.array([0.0, 1.0]), 1: np.array([2.0])}
-    assert explain_values(returns, returns, returns)["explained_variance"] == 1
-    assert explain_values({0: np.full(2, 5.0), 1: np.full(1, 5.0)}, returns, returns)["explained_variance"] == 0
-    row = explain_values({1: np.array([1.0]), 0: np.array([0.0, 0.5])}, returns, returns)  # in whatever order
-    assert row["explained_variance"] == pytest.approx(0.75) and row["value_mean"] == 0.5 and row["return_mean"] == 1
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -247,10 +282,10 @@ def test_explained_variance_is_1_for_a_critic_that_knows_and_0_for_a_constant():
 
 
 def values_of(critic, rollouts, device, max_tokens=1000):
-    batches = model.pack(rollouts, range(len(rollouts)), max_tokens, 0, 1, device)
+    batches = pack(rollouts, range(len(rollouts)), max_tokens, 0, 1, device)
     for batch in batches:
-        batch.old_values = model.token_values(critic, batch).detach()
-    return model.to_responses(batches, "old_values")
+        batch.old_values = token_values(critic, batch).detach()
+    return to_responses(batches, "old_values")
 
 
 def with_random_head(critic):
@@ -261,18 +296,18 @@ def with_random_head(critic):
 
 
 def test_a_new_critic_says_zero_and_has_a_head_of_its_own_in_fp32(tied_model, one_process):
-    critic = model.load_critic(tied_model, one_process[2], "bfloat16")
+    critic = load_critic(tied_model, one_process[2], "bfloat16")
     values = values_of(critic, make_rollouts(), one_process[2])
     assert [len(v) for v in values.values()] == [4, 1, 11, 30, 7] and all((v == 0).all() for v in values.values())
     assert not any("lm_head" in name for name, _ in critic.named_parameters())
     assert all(p.dtype == torch.float32 for p in critic.parameters())
-    (batch,) = model.pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
-    values = model.token_values(with_random_head(critic), batch)
+    (batch,) = pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
+    values = token_values(with_random_head(critic), batch)
     assert values.dtype == torch.float32 and (values != values.bfloat16().float()).float().mean() > 0.9  # not rounded
 
 
 def test_the_value_of_a_token_is_that_of_the_state_before_it(tied_model, one_process):
-    critic = with_random_head(model.load_critic(tied_model, one_process[2], "float32"))
+    critic = with_random_head(load_critic(tied_model, one_process[2], "float32"))
     rollouts = make_rollouts()
     before = values_of(critic, rollouts, one_process[2])
     t = 6
@@ -287,57 +322,59 @@ def test_the_value_of_a_token_is_that_of_the_state_before_it(tied_model, one_pro
 
 
 def test_values_and_advantages_do_not_depend_on_micro_batches_and_find_their_tokens_again(tied_model, one_process):
-    critic = with_random_head(model.load_critic(tied_model, one_process[2], "float32"))
+    critic = with_random_head(load_critic(tied_model, one_process[2], "float32"))
     rollouts = make_rollouts()
     whole = values_of(critic, rollouts, one_process[2])
     for max_tokens in (40, 1):
         cut = values_of(critic, rollouts, one_process[2], max_tokens)
         assert cut.keys() == whole.keys() and all(np.allclose(cut[i], whole[i], atol=RELATIVE * 24) for i in whole)  # values up to 24
     numbers = {i: np.arange(len(r.response_ids)) + 100.0 * i for i, r in enumerate(rollouts)}
-    for batch in model.pack(rollouts, range(5), 40, 0, 1, one_process[2]):
-        got = model.from_responses(batch, numbers)
+    for batch in pack(rollouts, range(5), 40, 0, 1, one_process[2]):
+        got = from_responses(batch, numbers)
         for i in batch.response_index.unique().tolist():
             assert got[batch.response_index == i].tolist() == numbers[i].tolist()
-    (empty,) = model.pack(rollouts, [], 40, 0, 1, one_process[2])
-    assert model.from_responses(empty, {}).shape == (0,) and model.token_values(critic, empty).shape == (0,)
+    (empty,) = pack(rollouts, [], 40, 0, 1, one_process[2])
+    assert from_responses(empty, {}).shape == (0,) and token_values(critic, empty).shape == (0,)
 
 
 def test_a_step_of_the_critic_leaves_the_policy_untouched(tied_model, one_process):
-    policy, critic = (load(tied_model, one_process[2], "float32") for load in (model.load_policy, model.load_critic))
+    policy, critic = (load(tied_model, one_process[2], "float32") for load in (load_policy, load_critic))
     optimizer = torch.optim.AdamW(critic.parameters(), lr=1e-2)
     before = {n: full(p).clone() for n, p in policy.named_parameters()}
     old = {n: full(p).clone() for n, p in critic.named_parameters()}
     for _ in range(2):  # at the first the head is zero, so that only the head has a gradient
-        (batch,) = model.pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
-        values = model.token_values(critic, batch)
+        (batch,) = pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
+        values = token_values(critic, batch)
         value_loss(values, torch.zeros_like(values), torch.ones_like(values), 0.0).mean().backward()
-        model.clip_and_step(critic, optimizer, 1.0, 1e-2)
+        optimizer_step(critic, optimizer, 1e-2, grad_clip=1.0)
     assert all(torch.equal(before[n], full(p)) and p.grad is None for n, p in policy.named_parameters())
     assert all(not torch.equal(old[n], full(p)) for n, p in critic.named_parameters() if "embed" not in n)
 
 
 def test_a_checkpoint_holds_both_models_and_one_without_a_critic_is_told(tmp_path, tied_model, one_process):
     def fresh():
-        models = [load(tied_model, one_process[2], "float32") for load in (model.load_policy, model.load_critic)]
-        return [(m, torch.optim.AdamW(m.parameters(), lr=1e-3)) for m in models]
+        models = {"model": load_policy(tied_model, one_process[2], "float32"),
+                  "critic": load_critic(tied_model, one_process[2], "float32")}
+        return {name: (m, torch.optim.AdamW(m.parameters(), lr=1e-3)) for name, m in models.items()}
 
-    (policy, optimizer), (critic, critic_optimizer) = fresh()
+    one, other = fresh(), fresh()
+    critic, critic_optimizer = one["critic"]
     with_random_head(critic)
-    (batch,) = model.pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
-    model.token_values(critic, batch).sum().backward()
-    model.clip_and_step(critic, critic_optimizer, 1.0, 1e-3)
-    before = [full(p).clone() for p in policy.parameters()]
-    checkpoint.save_state(str(tmp_path), 1, policy, optimizer, {"kl_coef": 0.5}, critic=(critic, critic_optimizer))
-    assert all(torch.equal(b, full(p)) for b, p in zip(before, policy.parameters(), strict=False))
-    (again, again_optimizer), pair = fresh()
-    checkpoint.load_state(str(tmp_path), 1, again, again_optimizer, critic=pair)
-    for a, b in zip([*policy.parameters(), *critic.parameters()], [*again.parameters(), *pair[0].parameters()], strict=False):
-        assert torch.equal(full(a), full(b))
-    assert all(torch.equal(full(a["exp_avg"]), full(b["exp_avg"]))
-               for a, b in zip(critic_optimizer.state.values(), pair[1].state.values(), strict=False))
+    (batch,) = pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
+    token_values(critic, batch).sum().backward()
+    optimizer_step(critic, critic_optimizer, 1e-3, grad_clip=1.0)
+    before = [full(p).clone() for p in one["model"][0].parameters()]
+    assert checkpoint.save(str(tmp_path), 1, one, {"kl_coef": 0.5}) == ""
+    assert all(torch.equal(b, full(p)) for b, p in zip(before, one["model"][0].parameters(), strict=True))
     first = checkpoint.find(str(tmp_path), {})
     assert first["models"] == ["model", "critic"] and first["kl_coef"] == 0.5
-    checkpoint.save_state(str(tmp_path), 2, policy, optimizer, {})
+    checkpoint.load(str(tmp_path), first, other)
+    for name in ("model", "critic"):
+        (a, a_optimizer), (b, b_optimizer) = one[name], other[name]
+        assert all(torch.equal(full(x), full(y)) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+        for x, y in zip(a_optimizer.state.values(), b_optimizer.state.values(), strict=name == "critic"):
+            assert torch.equal(full(x["exp_avg"]), full(y["exp_avg"]))
+    assert checkpoint.save(str(tmp_path), 2, {"model": one["model"]}, {}) == ""
     assert checkpoint.find(str(tmp_path), {})["models"] == ["model"]
 
 
@@ -368,8 +405,8 @@ def test_the_known_values_of_a_chain_are_learned_by_a_table(lam, longest, bootst
         part = data[start:start + 100]
         rollouts = [SimpleNamespace(response_ids=visited, truncated=cut) for visited, _, cut in part]
         values = {i: table.detach().numpy()[visited] for i, (visited, _, _) in enumerate(part)}
-        _, returns = advantages_and_returns(rollouts, [reward for _, reward, _ in part], values, dict.fromkeys(values, 0.0),
-                                            {"task": 1.0}, Config(critic_lam=lam, truncation_bootstrap=bootstrap))
+        _, returns = advantages_and_returns(rollouts, [reward for _, reward, _ in part], values, {},
+                                            Config(critic_lam=lam, truncation_bootstrap=bootstrap))
         states = torch.tensor([s for visited, _, _ in part for s in visited])
         targets = torch.from_numpy(np.concatenate([returns[i] for i in range(len(part))]))
         optimizer.zero_grad()
@@ -382,7 +419,7 @@ def test_the_known_values_of_a_chain_are_learned_by_a_table(lam, longest, bootst
 
 def test_the_known_values_of_a_chain_are_learned_by_the_critic(tied_model, one_process):
     """The walk as token ids behind a prompt, through packing, GAE, value loss and the transformer."""
-    critic = model.load_critic(tied_model, one_process[2], "float32")
+    critic = load_critic(tied_model, one_process[2], "float32")
     optimizer = torch.optim.AdamW(critic.parameters(), lr=2e-3, weight_decay=0.0)
     data = [([s + 2 for s in visited[1:]] + [1], reward) for visited, reward, _ in walks(8000, 1)]  # 1 is EOS: off the end
     explained, start = [], 0
@@ -391,15 +428,14 @@ def test_the_known_values_of_a_chain_are_learned_by_the_critic(tied_model, one_p
         start += 100
         rollouts = [SimpleNamespace(prompt_ids=[20, 21, 5], response_ids=ids, truncated=False,
                                     rollout_logprobs=np.zeros(len(ids), np.float32)) for ids, _ in part]
-        (batch,) = model.pack(rollouts, range(len(rollouts)), 10**6, 0, 1, one_process[2])
-        values = model.token_values(critic, batch)
+        (batch,) = pack(rollouts, range(len(rollouts)), 10**6, 0, 1, one_process[2])
+        values = token_values(critic, batch)
         batch.old_values = values.detach()
-        old = model.to_responses([batch], "old_values")
-        _, returns = advantages_and_returns(rollouts, [reward for _, reward in part], old, dict.fromkeys(old, 0.0),
-                                            {"task": 1.0}, Config())
-        batch.returns = model.from_responses(batch, returns)
+        old = to_responses([batch], "old_values")
+        _, returns = advantages_and_returns(rollouts, [reward for _, reward in part], old, {}, Config())
+        batch.returns = from_responses(batch, returns)
         value_loss(values, batch.old_values, batch.returns, 0.5).mean().backward()
-        model.clip_and_step(critic, optimizer, 1.0, 2e-3 * min(1, 2 - step / 40))
+        optimizer_step(critic, optimizer, 2e-3 * min(1, 2 - step / 40), grad_clip=1.0)
         explained.append(explain_values(old, returns, returns)["explained_variance"])
     state = batch.ids[batch.logit_index] - 2  # the state before each token: the last one visited
     error = [abs(float(batch.old_values[state == s].mean()) - s / 6) for s in range(1, 6)]
@@ -445,59 +481,9 @@ FULL = ["--updates_per_step", "2", "--epochs_per_step", "2", "--critic_warmup_st
         "--kl_target", "0.05", "--entropy_coef", "0.01", "--lam", "0.9", "--dual_clip", "3", "--truncation_bootstrap", "value",
         "--repetition_coef", "0.05", "--repetition_ngram", "1", "--reward_parts", "{'soft_overlong': 1.0}"]
 
-# The script with a record of what it must not change: weights around every step, old log-probs and values in every epoch.
-DRIVER = """
-import sys
-import torch
-import policy, train_ppo
-
-def digest(module):
-    local = lambda tensor: getattr(tensor, "to_local", lambda: tensor)().detach()
-    return [float(local(p).double().abs().sum()) if local(p).numel() else 0.0 for p in module.parameters()]
-
-real_pack, real_step, real_sync, batches = policy.pack, policy.clip_and_step, train_ppo.sampler.sync_weights, []
-events = []
-state = {}
-
-def pack(*args):
-    found = real_pack(*args)
-    batches.extend(found)
-    return found
-
-def step(module, *args):
-    name = type(module).__name__.replace("FSDP", "")
-    fixed = [tuple(float(x.double().sum()) for x in (b.old_logprobs, b.old_values, b.returns, b.advantages)) for b in batches]
-    events.append({"step": name, "fixed": fixed})
-    other = state["Policy"] if name == "Critic" else None
-    before = digest(other) if other is not None else None
-    norm = real_step(module, *args)
-    assert other is None or digest(other) == before, "the critic's step moved the policy"
-    return norm
-
-def sync(hf, engine, dtype, version):
-    events.append({"sync": version, "weights": digest(hf)})
-    batches.clear()
-    return real_sync(hf, engine, dtype, version)
-
-real_load = policy.load_policy
-def load(*args, **kwargs):
-    state.setdefault("Policy", real_load(*args, **kwargs))
-    return state["Policy"] if kwargs.get("trainable", True) else real_load(*args, **kwargs)
-
-policy.pack, policy.clip_and_step, train_ppo.sampler.sync_weights, policy.load_policy = pack, step, sync, load
-train_ppo.main()
-if policy.dist.get_rank() == 0:
-    torch.save(events, "events.pt")
-"""
-
-
-def train(folder, path, *args, nproc=1, driver=False, env=None):
+def train(folder, path, *args, nproc=1, watched=False, env=None):
     os.makedirs(folder, exist_ok=True)
-    script = os.path.join(ROOT, "train_ppo.py")
-    if driver:
-        script = os.path.join(folder, "train_ppo_watched.py")
-        with open(script, "w") as f:
-            f.write(DRIVER)
+    script = os.path.join(ROOT, "tests/watched_ppo.py" if watched else "train_ppo.py")
     return run_script(script, *TINY, "--model", path, *args, nproc=nproc, cwd=folder, env=env)
 
 
@@ -509,7 +495,7 @@ def rows_of(folder):
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory, tied_model):
     folder = tmp_path_factory.mktemp("one")
-    done = train(folder, tied_model, *FULL, driver=True)
+    done = train(folder, tied_model, *FULL, watched=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, torch.load(folder / "events.pt")
 
@@ -530,10 +516,10 @@ def test_a_run_logs_the_critic_beside_all_columns_of_grpo(one_rank):
 
 def test_the_warm_up_leaves_the_policy_bitwise_unchanged_while_the_critic_steps(one_rank):
     weights = {e["sync"]: e["weights"] for e in one_rank[1] if "sync" in e}
-    assert weights[1] == weights[2] and weights[2] != weights[3]  # digests before each step: warm-up is step 1 alone
+    assert sorted(weights) == [0, 1, 2] and weights[0] == weights[1] != weights[2]  # step s samples with s - 1; step 1 warms up
     first = []
     for e in one_rank[1]:
-        if e.get("sync") == 2:
+        if e.get("sync") == 1:
             break
         first.append(e.get("step"))
     assert first == [None, "Critic", "Critic", "Critic", "Critic"]  # 2 epochs x 2 parts
@@ -596,7 +582,7 @@ def test_a_critic_with_another_vocabulary_is_refused_before_an_engine_is_made(ti
 def test_a_checkpoint_without_a_value_head_is_refused_before_an_engine_is_made(tied_model, tmp_path, one_process):
     first = train(tmp_path, tied_model, "--num_steps", "1", "--max_response_len", "4")
     assert first.returncode == 0, first.stderr[-3000:]
-    policy = model.load_policy(tied_model, one_process[2], "float32")
+    policy = load_policy(tied_model, one_process[2], "float32")
     run = str(tmp_path / "out/run")
     checkpoint.save_state(run, 1, policy, torch.optim.AdamW(policy.parameters()), {"prompts_seen": 8})
     done = train(tmp_path, tied_model, "--num_steps", "2", "--max_response_len", "4", nproc=None, env=without_an_engine(tmp_path))
