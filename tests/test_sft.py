@@ -44,7 +44,8 @@ def test_check_shows_date_and_arguments_of_the_chat_template(tmp_path, capsys):
                             chat_template_kwargs={"think": "no"}, chat_date="2025-02-03")
     check.check_recipe(cfg)
     said = capsys.readouterr().out
-    assert "chat       ok: arguments {'think': 'no'} (chat_template_kwargs); the date it is told is 2025-02-03" in said
+    date = "it reads the date 2025-02-03 (chat_date), on every day"
+    assert f"chat       ok: arguments {{'think': 'no'}} (chat_template_kwargs); {date}" in said
     assert "\nday 03 1 + 1 no\n" in said
     with pytest.raises(ConfigError, match="reads no argument 'thin' of yours; did you mean 'think'"):
         check.check_recipe(train_grpo.Config(**{**vars(cfg), "chat_template_kwargs": {"thin": "no"}}))

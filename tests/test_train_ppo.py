@@ -15,7 +15,7 @@ from test_policy import make_rollouts
 from onebox import checkpoint
 from onebox.config import ConfigError
 from onebox.metrics import StepStats, explain_values
-from policy import from_responses, load_critic, load_policy, make_adam, optimizer_step, pack, to_responses, token_values
+from policy import from_responses, load_critic, load_policy, optimizer_step, pack, to_responses, token_values
 from train_ppo import (
     Config,
     adapt_kl_coef,
