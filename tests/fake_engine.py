@@ -78,9 +78,9 @@ def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, versi
 
 def noisy_step(step=policy.optimizer_step):
     """Stand for a script that draws from the global generators, as one with dropout would: lr varies by chance."""
-    def optimizer_step(module, optimizer, lr, *more):
+    def optimizer_step(module, optimizer, lr, *more, **settings):
         noise = random.random() + np.random.rand() + torch.rand(1).item()
-        return step(module, optimizer, lr * (0.5 + noise / 3), *more)
+        return step(module, optimizer, lr * (0.5 + noise / 3), *more, **settings)
 
     kill_at.replace(policy, "optimizer_step", optimizer_step)
 

@@ -34,13 +34,13 @@ fault, at, steps = os.environ.get("FAULT"), int(os.environ.get("FAULT_STEP", 2))
 real_step, real_logprobs = policy.optimizer_step, policy.token_logprobs
 local = lambda tensor: getattr(tensor, 'to_local', lambda: tensor)().detach()
 
-def step(model, *args):
+def step(model, *args, **settings):
     steps.append(1)
     bad = {"nan_once": len(steps) == at, "nan_always": len(steps) >= at}.get(fault)
     if bad and policy.dist.get_rank() == policy.dist.get_world_size() - 1:  # one rank alone
         grads = [p.grad for p in model.parameters() if p.grad is not None and local(p.grad).numel()]
         local(grads[0])[0] = float("nan")
-    norm = real_step(model, *args)
+    norm = real_step(model, *args, **settings)
     if fault == "weights":  # a weight becomes NaN after an update
         local(next(p for p in model.parameters() if local(p).numel()).data)[0] = float("nan")
     return norm
@@ -481,7 +481,7 @@ def test_no_learning_signal_is_said_every_ten_steps():
     row = {"reward": 0.1, "format_error": 0.5, "truncated": 0.25}
     said = [step for step in range(31) if metrics.no_signal(step, row)]
     assert said == [10, 20, 30]
-    assert "mean 0.100, format errors 50%, truncated 25%" in metrics.no_signal(10, row)
+    assert "mean 0.100, format_error 50%, truncated 25%" in metrics.no_signal(10, row)
 
 
 def test_nothing_evaluates_text_or_unpickles_files_or_trusts_remote_code():
