@@ -12,8 +12,8 @@ Rows -> prompts: what to ask, its token ids, and the answer that the reward comp
     custom                  a file of your own (--data_path) with `question`, `problem` or `prompt`, and `answer`,
                             `ground_truth`, verl's `reward_model` or a \\boxed{} in `solution`
 
-tasks/ knows what the rows of each task hold; it reads JSON Lines, JSON, Parquet, Arrow, CSV and TSV. Bad rows are counted,
-shown and left out; more than 1 % of them is an error. No torch here.
+tasks/ knows what the rows of each task hold; it reads JSON Lines, JSON, Parquet, Arrow, CSV and TSV. Bad rows are
+counted, shown and left out; more than 1 % of them is an error. No torch here.
 """
 
 import functools
@@ -39,8 +39,8 @@ from tasks.templates import (TEMPLATES, build_prompt, check_chat, encode_prompt,
                              warn_of_plain_markers)
 
 __all__ = ["Prompt", "Part", "load_train_and_eval", "load_prompts", "fingerprint", "draw", "prompt_order", "countdown",
-           "solvable", "tiny_countdown", "knights_and_knaves", "load_rows", "build_prompt", "encode_prompt", "DataError",
-           "data_files", "hub_reachable", "parse_name"]
+           "solvable", "tiny_countdown", "knights_and_knaves", "load_rows", "build_prompt", "encode_prompt",
+           "DataError", "data_files", "hub_reachable", "parse_name"]
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ class Part:
 
 def load_train_and_eval(cfg, tokenizer, vocab_size):
     """
-    Load and check the prompts of a run -> (prompts, mixture, held-out prompts). tokenizer None: to look at the texts only.
+    Load and check the prompts of a run -> (prompts, mixture, held-out prompts). tokenizer None: only to look at them.
 
-    ConfigError for an unknown reward or template, for rewards that fail their own golds, for bad data, and where held-out
-    prompts are training prompts.
+    ConfigError for an unknown reward or template, for rewards that fail their own golds, for bad data, and where
+    held-out prompts are training prompts.
     """
     check_rewards(cfg.reward, cfg.reward_parts)
     chat = check_chat(cfg, tokenizer, is_chat(cfg.template))
@@ -82,14 +82,14 @@ def load_train_and_eval(cfg, tokenizer, vocab_size):
                              max_prompt_len=cfg.max_prompt_len, vocab_size=vocab_size, seed=cfg.seed,
                              check_answer=rewards.check_answer)
     prompts, mixture = load(cfg.data, split="train", paths=cfg.data_path or None, limit=cfg.data_limit or None)
-    test_golds(prompts)
+    check_golds(prompts)
     held_out = []
     if cfg.eval_prompts:
         held_out, _ = load(cfg.eval_data or cfg.data, split="test", paths=cfg.eval_path or cfg.data_path or None,
                            limit=cfg.eval_prompts)
     if both := {p.text for p in prompts} & {p.text for p in held_out}:
-        raise ConfigError(f"{len(both)} of the {len(held_out)} held-out prompts are training prompts: give --eval_path with "
-                          "other rows, or --eval_prompts 0")
+        raise ConfigError(f"{len(both)} of the {len(held_out)} held-out prompts are training prompts: give --eval_path "
+                          "with other rows, or --eval_prompts 0")
     return prompts, mixture, held_out
 
 
@@ -102,10 +102,10 @@ def check_rewards(reward, parts=None):
         raise ConfigError(str(error)) from error
 
 
-def test_golds(prompts, count=32):
+def check_golds(prompts, count=32):
     """
-    Score a perfect response to `count` of the prompts, spread over all. ConfigError with exit code 5 if more than a tenth
-    miss the full mark: a verifier that fails its own golds teaches nothing, or worse. rewards.PERFECT has the responses.
+    Score a perfect response to `count` of the prompts, spread over all. ConfigError with exit code 5 if more than a
+    tenth miss the full mark: a verifier that fails its own golds teaches nothing, or worse. (rewards.PERFECT)
     """
     known = [p for p in prompts if p.reward in rewards.PERFECT]
     chosen = known[::max(1, len(known) // count)][:count]
@@ -116,8 +116,8 @@ def test_golds(prompts, count=32):
         except ConfigError as error:
             failures.append(str(error).removeprefix("error: "))
     if len(failures) > 0.1 * len(chosen):
-        raise ConfigError(f"the rewards fail {len(failures)} of {len(chosen)} of their own gold answers; first: {failures[0]}",
-                          exit_code=5)
+        raise ConfigError(f"the rewards fail {len(failures)} of {len(chosen)} of their own gold answers; first: "
+                          + failures[0], exit_code=5)
 
 
 def score_gold(prompt):
@@ -172,7 +172,8 @@ def load_prompts(data, template, reward, tokenizer, *, split="train", limit=None
                 break
             uid = (SOURCES[kind].uid or base).format_map(row) + f"/{split}" * (split != "train") + f"/{index}"
             try:
-                prompt = make_prompt(uid, name, its_template, its_reward, row, tokenizer, max_prompt_len, check_answer, chat)
+                prompt = make_prompt(uid, name, its_template, its_reward, row, tokenizer, max_prompt_len, check_answer,
+                                     chat)
                 if prompt.text in seen:
                     raise BadRow("duplicate")
             except BadRow as reason:
@@ -192,7 +193,7 @@ def load_prompts(data, template, reward, tokenizer, *, split="train", limit=None
 
 
 def per_source(setting, name, what):
-    """Return the value of a setting for one source: the setting itself, or its entry under the name with or without @."""
+    """Return the value of a setting for one source: itself, or its entry under the name with or without @."""
     if isinstance(setting, str):
         return setting
     if name in setting:
@@ -225,15 +226,15 @@ def make_prompt(uid, name, template, reward, row, tokenizer, max_prompt_len, che
 
 def answer_for(reward, row, name="row"):
     """
-    Return what this reward compares with, as the row's task has it (answer_of). open-r1 takes the worked solution where it
-    holds an answer; a reward of your own (not in rewards.READS) gets what the row holds. DataError if they do not fit.
+    Return what this reward compares with, as the row's task has it (answer_of). open-r1 takes the worked solution where
+    it holds an answer; a reward of your own (not in rewards.READS) gets what the row holds. DataError for a misfit.
     """
     holds, task = task_of(row)
     if rewards.READS.get(reward, holds) != holds:
         fitting = ", ".join(name for name, reads in rewards.READS.items() if reads == holds)
-        raise DataError(f"reward {reward!r} does not fit data {name!r}, whose rows have {', '.join(row)}: give one that reads "
-                        f"{holds} ({fitting}), or your own")
-    return math_problems.solution_of(row) if reward in rewards.WANTS_SOLUTION and holds == "math" else task.answer_of(row)
+        raise DataError(f"reward {reward!r} does not fit data {name!r}, whose rows have {', '.join(row)}: give one "
+                        f"that reads {holds} ({fitting}), or your own")
+    return math_problems.solution_of(row) if reward in rewards.WANTS_SOLUTION else task.answer_of(row)
 
 
 def fingerprint(prompts):
@@ -245,7 +246,7 @@ def fingerprint(prompts):
 
 
 def draw(prompts, mixture, seed, start, count):
-    """Return the prompts of draws start .. start+count-1, see prompt_order; prompts and mixture come from load_prompts."""
+    """Return the prompts of draws start .. start+count-1 (see prompt_order) of what load_prompts returned."""
     order = prompt_order([part.size for part in mixture], [part.weight for part in mixture], seed, start, count)
     return [prompts[mixture[source].start + row] for source, row in order]
 

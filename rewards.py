@@ -5,12 +5,12 @@ A completion and its reference answer -> a score. Every reward of the published 
     Scorer(num_workers).submit(key, ...), .collect() -> the same for a batch, while the engine still generates
     python rewards.py --why RESPONSE.txt --reward logic_rl_kk --answer '{"names": ...}'     explains a score
 
-`response` is the completion alone (a prefilled <think> belongs to the prompt), decoded with its special tokens. The texts
-are hostile: no eval, no regex that can backtrack, time linear in the length, sympy only in processes that can be killed
-(tasks/workers.py). A truncated completion is never correct and gets the failing value of its format.
+`response` is the completion alone (a prefilled <think> belongs to the prompt), decoded with its special tokens. The
+texts are hostile: no eval, no regex that can backtrack, time linear in the length, sympy only in processes that can be
+killed (tasks/workers.py). A truncated completion is never correct and gets the failing value of its format.
 
-To add a reward, write a function of (completion, equal) with @reward() above it; recipes then name it. To add a part that
-recipes weigh beside a reward, put a function into PARTS.
+To add a reward, write a function of (completion, equal) with @reward() above it; recipes then name it. To add a part
+that recipes weigh beside a reward, put a function into PARTS.
 """
 
 import copy
@@ -35,8 +35,7 @@ class Score:
     correct: bool
     format_ok: bool  # the published format condition held
     parts: dict  # name -> what it added
-    # monitors: several_answers answer_in_thinking several_boxes empty_thinking non_ascii_answer truncated timeout error no_length
-    flags: frozenset = frozenset()
+    flags: frozenset = frozenset()  # monitors: tag_monitors, several_boxes, truncated, timeout, error, no_length
 
 
 @dataclass
@@ -141,8 +140,8 @@ def equals_gold(completion, equal, prediction, rules="strict"):
 
 def last_box(completion, text):
     """
-    Return the answer of a math reward: the last closed \\boxed{} with content of this text (what is outside the thinking),
-    "" where all are empty, or None without one.
+    Return the answer of a math reward: the last closed \\boxed{} with content of this text (what is outside the
+    thinking), "" where all are empty, or None without one.
     """
     found = filled_boxes(text) or boxes(text)[-1:]
     if len(found) > 1:
@@ -232,7 +231,7 @@ def demystify_cosine(completion, equal):
         completion.flags.add("no_length")
         length, longest = 0, 1 << 30
     exceeds = completion.truncated or length + EXCEED_MARGIN >= longest
-    completion.note(f"tokens + {EXCEED_MARGIN} < max_tokens", f"{'no' if exceeds else 'yes'}: {length:,} of {longest:,}")
+    completion.note(f"tokens + {EXCEED_MARGIN} < max_tokens", f"{not exceeds}: {length:,} of {longest:,}")
     if exceeds:
         return completion.finish({"cosine": -10.0})
     correct = box is not None and equals_gold(completion, equal, box)
@@ -254,7 +253,8 @@ def open_r1_math(completion, equal):
     if prediction is None:
         prediction = formula_after_answer(outside_thinking(text))
         completion.note("else a formula after the word 'answer'", "none" if prediction is None else prediction)
-    correct = not completion.truncated and prediction is not None and equals_gold(completion, equal, prediction, "open_r1")
+    readable = not completion.truncated and prediction is not None
+    correct = readable and equals_gold(completion, equal, prediction, "open_r1")
     return completion.finish({"answer": float(correct), "format": float(format_ok)}, correct, format_ok)
 
 
@@ -264,8 +264,8 @@ HASHES = re.compile(r"#### (-?[0-9.,]{1,200})")
 @reward("math", 1.0, "I worked it out.\n#### {answer}")
 def verl_gsm8k(completion, equal):
     """
-    1 / 0. verl @945104d verl/utils/reward_score/gsm8k.py ("strict"), the prompt of base models with worked examples: the
-    first '#### N' of the completion; format: there is one. As we differ: 18.00 and '18.' are 18, truncated is 0.
+    1 / 0. verl @945104d verl/utils/reward_score/gsm8k.py ("strict"), the prompt of base models with worked examples:
+    the first '#### N' of the completion; format: there is one. As we differ: 18.00 and '18.' are 18, truncated is 0.
     """
     found = HASHES.search(completion.text)
     completion.note("the first '#### N'", found[1] if found else "none")
@@ -306,7 +306,8 @@ def unsloth_gsm8k(completion, equal):
 
 def add_parts(score, weights, response, num_tokens, max_tokens, notes=None):
     """
-    Return the score plus weight x part for each of {"reasoning_steps": 0.5, ...}. Truncated: the format parts add nothing.
+    Return the score plus weight x part for each of {"reasoning_steps": 0.5, ...}. Truncated: the format parts add
+    nothing.
 
     cosine has open-r1's function defaults (right 1 -> 0.5, wrong -1 -> -0.5), in tokens instead of characters. The
     cache of soft_overlong is a quarter of max_tokens, or as set: {"soft_overlong": {"weight": 1.0, "cache": 4096}}.
@@ -341,7 +342,8 @@ def check(reward, part_weights=()):
     for what, names, known in (("reward", [reward], REWARDS), ("reward part", part_weights, PARTS)):
         for name in names:
             if not isinstance(name, str) or name not in known:
-                raise ValueError("; ".join(filter(None, (f"no {what} {name!r}", suggest(name, known), "known: " + ", ".join(known)))))
+                hint = f"{suggest(name, known)} known: {', '.join(known)}"
+                raise ValueError(f"no {what} {name!r}; {hint.strip()}")
     check_weights(part_weights)
 
 
@@ -365,20 +367,22 @@ def perfect_response(reward, answer, prefilled=False):
     full_mark, response = PERFECT[reward]
     text = TASKS[READS[reward]].perfect_answer(answer)
     think = ("" if prefilled else "<think>") + "I worked it out.\n</think>"
-    return response.replace("{think}", think).replace("{answer}", text), full_mark(text) if callable(full_mark) else full_mark
+    full_mark = full_mark(text) if callable(full_mark) else full_mark
+    return response.replace("{think}", think).replace("{answer}", text), full_mark
 
 
 def run(reward, equal, response, answer, truncated=False, num_tokens=None, max_tokens=None, notes=None):
     """
-    Call the reward function, whatever it does. Where it raises, or returns no Score of finite numbers, the score is 0, of a
-    published reward its failing value, with the flag 'error' and a note that says what went wrong. Neither a bad row nor a
-    bug may end a run of days; Scorer counts and prints such failures.
+    Call the reward function, whatever it does. Where it raises, or returns no Score of finite numbers, the score is 0,
+    of a published reward its failing value, with the flag 'error' and a note that says what went wrong. Neither a bad
+    row nor a bug may end a run of days; Scorer counts and prints such failures.
     """
     notes = [] if notes is None else notes
     try:
-        # a copy: a reward that takes something out of the answer must not change what the next response is graded against
-        completion = Completion(strip_eos(response), copy.deepcopy(answer), bool(truncated), num_tokens, max_tokens, notes=notes)
+        # a copy: a reward that changes the answer must not change what the next response is graded against
+        completion = Completion(strip_eos(response), copy.deepcopy(answer), bool(truncated), num_tokens, max_tokens)
         completion.flags |= tag_monitors(completion.text) | ({"truncated"} if truncated else set())
+        completion.notes = notes
         return checked(REWARDS[reward](completion, equal))
     except (Exception, SystemExit) as error:  # SystemExit: ConfigError and DataError are such
         notes.append(("error", f"{type(error).__name__}: {error}"))
@@ -394,7 +398,8 @@ def run(reward, equal, response, answer, truncated=False, num_tokens=None, max_t
 def checked(score):
     """Return a Score in plain finite numbers; TypeError or ValueError for what a reward may not return."""
     if not isinstance(score, Score):
-        raise TypeError(f"it returned {type(score).__name__}, not a Score: end it with return completion.finish({{'name': value}}, correct)")
+        raise TypeError(f"it returned {type(score).__name__}, not a Score: end it with return completion.finish("
+                        "{'name': value}, correct)")
     parts = {str(name): finite(value, name) for name, value in score.parts.items()}
     total = finite(score.total, "total")
     parts = parts or {"reward": total}
@@ -404,7 +409,7 @@ def checked(score):
 
 
 def predicted(reward, response, answer, truncated=False):
-    """Return the answer that this reward compares with the gold; None for Countdown and K&K, without one, or if truncated."""
+    """Return the answer that this reward compares with the gold; None where it compares none."""
     asked = []
 
     def equal(golds, prediction, rules):
@@ -461,7 +466,7 @@ class Scorer:
             self.keep(key, lambda *_, verdict=verdict: verdict)
 
     def settled(self):
-        """Return {key: Score} of what no grader process has to decide any more; collect() will not return these again."""
+        """Return {key: Score} of what no grader process still decides; collect() will not return these again."""
         undecided = self.verdicts.undecided()
         return {key: self.scores.pop(key) for key in [key for key in self.scores if key not in undecided]}
 
@@ -476,18 +481,20 @@ class Scorer:
         return scores
 
     def print_failures(self):
-        """Print on stderr, on every rank, the first three failures of a reward, then their number whenever it has doubled."""
+        """Print the first three failures of a reward, on every rank, then their number whenever it has doubled."""
         rank = os.environ.get("RANK", "0")
         for reward, problem, response, total in self.failed.values():
             self.failures[reward] = count = self.failures.get(reward, 0) + 1
             if count <= 3:
                 self.printed[reward] = count
                 print(f"warning: rank {rank}: reward {reward!r} failed on a response, which is worth {total:g} (column "
-                      f"flag/error): {excerpt(problem, 200)}; response: {excerpt(response)}", file=sys.stderr, flush=True)
+                      f"flag/error): {excerpt(problem, 200)}; response: {excerpt(response)}",
+                      file=sys.stderr, flush=True)
         for reward, count in self.failures.items():
             if count >= 2 * self.printed[reward]:
                 self.printed[reward] = count
-                print(f"warning: rank {rank}: reward {reward!r} has failed on {count:,} responses so far", file=sys.stderr, flush=True)
+                print(f"warning: rank {rank}: reward {reward!r} has failed on {count:,} responses so far",
+                      file=sys.stderr, flush=True)
         self.failed = {}
 
     def close(self):

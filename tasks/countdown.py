@@ -1,5 +1,5 @@
 """
-Countdown: combine all the numbers with + - * / to reach a target. The generators, the solver, the answer's exact parser.
+Countdown: combine all the numbers with + - * / to reach a target. Generators, solver, exact parser of answers.
 
     countdown(1000, seed=0)         rows {"target": 98, "nums": [44, 19, 35]}, TinyZero's task
     tiny_countdown(1000, seed=0)    the demo's task: three numbers, + and -, for a model of a million weights
@@ -142,7 +142,7 @@ def partners(target, b):
 
 
 def solve(numbers, target):
-    """Return an expression over all the numbers that equals target, as solvable() allows it; ConfigError if there is none."""
+    """Return an expression over all the numbers that equals target, as solvable() allows; ConfigError without one."""
     found = join_terms([(number, str(number)) for number in numbers], target)
     if found is None:
         raise ConfigError(f"Countdown: no expression over {list(numbers)} equals {target}")
@@ -150,7 +150,7 @@ def solve(numbers, target):
 
 
 def join_terms(terms, target):
-    """Join any two of the (value, text) terms until one is left; return the text of the first that equals target, or None."""
+    """Join two of the (value, text) terms until one is left; return the first text that equals target, or None."""
     if len(terms) == 1:
         return terms[0][1] if terms[0][0] == target else None
     for i, (a, left) in enumerate(terms):
@@ -175,7 +175,8 @@ TOKEN = re.compile(r"[ \t\r\n]*(0(?![0-9])|[1-9][0-9]{0,5}(?![0-9])|[-+*/()])")
 
 def evaluate(expression):
     """
-    Compute '(44 + 19) * 2' -> (Fraction(126), [44, 19, 2]), exactly and without eval. ValueError where it is no expression:
+    Compute '(44 + 19) * 2' -> (Fraction(126), [44, 19, 2]), exactly and without eval. ValueError where it is no
+    expression:
 
         expr = term (("+" | "-") term)*     term = atom (("*" | "/") atom)*     atom = INT | "(" expr ")"
 
@@ -238,7 +239,8 @@ def is_right(expression, answer):
         return None, [("parsed", f"no: {error}")]
     target, given = Fraction(answer["target"]), sorted(int(n) for n in answer["numbers"])
     return value == target and sorted(numbers) == given, [
-        ("value = target, exactly", f"{value} for {target}"), ("uses each number once", f"{sorted(numbers)} of {given}")]
+        ("value = target, exactly", f"{value} for {target}"),
+        ("uses each number once", f"{sorted(numbers)} of {given}")]
 
 
 # ---------------------------------------------------------------- the task: what tasks/__init__.py lists

@@ -15,7 +15,8 @@ import numpy as np
 from onebox.text import excerpt
 from tasks.rows import BadRow, DataError
 
-PACKED = {".gz": (b"\x1f\x8b", gzip.decompress), ".bz2": (b"BZh", bz2.decompress), ".xz": (b"\xfd7zXZ", lzma.decompress)}
+PACKED = {".gz": (b"\x1f\x8b", gzip.decompress), ".bz2": (b"BZh", bz2.decompress),
+          ".xz": (b"\xfd7zXZ", lzma.decompress)}
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".csv", ".tsv")
 # What a file is that is no table of rows, by how it begins
 FOREIGN = {
@@ -24,7 +25,8 @@ FOREIGN = {
     b"(\xb5/\xfd": "compressed with Zstandard: unzstd it",
     b"\xff\xfe\0\0": "UTF-32: save it as UTF-8 (iconv -f UTF-32 -t UTF-8)",
     b"\xff\xfe": "UTF-16: save it as UTF-8 (iconv -f UTF-16 -t UTF-8)",
-    b"\xfe\xff": "UTF-16: save it as UTF-8 (iconv -f UTF-16 -t UTF-8)", b"<": "a page of HTML or XML, perhaps an error page",
+    b"\xfe\xff": "UTF-16: save it as UTF-8 (iconv -f UTF-16 -t UTF-8)",
+    b"<": "a page of HTML or XML, perhaps an error page",
     b"%PDF": "a PDF", b"SQLite format": "an SQLite database", b"\x93NUMPY": "a NumPy array", b"\x80": "a Python pickle",
 }
 
@@ -38,9 +40,10 @@ def stem_and_suffix(file):
 
 
 def data_files(folder):
-    """List the files of rows in a directory and in those right below it, without hidden ones and save_to_disk's other files."""
-    found = [f for f in sorted([*folder.glob("*"), *folder.glob("*/*")]) if f.is_file() and stem_and_suffix(f)[1] in SUFFIXES]
-    return [f for f in found if not any(part.startswith((".", "__MACOSX")) for part in f.relative_to(folder).parts)
+    """List the files of rows in a directory and right below it, without hidden ones and save_to_disk's other files."""
+    return [f for f in sorted([*folder.glob("*"), *folder.glob("*/*")])
+            if f.is_file() and stem_and_suffix(f)[1] in SUFFIXES
+            and not any(part.startswith((".", "__MACOSX")) for part in f.relative_to(folder).parts)
             and stem_and_suffix(f)[0] not in ("dataset_info", "dataset_infos", "dataset_dict", "state")]
 
 
@@ -72,9 +75,9 @@ def read_file(file):
         return read_jsonl(raw)
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise DataError(f"cannot read {str(file)!r}: line {line} is not UTF-8: save the file as UTF-8 (iconv -f LATIN1 -t UTF-8)"
-                        ) from error
-    except Exception as error:  # pyarrow, datasets, csv, gzip and lzma each have their own; each means the same to the user
+        raise DataError(f"cannot read {str(file)!r}: line {line} is not UTF-8: save the file as UTF-8 (iconv -f LATIN1 "
+                        "-t UTF-8)") from error
+    except Exception as error:  # pyarrow, datasets, csv, gzip and lzma each have their own; all mean the same here
         raise DataError(f"cannot read {str(file)!r}: {excerpt(str(error), 200)}") from error
 
 
@@ -93,7 +96,8 @@ def read_jsonl(raw):
             try:
                 rows.append((number, json.loads(line.decode("utf-8"))))
             except (ValueError, RecursionError) as error:
-                rows.append((number, BadRow("not UTF-8" if isinstance(error, UnicodeDecodeError) else "not JSON", line)))
+                reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else "not JSON"
+                rows.append((number, BadRow(reason, line)))
     return rows
 
 
@@ -145,7 +149,7 @@ def rows_of(table):
     """Return the rows of an Arrow table as dicts. 0.1 of a float32 column stays 0.1, not 0.10000000149011612."""
     rows = table.to_pylist()
     for name, kind in zip(table.schema.names, map(str, table.schema.types), strict=True):
-        if "float" in kind and "double" not in kind:  # Arrow's names: halffloat, float and double, alone or inside a list or struct
+        if "float" in kind and "double" not in kind:  # Arrow's names are halffloat, float and double
             for row in rows:
                 row[name] = shortest(row[name], np.float16 if "halffloat" in kind else np.float32)
     return rows

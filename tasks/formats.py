@@ -20,7 +20,7 @@ def strip_eos(text):
 
 
 def tag_error(text):
-    """Say what is wrong with the tags: there must be no <think> (it is prefilled), then one </think> <answer> </answer>."""
+    """Say what is wrong with the tags: no <think> (it is prefilled), then one </think> <answer> </answer>."""
     for tag, wanted in (("<think>", 0), ("</think>", 1), ("<answer>", 1), ("</answer>", 1)):
         if text.count(tag) != wanted:
             return f"{tag} {text.count(tag)} times, not {wanted}"
@@ -63,17 +63,18 @@ def two_blocks(text, opening, middle, closing, to_the_end):
 
 
 def think_answer_format(text):
-    r"""Return 1 for a full match of ^<think>.*?</think>\s*<answer>.*?</answer>$ (regex of 2025-02-08, DOTALL), else 0."""
+    r"""Return 1 for a full match of ^<think>.*?</think>\s*<answer>.*?</answer>$ (open-r1, 2025-02-08), else 0."""
     return float(two_blocks(text.rstrip(), "<think>", r"</think>\s*<answer>", "</answer>", to_the_end=True))
 
 
 def xml_count(text):
     """
-    Return 0.125 for each of four tags that stands exactly once with its newlines, less 0.001 a character after </answer>.
+    Return 0.125 for each of four tags that stands exactly once with its newlines, less 0.001 a character after
+    </answer>.
 
-    As published, that is subtracted twice: for what follows the last '\\n</answer>\\n', and again for what follows the last
-    '\\n</answer>', less one character. Where the text ends in </answer> without a newline, the first finds nothing and
-    subtracts 0.001 for each character of the whole text: a perfect response of 1,000 characters gets -0.499.
+    As published, that is subtracted twice: for what follows the last '\\n</answer>\\n', and again for what follows the
+    last '\\n</answer>', less one character. Where the text ends in </answer> without a newline, the first finds nothing
+    and subtracts 0.001 for each character of the whole text: a perfect response of 1,000 characters gets -0.499.
     """
     count = 0.125 * ((text.count("<reasoning>\n") == 1) + (text.count("\n</reasoning>\n") == 1))
     if text.count("\n<answer>\n") == 1:
@@ -108,7 +109,7 @@ def boxes(text):
 
 
 def filled_boxes(text):
-    """Return boxes() without those that hold nothing, such as the instruction 'in \\boxed{}' quoted after the answer."""
+    """Return boxes() without those that hold nothing, such as the quoted instruction 'in \\boxed{}'."""
     return [box for box in boxes(text) if len(box) > 50 or not EMPTY_BOX.fullmatch(box)]
 
 
@@ -118,8 +119,9 @@ FORMULA = re.compile(r"\$\$([^$]{1,500})\$\$|(?<!\\)\$([^$\n]{1,500})\$|\\\(([^\
 
 def formula_after_answer(text):
     """
-    Return what math-verify takes where there is no box: a formula ($...$, \\(...\\), \\[...\\] or \\frac{1}{2}) that begins
-    within 50 characters after the word 'answer', as in <answer>$5$</answer>; None without one. A bare 5 is no LaTeX.
+    Return what math-verify takes where there is no box: a formula ($...$, \\(...\\), \\[...\\] or \\frac{1}{2}) that
+    begins within 50 characters after the word 'answer', as in <answer>$5$</answer>; None without one. A bare 5 is no
+    LaTeX.
     """
     position = text.rfind("<answer>") if "<answer>" in text else max(text.rfind("answer"), text.rfind("Answer"))
     match = FORMULA.search(text[position:position + 600]) if position >= 0 else None

@@ -74,7 +74,7 @@ FOUND = {}  # n_people -> (generator, puzzles found so far): a longer call conti
 
 
 def find_puzzles(n_people, count):
-    """Return the first `count` puzzles of one size as [(statements, solution)]: one random stream per size, in order."""
+    """Return the first `count` puzzles of one size, [(statements, solution)]: one random stream per size, in order."""
     if n_people not in FOUND:
         FOUND[n_people] = (search(n_people), [])
     puzzles, found = FOUND[n_people]
@@ -145,7 +145,8 @@ def read_roles(text, names):
     """
     Read who is what in an answer such as "(1) Zoey is a knight (2) ...", by Logic-RL's rules.
 
-    -> ({name: "knight" | "knave"}, [(rule, finding)]). The words knight and knave must occur once a person, else nobody is read.
+    -> ({name: "knight" | "knave"}, [(rule, finding)]). The words knight and knave must occur once a person, else nobody
+    is read.
     """
     count = 0 if len(text) > MAX_ANSWER else text.lower().count("knight") + text.lower().count("knave")
     notes = [("'knight' and 'knave' occur", f"{count} times for {len(names)} people")]
@@ -179,7 +180,8 @@ def written(names, solution):
 # ---------------------------------------------------------------- the task: what tasks/__init__.py lists
 
 INDICES = {"train": (100, 900), "test": (1000, 100), "official_test": (0, 100)}  # (first index, count), Logic-RL's
-SOURCES = {"kk": Source({split: split for split in INDICES}, argument=":[2-8](-[2-8])?", example="kk:3", uid="kk:{level}")}
+SOURCES = {"kk": Source({split: split for split in INDICES}, argument=":[2-8](-[2-8])?", example="kk:3",
+                        uid="kk:{level}")}
 SLOTS = {"quiz": (("quiz",), str)}
 ANSWER = ("solution_text_format", "names", "solution")  # the fields that a reward compares with
 
@@ -192,13 +194,14 @@ def holds(row):
 def generate(name, argument, split, limit=None):
     """Make a split of the puzzles of "3" or of "3-7" people; their number is the row's `level`."""
     low, _, high = argument.partition("-")
-    rows = [row for people in range(int(low), int(high or low) + 1) for row in knights_and_knaves(people, *INDICES[split])]
-    return [complete(row) for row in rows[:limit]]
+    sizes = range(int(low), int(high or low) + 1)
+    return [complete(row) for n_people in sizes for row in knights_and_knaves(n_people, *INDICES[split])][:limit]
 
 
 def complete(row):
     """Add the fields that all rows have."""
-    return {**row, "question": row["quiz"], "answer": row["solution_text_format"], "level": len(row["names"]), "subject": None}
+    return {**row, "question": row["quiz"], "answer": row["solution_text_format"], "level": len(row["names"]),
+            "subject": None}
 
 
 def clean(row, source):

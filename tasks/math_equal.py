@@ -1,5 +1,6 @@
 """
-Are two mathematical answers equal? Strings and exact fractions decide most pairs here; sympy the rest (tasks/workers.py).
+Are two mathematical answers equal? Strings and exact fractions decide most pairs here; sympy the rest
+(tasks/workers.py).
 
     decide(golds, prediction, rules)        -> True, False, or None: only sympy can tell
 
@@ -28,11 +29,10 @@ RULES = {
     "simplerl": Rules(percent="drop", brackets=False, ordered=True, rel_tol=1e-4),      # Qwen2.5-Math math_equal
 }
 
-MAX_ANSWER = 200                # characters of a prediction (or twice the gold's, if that is more)
-MAX_DEPTH = 20                  # nested brackets
+MAX_ANSWER, MAX_DEPTH = 200, 20  # characters of a prediction (or twice the gold's), nested brackets
 
 
-# ---------------------------------------------------------------- Spelling: what may be rewritten without changing the value
+# ---------------------------------------------------------------- spelling: rewrites that keep the value
 
 UNICODE = {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "°": r"^\circ ",
            "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "∪": r"\cup ", "∈": r"\in ", "±": r"\pm ",
@@ -120,7 +120,7 @@ def split_top(text, separators):
     return parts + [text[start:].strip()]
 
 
-# ---------------------------------------------------------------- Scalars: numbers, units, bases
+# ---------------------------------------------------------------- scalars: numbers, units, bases
 
 DEC = r"(?:[0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})"
 NUMBER = re.compile(rf"({DEC})")
@@ -182,7 +182,7 @@ def unit_name(words, power):
 
 
 def quantity(text):
-    """Split '\\$36' -> ('36', 'dollar', 1), '5\\text{ million cm}' -> ('5', 'cm', 10**6), '50\\%' -> ('50', 'percent', 1)"""
+    """Split '\\$36' -> ('36', 'dollar', 1), '5\\text{ thousand m}' -> ('5', 'm', 1000), '5\\%' -> (5, 'percent', 1)"""
     unit, scale = "", 1
     for _ in range(3):
         if text.endswith("%"):
@@ -253,7 +253,7 @@ def compare_scalar(gold, prediction, rules, cas):
     return cas(g_text, p_text, rules) if askable(g_text, p_text) else False
 
 
-# ---------------------------------------------------------------- Structure: lists, tuples, intervals, sets, matrices, equations
+# ---------------------------------------------------------------- structure: lists, intervals, sets, equations
 
 COMMA = re.compile(r",|;| ?(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]) ?")
 EQUALS = re.compile(r"=|\\approx ?")
@@ -314,7 +314,7 @@ def structure(text):
 
 
 def named(text):
-    """Split a named tuple, set or matrix into (name, rest): '(x,y)=(1,2)' -> (('x', 'y'), '(1,2)'); else (None, text)"""
+    """Split a named tuple, set or matrix: '(x,y)=(1,2)' -> (('x', 'y'), '(1,2)'); else (None, text)"""
     if (m := POINT.fullmatch(text) or LABEL.fullmatch(text)) and structure(m[2])[0] not in ("scalar", "list"):
         return m[1], m[2]
     left, _, body = text.partition("=")
@@ -337,7 +337,7 @@ AND = re.compile(r"(?<![a-zA-Z\\])and(?![a-zA-Z])")
 
 
 def interval(text):
-    """Read 'x>3' -> ('x', '(3,\\infty)'), '\\mathbb{R}' -> ('', '(-\\infty,\\infty)'); None where it is no such relation."""
+    """Read 'x>3' -> ('x', '(3,\\infty)'), '\\mathbb{R}' -> ('', '(-\\infty,\\infty)'); None for another text."""
     if (m := REALS.fullmatch(MEMBER.sub("", text, count=1))):
         gaps = split_top(m[1], COMMA) if m[1] else []
         if len(gaps) > 1 and None in [number(gap) for gap in gaps]:
@@ -374,8 +374,8 @@ def unknown(text):
 
 def same_form(gold, prediction):
     """
-    Return both sides without what only names or spells them: '(x,y)=(1,2)' for '(1,2)', 'x>3' for '(3,\\infty)'. None if
-    the two names contradict each other.
+    Return both sides without what only names or spells them: '(x,y)=(1,2)' for '(1,2)', 'x>3' for '(3,\\infty)'. None
+    if the two names contradict each other.
     """
     (g_name, g_body), (p_name, p_body) = named(gold), named(prediction)
     for names, body, other in ((g_name, g_body, prediction), (p_name, p_body, gold)):
@@ -412,7 +412,7 @@ BLANK = re.compile(r"(?<![0-9.]) | (?![0-9.])")  # one that separates no two num
 
 
 def compare(gold, prediction, rules, cas):
-    """Return True, False, or what cas(gold, prediction, rules) says of scalars that strings and fractions leave open."""
+    """Return True, False, or what cas(gold, prediction, rules) says of scalars that strings leave open."""
     if len(prediction) > max(MAX_ANSWER, 2 * len(gold)):
         return False
     g, p = tidy(gold), tidy(prediction)
@@ -525,7 +525,7 @@ def compare_equation(gold, prediction, rules, cas):
     return compare_scalar(gold, prediction, rules, cas)
 
 
-# ---------------------------------------------------------------- Behind the fast path: what sympy may see, and what it says
+# ---------------------------------------------------------------- the verdict, and what sympy may see
 
 RISKY = re.compile(r"!|\\(?:sum|int|prod|lim|d?binom|choose|iint|oint|bigcup|infty)(?![a-z])|(?:/|\})\{?0+(?![.0-9])")
 LONG = re.compile(r"[0-9]{31}|\^\{?[-+(]*[0-9]{4}")
@@ -542,7 +542,7 @@ def askable(gold, prediction):
 
 
 def decide(golds, prediction, rules, cas=None):
-    """Decide whether the prediction equals one of the golds: True, False, or None where only `cas` (sympy) could tell."""
+    """Decide whether the prediction equals one of the golds: True, False, or None where only `cas` could tell."""
     verdicts = []
     for gold in golds:
         verdicts.append(compare(gold, prediction, RULES[rules], cas or (lambda *_: None)))

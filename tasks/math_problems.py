@@ -1,6 +1,6 @@
 """
-Math problems: a question and a gold answer, or a list of acceptable ones. The columns that people's files have, and what
-a gold may be. tasks/sources.py lists the public sets; tasks/math_equal.py decides what equals a gold.
+Math problems: a question and a gold answer, or a list of acceptable ones. The columns that people's files have, and
+what a gold may be. tasks/sources.py lists the public sets; tasks/math_equal.py decides what equals a gold.
 """
 
 import decimal
@@ -40,7 +40,7 @@ def answer_or_box(row):
 
 
 def gold_of_solution(text):
-    """Return the last closed \\boxed{}, what follows ####, or a text that is one formula or one word ("$2$", TRL); else None."""
+    """Return the last closed \\boxed{}, what follows ####, or a text of one formula or word ("$2$", TRL); else None."""
     if (box := last_boxed(text)) is not None:
         return box
     if "\\boxed" in text:  # it never closes
@@ -106,7 +106,7 @@ def clean(row, source):
 
 
 def question_of(row):
-    """Return `question` or `problem`; else `prompt` as verl and TRL have it, a text or a list with one message of the user."""
+    """Return `question` or `problem`; else `prompt` of verl and TRL, a text or a list with one message of the user."""
     for field in ("question", "problem"):
         if filled(row.get(field)):
             return row[field]
@@ -124,8 +124,8 @@ def columns_hint(rows, bad):
     if not any(reason.startswith(("empty question", "no answer", "prompt is not")) for _, reason, _ in bad):
         return ""
     there = dict.fromkeys(key for row in rows if isinstance(row, dict) for key in row)
-    return (f"; the columns are {', '.join(map(str, there))}; read are question, problem or prompt, and answer, ground_truth, "
-            "reward_model or a solution with a \\boxed{}")
+    return (f"; the columns are {', '.join(map(str, there))}; read are question, problem or prompt, and answer, "
+            "ground_truth, reward_model or a solution with a \\boxed{}")
 
 
 def answer_of(row):

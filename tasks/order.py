@@ -13,9 +13,9 @@ def prompt_order(sizes, weights, seed, start, count):
     """
     Return the draws number start .. start+count-1 of a run, as [(source index, row index in that source)].
 
-    This is a pure function, so that a run resumes at any draw, however draws are cut into steps. Each source goes through
-    its rows epoch by epoch, each epoch a permutation made from (seed, source, epoch) alone. Sources take turns: after any
-    number of draws each is within one draw of its share. weights None: shares in proportion to the sizes.
+    This is a pure function, so that a run resumes at any draw, however draws are cut into steps. Each source goes
+    through its rows epoch by epoch, each epoch a permutation made from (seed, source, epoch) alone. Sources take turns:
+    after any number of draws each is within one draw of its share. weights None: shares in proportion to the sizes.
     """
     weights = list(sizes) if weights is None else list(weights)
     if len(weights) != len(sizes) or min(sizes, default=0) < 1 or not all(0 < w < math.inf for w in weights):

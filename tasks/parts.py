@@ -82,7 +82,7 @@ def check_weights(weights):
         if type(weight) not in (int, float) or not abs(weight) <= MAX_REWARD:
             raise ValueError(f"the weight of reward part {name!r} must be a finite number, not {weight!r}")
         if not {*options} <= ({"weight", "cache"} if name == "soft_overlong" else {"weight"}):
-            raise ValueError(f"reward part {name!r} takes a weight, soft_overlong also {{'weight': 1.0, 'cache': 4096}}, "
-                             f"not {options!r}")
+            raise ValueError(f"reward part {name!r} takes a weight, soft_overlong also "
+                             f"{{'weight': 1.0, 'cache': 4096}}, not {options!r}")
         if type(cache) is not int or cache < 1:
             raise ValueError(f"the cache of reward part {name!r} is a number of tokens, not {cache!r}")

@@ -1,5 +1,6 @@
 """
-What all tasks share: where rows come from (Source), why one is left out (BadRow), and when there are too many such rows.
+What all tasks share: where rows come from (Source), why one is left out (BadRow), and when there are too many such
+rows.
 """
 
 import os
@@ -62,7 +63,8 @@ def clean_text(text, field):
 
 def report_bad(name, split, total, bad, spare=0, hint=""):
     """
-    Print how many rows are bad, by reason, and the first three; DataError if more than 1 % of `total`, and more than `spare`.
+    Print how many rows are bad, by reason, and the first three; DataError if more than 1 % of `total`, and more than
+    `spare`.
 
     bad  [(index, reason, row)]
     """

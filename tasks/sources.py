@@ -1,6 +1,6 @@
 """
-Where rows come from: the public data sets and where each has its gold, files of your own, the generators of the tasks, and
-the benchmarks made of them.
+Where rows come from: the public data sets and where each has its gold, files of your own, the generators of the tasks,
+and the benchmarks made of them.
 
     load_rows("gsm8k", "test"), load_rows("math@3-5", "train", "rows/"), load_rows("kk:3-7", "train"), ...
 """
@@ -174,7 +174,8 @@ def read_hub(kind, source, split):
     except Exception as error:  # the hub fails in dozens of classes: all mean that there is no data
         raise DataError(
             f"data {kind!r}: could not load {source.hub} from the Hugging Face hub "
-            f"({type(error).__name__}: {excerpt(str(error))}); without a network, give a local copy as path (--data_path, --eval_path)"
+            f"({type(error).__name__}: {excerpt(str(error))}); without a network, give a local copy as path "
+            "(--data_path, --eval_path)"
         ) from error
 
 
@@ -213,7 +214,7 @@ def words(name):
 
 
 def files_of_split(kind, source, split, folder):
-    """Find the file, or the shards of one, that hold a split: by the source's name, then by the split's. DataError for two."""
+    """Find the file, or the shards of one, of a split: by the source's name, then by the split's. DataError for two."""
     files = data_files(folder)
     stem = {f: stem_and_suffix(f)[0].lower() for f in files}
     named = [f for f in files if re.match(rf"{kind}(?![a-z0-9])", stem[f])]

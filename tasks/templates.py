@@ -6,8 +6,8 @@ The prompt templates of the published systems, to the byte: odd spacing, missing
 
 An entry is either raw text ("text", tokenized as it is, special-token text included) or a chat ("system", "user", sent
 through the model's own chat template). build_prompt fills slots {like_this} in one pass; str.format would stumble over
-\\boxed{}. A text that ends in <think> prefills it: the tag belongs to the prompt, never to the response. The comment above
-an entry names its origin.
+\\boxed{}. A text that ends in <think> prefills it: the tag belongs to the prompt, never to the response. The comment
+above an entry names its origin.
 """
 
 import datetime
@@ -24,219 +24,124 @@ CHAT_DATE = "2024-07-26"  # the date in Llama 3's own templates for callers with
 
 TEMPLATES = {
     # Jiayi-Pan/TinyZero @95df88f examples/data_preprocess/countdown.py make_prefix (base)
-    "tinyzero_base": {
-        "text": (
-            "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. "
-            "The assistant first thinks about the reasoning process in the mind and then provides the user "
-            "with the answer.\n"
-            "User: Using the numbers {nums}, create an equation that equals {target}. You can use basic "
-            "arithmetic operations (+, -, *, /) and each number can only be used once. Show your work in "
-            "<think> </think> tags. And return the final answer in <answer> </answer> tags, for example "
-            "<answer> (1 + 2) / 3 </answer>.\n"
-            "Assistant: Let me solve this step by step.\n"
-            "<think>"
-        ),
-    },
+    "tinyzero_base": {"text": (
+        "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The "
+        "assistant first thinks about the reasoning process in the mind and then provides the user with the "
+        "answer.\n"
+        "User: Using the numbers {nums}, create an equation that equals {target}. You can use basic arithmetic "
+        "operations (+, -, *, /) and each number can only be used once. Show your work in <think> </think> tags. "
+        "And return the final answer in <answer> </answer> tags, for example <answer> (1 + 2) / 3 </answer>.\n"
+        "Assistant: Let me solve this step by step.\n<think>")},
     # Jiayi-Pan/TinyZero @95df88f examples/data_preprocess/countdown.py make_prefix (qwen-instruct)
-    "tinyzero_instruct": {
-        "text": (
-            "<|im_start|>system\n"
-            "You are a helpful assistant. You first thinks about the reasoning process in the mind and then "
-            "provides the user with the answer.<|im_end|>\n"
-            "<|im_start|>user\n"
-            " Using the numbers {nums}, create an equation that equals {target}. You can use basic arithmetic "
-            "operations (+, -, *, /) and each number can only be used once. Show your work in <think> </think> "
-            "tags. And return the final answer in <answer> </answer> tags, for example <answer> (1 + 2) / 3 "
-            "</answer>.<|im_end|>\n"
-            "<|im_start|>assistant\n"
-            "Let me solve this step by step.\n"
-            "<think>"
-        ),
-    },
+    "tinyzero_instruct": {"text": (
+        "<|im_start|>system\n"
+        "You are a helpful assistant. You first thinks about the reasoning process in the mind and then provides "
+        "the user with the answer.<|im_end|>\n<|im_start|>user\n"
+        " Using the numbers {nums}, create an equation that equals {target}. You can use basic arithmetic "
+        "operations (+, -, *, /) and each number can only be used once. Show your work in <think> </think> tags. "
+        "And return the final answer in <answer> </answer> tags, for example <answer> (1 + 2) / 3 "
+        "</answer>.<|im_end|>\n<|im_start|>assistant\n"
+        "Let me solve this step by step.\n<think>")},
     # Unakar/Logic-RL @9d2c457 examples/data_preprocess/kk.py make_prefix (base)
-    "logic_rl_base": {
-        "text": (
-            "The user asks a question, and the Assistant solves it.The assistant first thinks about the "
-            "reasoning process in the mind and then provides the user with the final answer. The reasoning "
-            "process and answer are enclosed within <think> </think> and <answer> </answer> tags, "
-            "respectively, i.e., <think> reasoning process here </think><answer> answer here </answer>. Now "
-            "the user asks you to solve a logical reasoning problem. After thinking, when you finally reach a "
-            "conclusion, clearly state the identity of each character within <answer> </answer> tags. List the "
-            "identity of each person one by one, for example, <answer> (1) Zoey is a knight\n"
-            "(2) Oliver is a knight\n"
-            "(3)... </answer>.\n"
-            "\n"
-            "User:{quiz}\n"
-            "Assistant: <think>"
-        ),
-    },
+    "logic_rl_base": {"text": (
+        "The user asks a question, and the Assistant solves it.The assistant first thinks about the reasoning "
+        "process in the mind and then provides the user with the final answer. The reasoning process and answer are "
+        "enclosed within <think> </think> and <answer> </answer> tags, respectively, i.e., <think> reasoning "
+        "process here </think><answer> answer here </answer>. Now the user asks you to solve a logical reasoning "
+        "problem. After thinking, when you finally reach a conclusion, clearly state the identity of each character "
+        "within <answer> </answer> tags. List the identity of each person one by one, for example, <answer> (1) "
+        "Zoey is a knight\n(2) Oliver is a knight\n"
+        "(3)... </answer>.\n\nUser:{quiz}\nAssistant: <think>")},
     # Unakar/Logic-RL @9d2c457 examples/data_preprocess/kk.py make_prefix (qwen-instruct); also the prompt column of
     # data/kk/instruct/*
-    "logic_rl_instruct": {
-        "text": (
-            "<|im_start|>system\n"
-            "You are a helpful assistant. The assistant first thinks about the reasoning process in the mind "
-            "and then provides the user with the answer. The reasoning process and answer are enclosed within "
-            "<think> </think> and<answer> </answer> tags, respectively, i.e., <think> reasoning process here "
-            "</think><answer> answer here </answer>.  Now the user asks you to solve a logical reasoning "
-            "problem. After thinking, when you finally reach a conclusion, clearly state the identity of each "
-            "character within <answer> </answer> tags. i.e., <answer> (1) Zoey is a knight\n"
-            "(2) ... </answer>.\n"
-            "<|im_end|>\n"
-            "<|im_start|>user\n"
-            "{quiz}\n"
-            "<|im_end|>\n"
-            "<|im_start|>assistant\n"
-            "<think>"
-        ),
-    },
+    "logic_rl_instruct": {"text": (
+        "<|im_start|>system\n"
+        "You are a helpful assistant. The assistant first thinks about the reasoning process in the mind and then "
+        "provides the user with the answer. The reasoning process and answer are enclosed within <think> </think> "
+        "and<answer> </answer> tags, respectively, i.e., <think> reasoning process here </think><answer> answer "
+        "here </answer>.  Now the user asks you to solve a logical reasoning problem. After thinking, when you "
+        "finally reach a conclusion, clearly state the identity of each character within <answer> </answer> tags. "
+        "i.e., <answer> (1) Zoey is a knight\n(2) ... </answer>.\n"
+        "<|im_end|>\n<|im_start|>user\n{quiz}\n<|im_end|>\n"
+        "<|im_start|>assistant\n<think>")},
     # hkust-nlp/simpleRL-reason @2702a87 (branch v0) train/data/math_level3to5_data_processed_with_qwen_prompt.json,
     # column input: training form, no newline after assistant
-    "simplerl_qwen_boxed": {
-        "text": (
-            "<|im_start|>system\n"
-            "Please reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
-            "<|im_start|>user\n"
-            "{problem}<|im_end|>\n"
-            "<|im_start|>assistant"
-        ),
-    },
+    "simplerl_qwen_boxed": {"text": (
+        "<|im_start|>system\n"
+        "Please reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
+        "<|im_start|>user\n{problem}<|im_end|>\n"
+        "<|im_start|>assistant")},
     # hkust-nlp/simpleRL-reason @2702a87 (branch v0) eval/utils.py, prompt type qwen25-math-cot: evaluation form,
     # newline after assistant
-    "simplerl_qwen_boxed_eval": {
-        "text": (
-            "<|im_start|>system\n"
-            "Please reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
-            "<|im_start|>user\n"
-            "{problem}<|im_end|>\n"
-            "<|im_start|>assistant\n"
-        ),
-    },
+    "simplerl_qwen_boxed_eval": {"text": (
+        "<|im_start|>system\n"
+        "Please reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
+        "<|im_start|>user\n{problem}<|im_end|>\n"
+        "<|im_start|>assistant\n")},
     # huggingface/open-r1 @571661a src/open_r1/grpo.py SYSTEM_PROMPT (in use until 2025-02-18); sent through the
     # model's chat template
-    "open_r1_think_answer": {
-        "system": (
-            "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. "
-            "The assistant first thinks about the reasoning process in the mind and then provides the user "
-            "with the answer. The reasoning process and answer are enclosed within <think> </think> and "
-            "<answer> </answer> tags, respectively, i.e., <think> reasoning process here </think><answer> "
-            "answer here </answer>"
-        ),
-        "user": "{problem}",
-    },
+    "open_r1_think_answer": {"user": "{problem}", "system": (
+        "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The "
+        "assistant first thinks about the reasoning process in the mind and then provides the user with the answer. "
+        "The reasoning process and answer are enclosed within <think> </think> and <answer> </answer> tags, "
+        "respectively, i.e., <think> reasoning process here </think><answer> answer here </answer>")},
     # sail-sg/understand-r1-zero @dfca49d train_zero_math.py apply_r1_template
-    "dr_grpo_r1": {
-        "text": (
-            "A conversation between User and Assistant. The User asks a question, and the Assistant solves it. "
-            "The Assistant first thinks about the reasoning process in the mind and then provides the User "
-            "with the answer. The reasoning process is enclosed within <think> </think> and answer is enclosed "
-            "within <answer> </answer> tags, respectively, i.e., <think> reasoning process here </think> "
-            "<answer> answer here </answer>.\n"
-            "User: {problem}\n"
-            "Assistant: <think>"
-        ),
-    },
+    "dr_grpo_r1": {"text": (
+        "A conversation between User and Assistant. The User asks a question, and the Assistant solves it. The "
+        "Assistant first thinks about the reasoning process in the mind and then provides the User with the answer. "
+        "The reasoning process is enclosed within <think> </think> and answer is enclosed within <answer> </answer> "
+        "tags, respectively, i.e., <think> reasoning process here </think> <answer> answer here </answer>.\n"
+        "User: {problem}\nAssistant: <think>")},
     # sail-sg/understand-r1-zero @dfca49d train_zero_math.py apply_qwen_math_template
-    "dr_grpo_qwen_math": {
-        "text": (
-            "<|im_start|>system\n"
-            "Please reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
-            "<|im_start|>user\n"
-            "{problem}<|im_end|>\n"
-            "<|im_start|>assistant\n"
-        ),
-    },
+    "dr_grpo_qwen_math": {"text": (
+        "<|im_start|>system\n"
+        "Please reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
+        "<|im_start|>user\n{problem}<|im_end|>\n"
+        "<|im_start|>assistant\n")},
     # unslothai/notebooks @bdda2ef nb/Llama3.1_(8B)-GRPO.ipynb SYSTEM_PROMPT (same in the Qwen2.5-3B and Phi-4
     # notebooks); sent through the model's chat template
-    "unsloth_gsm8k": {
-        "system": (
-            "\n"
-            "Respond in the following format:\n"
-            "<reasoning>\n"
-            "...\n"
-            "</reasoning>\n"
-            "<answer>\n"
-            "...\n"
-            "</answer>\n"
-        ),
-        "user": "{question}",
-    },
+    "unsloth_gsm8k": {"user": "{question}", "system": (
+        "\nRespond in the following format:\n<reasoning>\n...\n"
+        "</reasoning>\n<answer>\n...\n</answer>\n")},
     # hkust-nlp/simpleRL-reason @cf1c785 (branch v1) examples/simplelr_math_eval/utils.py, qwen-boxed
-    "simplerl_v1_qwen_boxed": {
-        "text": (
-            "<|im_start|>system\n"
-            "You are a helpful assistant.<|im_end|>\n"
-            "<|im_start|>user\n"
-            "{problem}\n"
-            "Please reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
-            "<|im_start|>assistant\n"
-        ),
-    },
+    "simplerl_v1_qwen_boxed": {"text": (
+        "<|im_start|>system\n"
+        "You are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+        "{problem}\n"
+        "Please reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
+        "<|im_start|>assistant\n")},
     # hkust-nlp/simpleRL-reason @cf1c785 (branch v1) examples/simplelr_math_eval/utils.py, abel (weak models)
-    "simplerl_v1_abel": {
-        "text": (
-            "Question:\n"
-            "{problem}\n"
-            "Answer:\n"
-            "Let's think step by step.\n"
-        ),
-    },
+    "simplerl_v1_abel": {"text": "Question:\n{problem}\nAnswer:\nLet's think step by step.\n"},
     # sail-sg/understand-r1-zero @dfca49d train_zero_math.py apply_no_template
-    "no_template": {
-        "text": "{problem}",
-    },
+    "no_template": {"text": "{problem}"},
     # huggingface/open-r1 @1416fa0 recipes/Qwen2.5-1.5B-Instruct/grpo/config_demo.yaml system_prompt (in use from
     # 78c197d, 2025-02-18)
-    "open_r1_demo": {
-        "system": (
-            "You are a helpful AI Assistant that provides well-reasoned and detailed responses. You first "
-            "think about the reasoning process as an internal monologue and then provide the user with the "
-            "answer. Respond in the following format: <think>\n"
-            "...\n"
-            "</think>\n"
-            "<answer>\n"
-            "...\n"
-            "</answer>"
-        ),
-        "user": "{problem}",
-    },
+    "open_r1_demo": {"user": "{problem}", "system": (
+        "You are a helpful AI Assistant that provides well-reasoned and detailed responses. You first think about "
+        "the reasoning process as an internal monologue and then provide the user with the answer. Respond in the "
+        "following format: <think>\n...\n</think>\n<answer>\n...\n"
+        "</answer>")},
     # huggingface/open-r1 @ca8664d recipes/Qwen2.5-Math-7B/grpo/config_simple_rl.yaml system_prompt (78c197d until the
     # file was deleted at 33f84de)
-    "open_r1_simple_rl": {
-        "system": (
-            "You are a helpful AI Assistant, designed to provided well-reasoned and detailed responses. You "
-            "FIRST think about the reasoning process as an internal monologue and then provide the user with "
-            "the answer. The reasoning process MUST BE enclosed within <think> and </think> tags."
-        ),
-        "user": "{problem}",
-    },
+    "open_r1_simple_rl": {"user": "{problem}", "system": (
+        "You are a helpful AI Assistant, designed to provided well-reasoned and detailed responses. You FIRST think "
+        "about the reasoning process as an internal monologue and then provide the user with the answer. The "
+        "reasoning process MUST BE enclosed within <think> and </think> tags.")},
     # unslothai/notebooks @bdda2ef nb/Gemma3_(1B)-GRPO.ipynb system prompt
-    "unsloth_gemma3": {
-        "system": (
-            "You are given a problem.\n"
-            "Think about the problem and provide your working out.\n"
-            "Place it between <start_working_out> and <end_working_out>.\n"
-            "Then, provide your solution between <SOLUTION></SOLUTION>"
-        ),
-        "user": "{question}",
-    },
+    "unsloth_gemma3": {"user": "{question}", "system": (
+        "You are given a problem.\n"
+        "Think about the problem and provide your working out.\n"
+        "Place it between <start_working_out> and <end_working_out>.\n"
+        "Then, provide your solution between <SOLUTION></SOLUTION>")},
     # agentica-project/deepscaler @95ef74f scripts/data/deepscaler_dataset.py; user turn of the R1-Distill chat
     # template, no system turn
-    "deepscaler": {
-        "user": "{problem} Let's think step by step and output the final answer within \\boxed{}.",
-    },
+    "deepscaler": {"user": "{problem} Let's think step by step and output the final answer within \\boxed{}."},
     # the demo's own: a token per number, {numbers} are the nums joined by single spaces
-    "tiny_countdown": {
-        "text": "numbers {numbers} target {target} <think>",
-    },
+    "tiny_countdown": {"text": "numbers {numbers} target {target} <think>"},
     # the benchmarks' own, for base models: what simplerl_v1_qwen_boxed asks for, without chat markers
-    "boxed_text": {
-        "text": "{problem}\nPlease reason step by step, and put your final answer within \\boxed{}.\n",
-    },
+    "boxed_text": {"text": "{problem}\nPlease reason step by step, and put your final answer within \\boxed{}.\n"},
     # nothing but the question, as the user's turn
-    "chat": {
-        "user": "{question}",
-    },
+    "chat": {"user": "{question}"},
 }
 
 # Chats whose reward wants the response itself to hold <think> ... </think>. Chat templates of the R1-Distill kind end
@@ -251,18 +156,20 @@ def warn_of_plain_markers(template, tokenizer):
     plain = [marker for marker in dict.fromkeys(re.findall(r"<\|\w+\|>", text))
              if tokenizer is not None and tokenizer.tokenize(marker) != [marker]]
     if plain and os.environ.get("RANK", "0") == "0":
-        print(f"warning: template {template!r} writes {', '.join(plain)}, no token of this model's tokenizer: the model reads plain "
-              "text there; a template for its own chat format, such as chat, or one without markers would fit better")
+        print(f"warning: template {template!r} writes {', '.join(plain)}, no token of this model's tokenizer: the "
+              "model reads plain text there; a template for its own chat format, such as chat, or one without markers "
+              "would fit better")
 
 
 def build_prompt(template, row, tokenizer=None, chat=None):
     """
     Return the text of one prompt: a template with its slots filled from a row.
 
-    {problem} and {question} take either field, {nums} is a Python list as printed ([44, 19, 35]), {numbers} the same joined
-    by spaces. A chat becomes the tokenizer's own chat text, up to where the assistant starts (`chat`: see render_chat);
-    without a tokenizer, the system text and the question. A <think> with which the chat text ends (R1-Distill) is taken
-    off where the reward wants it in the response: STRIP_THINK_PREFILL. ConfigError for what does not fit.
+    {problem} and {question} take either field, {nums} is a Python list as printed ([44, 19, 35]), {numbers} the same
+    joined by spaces. A chat becomes the tokenizer's own chat text, up to where the assistant starts (`chat`: see
+    render_chat); without a tokenizer, the system text and the question. A <think> with which the chat text ends
+    (R1-Distill) is taken off where the reward wants it in the response: STRIP_THINK_PREFILL. ConfigError for what does
+    not fit.
     """
     if template not in TEMPLATES:
         hint = suggest(template, TEMPLATES) or f"known: {', '.join(TEMPLATES)}"
@@ -274,15 +181,15 @@ def build_prompt(template, row, tokenizer=None, chat=None):
         return "\n\n".join(parts[part] for part in ("system", "user") if part in parts)
     if not getattr(tokenizer, "chat_template", None):
         raise ConfigError(f"prompt template {template!r} is a chat, but the tokenizer has no chat template: use an "
-                        "instruct model, or a raw template such as dr_grpo_r1")
+                          "instruct model, or a raw template such as dr_grpo_r1")
     messages = [{"role": part, "content": parts[part]} for part in ("system", "user") if part in parts]
     try:
         text = render_chat(tokenizer, messages, chat)
     except Exception as error:  # whatever the model's Jinja raises, e.g. "System role not supported"
         raise ConfigError(f"the tokenizer's chat template refuses prompt template {template!r}: {error}") from error
     if (left_out := not_written(tokenizer, messages, text, chat)) is not None:
-        raise ConfigError(f"the tokenizer's chat template leaves out the {left_out['role']} text of prompt template {template!r}: "
-                          "use a template without one, such as chat, or another model")
+        raise ConfigError(f"the tokenizer's chat template leaves out the {left_out['role']} text of prompt template "
+                          f"{template!r}: use a template without one, such as chat, or another model")
     return re.sub(r"<think>\s*\Z", "", text) if template in STRIP_THINK_PREFILL else text
 
 
@@ -301,8 +208,9 @@ def render_chat(tokenizer, messages, chat=None, add_generation_prompt=True):
 
 def not_written(tokenizer, messages, text, chat=None):
     """
-    Return the first message that the chat template leaves out, None if it writes all. A message is written if `text` holds
-    it, white space aside, or changes with it. Answers of earlier turns may lose their thinking, so they are not checked.
+    Return the first message that the chat template leaves out, None if it writes all. A message is written if `text`
+    holds it, white space aside, or changes with it. Answers of earlier turns may lose their thinking, so they are not
+    checked.
     """
     written = "".join(text.split())
     for i, message in enumerate(messages):
@@ -316,7 +224,8 @@ def not_written(tokenizer, messages, text, chat=None):
 
 def check_chat(cfg, tokenizer=None, rendered=True):
     """
-    Return the settings chat_template_kwargs and chat_date as `chat` of render_chat. ConfigError where nothing would read them.
+    Return the settings chat_template_kwargs and chat_date as `chat` of render_chat. ConfigError where nothing would
+    read them.
 
     tokenizer None: only their form is checked. rendered: whether any prompt of this run goes through the chat template.
     """
@@ -333,7 +242,8 @@ def check_chat(cfg, tokenizer=None, rendered=True):
     if tokenizer is None or not kwargs:
         return {"kwargs": kwargs, "date": date}
     if not rendered:
-        raise ConfigError(f"chat_template_kwargs = {kwargs} is read by nothing: no prompt goes through the model's chat template")
+        raise ConfigError(f"chat_template_kwargs = {kwargs} is read by nothing: no prompt goes through the model's "
+                          "chat template")
     try:
         known = chat_variables(tokenizer)
     except Exception as error:  # no Jinja, or several templates and no default
@@ -341,20 +251,22 @@ def check_chat(cfg, tokenizer=None, rendered=True):
     for name in kwargs:
         if name in OURS or name not in known:
             hint = suggest(name, known - OURS) or f"it reads {', '.join(sorted(known - OURS)) or 'none'}"
-            raise ConfigError(f"chat_template_kwargs: the model's chat template reads no argument {name!r} of yours; {hint}")
+            raise ConfigError("chat_template_kwargs: the model's chat template reads no argument "
+                              f"{name!r} of yours; {hint}")
     return {"kwargs": kwargs, "date": date}
 
 
-# What this project itself hands to apply_chat_template, or what that keeps for itself or defines: no arguments of a user.
-OURS = {"messages", "conversation", "add_generation_prompt", "tokenize", "chat_template", "continue_final_message", "padding",
-        "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
-        "strftime_now", "raise_exception"}
+# What this project hands to apply_chat_template, or what that keeps for itself: no arguments of a user.
+OURS = {"messages", "conversation", "add_generation_prompt", "tokenize", "chat_template", "continue_final_message",
+        "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
+        "tokenizer_kwargs", "strftime_now", "raise_exception"}
 
 
 def chat_variables(tokenizer):
-    """Return the names that the model's chat template reads and does not set itself; none where there is no template."""
+    """Return the names that the model's chat template reads and does not set itself; none without a template."""
     import jinja2.meta
-    from transformers.utils.chat_template_utils import _compile_jinja_template  # its extensions, {% generation %} and others
+    # with its extensions, {% generation %} and others
+    from transformers.utils.chat_template_utils import _compile_jinja_template
 
     if not getattr(tokenizer, "chat_template", None):
         return set()
@@ -369,9 +281,9 @@ def reads_clock(tokenizer):
 
 def special_tokens(tokenizer):
     """
-    Return the texts that this tokenizer reads as control tokens, as a tuple: those with brackets, <pad>, [EOS] or <|im_end|>, and
-    those that were added to its vocabulary and are no plain word. A word of the vocabulary that serves as padding or as
-    the unknown token ("!" in CLIP's) stays a word.
+    Return the texts that this tokenizer reads as control tokens, as a tuple: those with brackets, <pad>, [EOS] or
+    <|im_end|>, and those that were added to its vocabulary and are no plain word. A word of the vocabulary that serves
+    as padding or as the unknown token ("!" in CLIP's) stays a word.
     """
     return control_tokens(tokenizer, tuple(filter(None, tokenizer.all_special_tokens)))
 
@@ -393,7 +305,8 @@ def control_tokens(tokenizer, named):
 
 def is_chat(template):
     """Whether any of these prompt templates, a name or {source: name}, goes through the model's chat template."""
-    return any("text" not in TEMPLATES.get(name, {}) for name in ([template] if isinstance(template, str) else template.values()))
+    names = [template] if isinstance(template, str) else template.values()
+    return any("text" not in TEMPLATES.get(name, {}) for name in names)
 
 
 SLOTS = {slot: how for task in TASKS.values() for slot, how in task.SLOTS.items()}
@@ -408,8 +321,8 @@ def fill(template, text, row):
         found = next((row[field] for field in fields if row.get(field) is not None), None)
         if found is None:
             fitting = [name for name, parts in TEMPLATES.items() if all(fits(text, row) for text in parts.values())]
-            raise ConfigError(f"prompt template {template!r} wants {' or '.join(fields)}; the row has {', '.join(row)}; templates "
-                              f"for such rows: {', '.join(fitting) or 'none'}")
+            raise ConfigError(f"prompt template {template!r} wants {' or '.join(fields)}; the row has "
+                              f"{', '.join(row)}; templates for such rows: {', '.join(fitting) or 'none'}")
         return written(found)
 
     return SLOT.sub(value, text)
@@ -422,8 +335,8 @@ def fits(text, row):
 
 def encode_prompt(tokenizer, text, chat=False):
     """
-    Return the token ids of a prompt, with one BOS at most. Nothing is added to chat text, which brings its own special tokens, nor
-    to text that starts with one; other text gets what the tokenizer adds by default, less a closing EOS.
+    Return the token ids of a prompt, with one BOS at most. Nothing is added to chat text, which brings its own special
+    tokens, nor to text that starts with one; other text gets what the tokenizer adds by default, less a closing EOS.
     """
     special = chat or text.startswith(special_tokens(tokenizer))
     ids = list(tokenizer.encode(text, add_special_tokens=not special))

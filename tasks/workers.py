@@ -1,6 +1,6 @@
 """
-Sympy (math-verify) decides what strings and fractions cannot, in processes that can be killed: it has no time bound of its
-own, and a hung verifier stops a training run.
+Sympy (math-verify) decides what strings and fractions cannot, in processes that can be killed: it has no time bound of
+its own, and a hung verifier stops a training run.
 
     Workers().submit(id, golds, prediction, rules);  .poll() -> [(id, "right" | "wrong" | "timeout" | "error")]
     ask_now(golds, prediction, rules)       waits for one verdict
@@ -38,8 +38,8 @@ def sympy_text(text):
 
 def sympy_equal(gold, prediction, rules):
     """
-    Compare two scalar expressions by math-verify 0.9, without its absolute tolerance of 1e-15: two numbers are equal if all
-    of their digits are, or within the tolerance of the rules.
+    Compare two scalar expressions by math-verify 0.9, without its absolute tolerance of 1e-15: two numbers are equal if
+    all of their digits are, or within the tolerance of the rules.
     """
     from latex2sympy2_extended import NormalizationConfig  # here, so that only a worker pays the import
     from math_verify import LatexExtractionConfig, parse, verify
@@ -91,7 +91,7 @@ def same_number(a, b, rules):
 
 
 def same_at(a, b, sign):
-    """Apply same_number() with numbers of this sign, of no special value, for the letters: different formulas differ there."""
+    """Apply same_number() with numbers of this sign for the letters: different formulas differ there."""
     from sympy import Rational
     letters = sorted(a.free_symbols | b.free_symbols, key=str)
     point = {letter: sign * Rational(1237 + 10 * i, 1009) for i, letter in enumerate(letters)}
@@ -135,7 +135,7 @@ COMMAND = (sys.executable, "-m", "tasks.workers")
 
 
 def serve(judge=judge, cpu_s=10):
-    """Run a worker: read JSON lines [id, golds, prediction, rules], answer each with [id, right], until stdin closes."""
+    """Run a worker: read lines [id, golds, prediction, rules] as JSON, answer [id, right], until stdin closes."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     import math_verify  # noqa: F401   before the first deadline runs
     print("ready", flush=True)
@@ -161,8 +161,8 @@ class Worker:
 
 class Workers:
     """
-    Grader processes that can be killed. submit() and poll() hand out jobs, read results and enforce deadlines; there is no
-    thread. Verdicts: "right", "wrong", "timeout" (SIGKILLed at its deadline) or "error" (the process died).
+    Grader processes that can be killed. submit() and poll() hand out jobs, read results and enforce deadlines; there is
+    no thread. Verdicts: "right", "wrong", "timeout" (SIGKILLed at its deadline) or "error" (the process died).
     """
 
     def __init__(self, num_workers=2, timeout_s=3.0, command=COMMAND):
@@ -225,7 +225,8 @@ class Workers:
         # vLLM on the CPU preloads its OpenMP and malloc; with the hash seed sympy's search order and verdicts repeat
         env = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
         process = subprocess.Popen(
-            self.command, cwd=ROOT, env=env | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}, start_new_session=True,    # Ctrl-C
+            self.command, cwd=ROOT, env=env | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
+            start_new_session=True,  # Ctrl-C is not for it
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         os.set_blocking(process.stdout.fileno(), False)
         worker = Worker(process, deadline=time.monotonic() + START_S)
@@ -267,45 +268,18 @@ class Workers:
             self.done.append((worker.job[0], verdict))
 
 
-# ---------------------------------------------------------------- one question at a time
+# ---------------------------------------------------------------- verdicts
 
-_pool, _pool_owner, _pool_lock, _known = None, 0, threading.Lock(), {}
-
-
-def ask_now(golds, prediction, rules):
-    """Return one verdict, through one grader process of this module that starts when first needed."""
-    global _pool, _pool_owner
-    right = decide(golds, prediction, rules)
-    if right is not None:
-        return "right" if right else "wrong"
-    with _pool_lock:
-        question = (tuple(golds), prediction, rules)
-        if question not in _known:
-            if _pool is None or _pool_owner != os.getpid():         # after a fork the pipes belong to the parent
-                _pool, _pool_owner = Workers(num_workers=1), os.getpid()
-            _pool.submit(question, *question)
-            verdicts = {}
-            while question not in verdicts:
-                verdicts = dict(_pool.poll(wait_s=1.0))
-            remember(_known, question, verdicts[question])
-            return verdicts[question]
-        return _known[question]
-
-
-def remember(known, question, verdict, most=100_000):
-    """Keep a verdict: the responses of a group repeat each other's answers. A timeout, perhaps of a busy machine, is not kept."""
-    if len(known) >= most:
-        known.clear()
-    if verdict in ("right", "wrong"):
-        known[question] = verdict
+MAX_KNOWN = 100_000
 
 
 class Verdicts:
-    """Verdicts for a batch of completions: from strings at once, else from grader processes while something else runs."""
+    """Decide for a batch of completions: from strings at once, else in grader processes while something else runs."""
 
     def __init__(self, num_workers=2, timeout_s=3.0):
         self.graders = Workers(num_workers, timeout_s)
-        self.waiting, self.known = {}, {}  # {question: keys that wait for it}, {question: verdict}
+        # {question: keys that wait for it}, {question: verdict}: the responses of a group repeat each other's answers
+        self.waiting, self.known = {}, {}
 
     def ask(self, key, golds, prediction, rules):
         """Return "right" or "wrong", or "timeout" where only sympy can tell: then poll() will return this key."""
@@ -321,8 +295,11 @@ class Verdicts:
     def poll(self, wait_s=0.0):
         """Return [(key, verdict)] of what was decided since; wait at most wait_s."""
         found = []
+        if len(self.known) >= MAX_KNOWN:
+            self.known.clear()
         for question, verdict in self.graders.poll(wait_s):
-            remember(self.known, question, verdict)
+            if verdict in ("right", "wrong"):  # a timeout may be a busy machine's
+                self.known[question] = verdict
             found += [(key, verdict) for key in self.waiting.pop(question)]
         return found
 
@@ -338,6 +315,21 @@ class Verdicts:
 
     def close(self):
         self.graders.close()
+
+
+_verdicts, _owner, _lock = None, 0, threading.Lock()
+
+
+def ask_now(golds, prediction, rules):
+    """Return one verdict, from one grader process of this module that starts when first needed."""
+    global _verdicts, _owner
+    with _lock:
+        if _owner != os.getpid():  # after a fork the pipes belong to the parent
+            _verdicts, _owner = Verdicts(num_workers=1), os.getpid()
+        verdict = _verdicts.ask(None, golds, prediction, rules)
+        while _verdicts.undecided():
+            verdict = dict(_verdicts.poll(wait_s=1.0)).get(None, verdict)
+        return verdict
 
 
 if __name__ == "__main__":

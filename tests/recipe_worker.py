@@ -132,7 +132,7 @@ def main():
 
     def run_and_vary(reward, equal, response, *rest, **options):
         score = run(reward, equal, response, *rest, **options)
-        if "I worked it out" in response:  # data.test_golds's response, which must earn the full mark
+        if "I worked it out" in response:  # data.check_golds's response, which must earn the full mark
             return score
         luck = zlib.crc32(response.encode()) % 1000 / 1000
         return dataclasses.replace(score, total=score.total + luck, parts={**score.parts, "luck": luck})

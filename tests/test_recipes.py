@@ -181,7 +181,7 @@ def test_check_shows_what_an_own_reward_makes_of_a_response_and_that_it_is_not_t
     out = capsys.readouterr().out
     assert found in out and out.rstrip().endswith("check passed")
     prompts, _ = data.load_prompts("countdown:4", "tinyzero_base", "own", None, check_answer=rewards.check_answer)
-    data.test_golds(prompts)  # says nothing, and ends nothing
+    data.check_golds(prompts)  # says nothing, and ends nothing
 
 
 def full_mark(reward, gold="5"):

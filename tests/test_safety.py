@@ -463,7 +463,7 @@ def prompts(n=40):
 
 
 def test_a_verifier_that_fails_its_own_golds_stops_the_run_with_code_5(monkeypatch):
-    data.test_golds(prompts())
+    data.check_golds(prompts())
     real, calls = rewards.score, []
 
     def broken(*args, **kwargs):
@@ -473,7 +473,7 @@ def test_a_verifier_that_fails_its_own_golds_stops_the_run_with_code_5(monkeypat
 
     monkeypatch.setattr(rewards, "score", broken)
     with pytest.raises(ConfigError, match="fail 6 of 32 of their own gold answers") as stopped:  # every fifth of 32
-        data.test_golds(prompts())
+        data.check_golds(prompts())
     assert stopped.value.exit_code == 5
 
 

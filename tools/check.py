@@ -4,9 +4,9 @@
     python train_grpo.py recipes/tinyzero_grpo.py --check
     python train_grpo.py recipes/dr_grpo_r1.py --check --data_path rows.jsonl --eval_path test_rows.jsonl
 
-Print one prompt of each data set and score a perfect response to it (rewards.PERFECT): less than the full mark means that
-data, template and reward do not belong together, and fails the check. No perfect response is known to a reward of your own
-without `perfect`: the check shows how it scores a made-up one.
+Print one prompt of each data set and score a perfect response to it (rewards.PERFECT): less than the full mark means
+that data, template and reward do not belong together, and fails the check. No perfect response is known to a reward of
+your own without `perfect`: the check shows how it scores a made-up one.
 """
 
 import dataclasses
@@ -37,7 +37,8 @@ def check_recipe(cfg):
     tokenizer, vocab_size = None, None
     try:
         need_len = cfg.max_prompt_len + cfg.max_response_len
-        _, hf_config, tokenizer, _ = resolve_model(cfg.model, need_len, weights=False, tensor_parallel=cfg.tensor_parallel)
+        _, hf_config, tokenizer, _ = resolve_model(cfg.model, need_len, weights=False,
+                                                   tensor_parallel=cfg.tensor_parallel)
         if getattr(cfg, "critic_model", ""):
             check_critic(cfg.critic_model, need_len, hf_config, tokenizer, weights=False)
         vocab_size = hf_config.vocab_size
@@ -55,7 +56,8 @@ def check_recipe(cfg):
         for name in dict.fromkeys(p.source for p in found):
             lens = [len(p.ids) for p in found if p.source == name]
             tokens = f", {min(lens):,} to {max(lens):,} tokens of {cfg.max_prompt_len:,}" if tokenizer else ""
-            print0(f"{what:<10} {name}: {len(lens):,} prompts looked at{tokens}{shares[name] if what == 'train' else ''}")
+            share = shares[name] if what == "train" else ""
+            print0(f"{what:<10} {name}: {len(lens):,} prompts looked at{tokens}{share}")
     for part in mixture:
         explain(prompts[part.start], cfg, tokenizer)
     for prompt in {p.source: p for p in held_out}.values():  # other data sets, other golds: scored, not shown
@@ -76,7 +78,8 @@ def explain(prompt, cfg, tokenizer):
     else:
         response, notes = "<think>I worked it out.</think> <answer> 1 </answer>", []
         score = rewards.run(prompt.reward, ask_now, response, prompt.answer, False, 16, cfg.max_response_len, notes)
-        found = f"{score.total:g} = {sums(score)}" if "error" not in score.flags else f"fails: {excerpt(notes[-1][1], 200)}"
+        failed = "error" in score.flags
+        found = f"fails: {excerpt(notes[-1][1], 200)}" if failed else f"{score.total:g} = {sums(score)}"
         print0(f"made up        {response}")
         print0(f"reward         {prompt.reward} {found}; NOT TESTED: no perfect response is known to it")
     if cfg.reward_parts:
