@@ -74,7 +74,7 @@ test: $(STAMP)
 test-all: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu"
 
-# one formatter: it keeps how lines are wrapped and mends the rest; lint fails on what it would change
+# One formatter: it keeps the hand-made line breaks and fixes the rest. lint fails on what it would change.
 FORMAT := .venv/bin/autopep8 --max-line-length 120 -j 2 -r *.py onebox tasks tools recipes tests bench
 
 format: $(STAMP)
