@@ -1,4 +1,4 @@
-"""python -m pytest tests/test_end_to_end.py: the scripts as a user starts them, with a tiny random model and real vLLM."""
+"""python -m pytest tests/test_end_to_end.py: the scripts as a user starts them, a tiny random model and real vLLM."""
 
 import gzip
 import json
@@ -7,23 +7,26 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import COLUMN, LOGPROB, LOGPROB_MEAN, run_script, save_tiny_model, share_of_the_way, without_an_engine
+from conftest import (COLUMN, LOGPROB, LOGPROB_MEAN, ROOT, run_script, save_tiny_model, share_of_the_way,
+                      without_an_engine)
 from runs import assert_same, everything_of
 
-COLUMNS = """step reward correct format_error wrong_answer truncated response_len think_len answer_len entropy grad_norm kl
-clip_frac mismatch_mean mismatch_max zero_variance_groups lr seconds_rollout seconds_reward seconds_train seconds_sync
-tokens_per_second""".split()
-TINY = ["--data", "tiny_countdown", "--template", "tiny_countdown", "--reward", "tinyzero_countdown", "--max_prompt_len", "16",
-        "--max_response_len", "24", "--prompts_per_step", "4", "--group_size", "4", "--num_steps", "3", "--eval_every", "2",
-        "--save_every", "2", "--eval_prompts", "6", "--eval_samples", "2", "--checkpointing", "False", "--entropy_coef", "0.01",
-        "--report_every", "0", "--max_num_seqs", "16", "--lr", "3e-3", "--max_tokens_per_gpu", "200"]
+COLUMNS = """step reward correct format_error wrong_answer truncated response_len think_len answer_len entropy grad_norm
+kl clip_frac mismatch_mean mismatch_max zero_variance_groups lr seconds_rollout seconds_reward seconds_train
+seconds_sync tokens_per_second""".split()
+TINY = """--data tiny_countdown --template tiny_countdown --reward tinyzero_countdown --max_prompt_len 16
+--max_response_len 24 --prompts_per_step 4 --group_size 4 --num_steps 3 --eval_every 2 --save_every 2 --eval_prompts 6
+--eval_samples 2 --checkpointing False --entropy_coef 0.01 --report_every 0 --max_num_seqs 16 --lr 3e-3
+--max_tokens_per_gpu 200""".split()
 
 
-def train(folder, model, *args, nproc=1, env=None):
+def train(folder, model, *args, nproc=1, env=None, kill_at=None):
+    """Run train_grpo.py; kill_at "evaluate:3": with SIGKILL at that point, see tests/kill_at.py."""
     os.makedirs(folder, exist_ok=True)
-    from conftest import ROOT
-
-    return run_script(os.path.join(ROOT, "train_grpo.py"), *TINY, "--model", model, *args, nproc=nproc, cwd=folder, env=env)
+    script = [os.path.join(ROOT, "train_grpo.py")]
+    if kill_at:
+        script, env = [os.path.join(ROOT, "tests", "kill_at.py"), "train_grpo.py"], {**(env or {}), "FAULT_AT": kill_at}
+    return run_script(*script, *TINY, "--model", model, *args, nproc=nproc, cwd=folder, env=env)
 
 
 def rows_of(folder, name="run"):
@@ -60,12 +63,12 @@ def test_a_run_leaves_everything_it_promises(one_rank):
         assert row["correct"] + row["wrong_answer"] + row["format_error"] == pytest.approx(1)
     assert [row["lr"] for row in rows[1:]] == [3e-3] * 3
     samples = samples_of(folder, 0)
-    assert len({row["response"] for row in samples if row["sample"] != "greedy"}) > 6  # 6 problems x 2 different samples
+    assert len({row["response"] for row in samples if row["sample"] != "greedy"}) > 6  # 6 problems x 2 samples
     with open(os.path.join(run, "config.json")) as f:
         assert json.load(f)["settings"]["group_size"] == 4
-    for name in ("log.txt", "code/train_grpo.py", "code/git.txt", "samples/step_000000.jsonl.gz", "samples/step_000003.jsonl.gz",
-                 "plots/overview.png",
-                 "model/config.json", "model/model.safetensors", "model/tokenizer.json", "step_000003/state.json"):
+    for name in ("log.txt", "code/train_grpo.py", "code/git.txt", "samples/step_000000.jsonl.gz", "plots/overview.png",
+                 "samples/step_000003.jsonl.gz", "model/config.json", "model/model.safetensors", "model/tokenizer.json",
+                 "step_000003/state.json"):
         assert os.path.exists(os.path.join(run, name)), name
     assert "step    3/3" in done.stdout and "step    3/3" in open(os.path.join(run, "log.txt")).read()
 
@@ -86,7 +89,7 @@ def test_the_kept_rollouts_hold_what_the_step_computed_for_every_token(one_rank)
     assert metrics["entropy"] == pytest.approx(sum(sum(row["entropy"]) for row in rows) / tokens, abs=1e-4)
 
 
-def test_the_same_command_again_says_that_the_run_is_complete_and_makes_no_engine(one_rank, tied_model, tmp_path):
+def test_the_same_command_again_is_complete_and_makes_no_engine(one_rank, tied_model, tmp_path):
     again = train(one_rank[0], tied_model, env=without_an_engine(tmp_path))
     assert again.returncode == 0 and "is complete: step 3 of 3" in again.stdout, again.stderr[-2000:]
     assert len(rows_of(one_rank[0])) == 4
@@ -107,8 +110,8 @@ def test_two_ranks_train_as_one_up_to_rounding(one_rank, tied_model, tmp_path, t
             if a.get(name) is not None:
                 assert a[name] == pytest.approx(b[name], **COLUMN), (a["step"], name)
     weights = [load_weights(os.path.join(folder, "out/run/model")) for folder in (one_rank[0], tmp_path)]
-    # Adam makes a whole step, of either sign, of a gradient that is rounding alone: one such weight of 70,000 is 2 / 265 of the
-    # way, an eighth of it allows for 270. Half a batch forgotten would turn every fourth sign: the whole way
+    # Adam makes a whole step, of either sign, of a gradient that is rounding alone: one such weight of 70,000 is
+    # 2 / 265 of the way, an eighth of it allows for 270. Half a batch forgotten would turn every fourth sign: all of it
     assert share_of_the_way(load_weights(tied_model), *weights) < 0.125
 
 
@@ -118,18 +121,17 @@ def load_weights(folder):
     return load_file(os.path.join(folder, "model.safetensors"))
 
 
-def test_a_run_killed_after_its_last_step_and_started_again_is_the_run_that_was_not_stopped(one_rank, tied_model, tmp_path):
+def test_resume_after_sigkill_in_the_last_evaluation_is_bit_identical(one_rank, tied_model, tmp_path):
     """kill -9 in the held-out evaluation of step 3, with the real engine; tests/test_faults.py has the rest."""
-    first = train(tmp_path, tied_model, env={"FAULT_AT": "evaluate:3"})
-    assert first.returncode != 0 and "step    3/3" not in first.stdout and "SIGKILL" in first.stderr, first.stderr[-3000:]
+    first = train(tmp_path, tied_model, kill_at="evaluate:3")
+    assert first.returncode != 0 and "step    3/3" not in first.stdout, first.stderr[-3000:]
+    assert "SIGKILL" in first.stderr
     second = train(tmp_path, tied_model)
     assert second.returncode == 0 and "resumed out/run at step 3" in second.stdout, second.stderr[-3000:]
     assert_same(everything_of(one_rank[0]), everything_of(tmp_path))
 
 
 def test_the_evaluation_of_the_exported_model_is_the_runs_last_evaluation(one_rank):
-    from conftest import ROOT
-
     folder = one_rank[0]
     done = run_script(os.path.join(ROOT, "eval.py"), "--model", "out/run/model", "--limit", "6", "--samples", "2",
                       "--max_prompt_len", "16", "--max_response_len", "24", "--output", "e.jsonl", cwd=folder)
@@ -156,12 +158,13 @@ def test_several_updates_with_a_reference_masking_and_dynamic_sampling(tied_mode
         tokens = row["response_len"] * row["num_rollouts"]
         assert 0 < row["trained_tokens"] <= tokens - row["truncated"] * row["num_rollouts"] * 40 + 0.5
     assert os.path.isdir(os.path.join(tmp_path, "out/run/wandb")) and "wandb:" not in done.stdout
-    assert rows[0]["seconds_logprobs"] > 0 
+    assert rows[0]["seconds_logprobs"] > 0
 
 
 def test_where_there_is_nothing_to_learn_no_weight_moves(tied_model, tmp_path):
     """A random model earns 0 everywhere: momentum and weight decay must not act on a gradient of zero."""
-    done = train(tmp_path, tied_model, "--entropy_coef", "0", "--weight_decay", "0.5", "--num_steps", "2", "--eval_prompts", "0")
+    done = train(tmp_path, tied_model, "--entropy_coef", "0", "--weight_decay", "0.5", "--num_steps", "2",
+                 "--eval_prompts", "0")
     assert done.returncode == 0, done.stderr[-3000:]
     for row in rows_of(tmp_path):
         assert (row["skipped_updates"], row["grad_norm"], row["zero_variance_groups"]) == (1, 0.0, 1.0)
@@ -170,10 +173,11 @@ def test_where_there_is_nothing_to_learn_no_weight_moves(tied_model, tmp_path):
 
 
 def test_the_canary_stops_a_run_whose_engine_has_other_weights(tied_model, untied_model, tmp_path):
-    """Start the engine from another model and leave the sync out: no weight may change, and the message names causes."""
+    """Start the engine from another model and leave the sync out: no weight may change; the message names causes."""
     driver = tmp_path / "driver.py"
     driver.write_text(
-        "import sys, rollout\nrollout.sync_weights = lambda model, engine, dtype, version: engine.update_weight_version(str(version))\n"
+        "import sys, rollout\n"
+        "rollout.sync_weights = lambda model, engine, dtype, version: engine.update_weight_version(str(version))\n"
         "make = rollout.make_engine\n"
         f"rollout.make_engine = lambda path, **kw: make({save_tiny_model(tmp_path / 'other', seed=1)!r}, **kw)\n"
         "import train_grpo\nsys.exit(train_grpo.main())\n")
@@ -183,9 +187,8 @@ def test_the_canary_stops_a_run_whose_engine_has_other_weights(tied_model, untie
 
 
 def test_sft_lowers_the_loss_and_counts_bad_lines(tied_model, tmp_path):
-    from conftest import ROOT
-
-    rows = [{"prompt": "numbers 1 2 3 target 6 <think>", "response": "1 + 2 = 3 </think> <answer> 1 + 2 + 3 </answer>"}] * 200
+    row = {"prompt": "numbers 1 2 3 target 6 <think>", "response": "1 + 2 = 3 </think> <answer> 1 + 2 + 3 </answer>"}
+    rows = [row] * 200
     with open(tmp_path / "d.jsonl", "w") as f:
         f.writelines(json.dumps(row) + "\n" for row in rows)
         f.write('{"prompt": "numbers 1"}\n')
@@ -230,8 +233,6 @@ def test_every_held_out_problem_is_on_record_at_every_evaluation(one_rank):
 
 
 def test_a_sweep_of_a_run_repeats_its_evaluations_and_prints_the_table(one_rank):
-    from conftest import ROOT
-
     run = one_rank[0] / "out/run"
     done = run_script(os.path.join(ROOT, "eval.py"), "--sweep", "out/run", cwd=one_rank[0])
     assert done.returncode == 0, done.stderr[-3000:]
@@ -243,7 +244,8 @@ def test_a_sweep_of_a_run_repeats_its_evaluations_and_prints_the_table(one_rank)
         swept = [json.loads(line)["response"] for line in lines]
         assert len(own) == 18 and own == swept
     for row, metrics in zip(rows, [row for row in rows_of(one_rank[0]) if "eval_correct" in row], strict=True):
-        assert (row["avg_at_k"], row["greedy"]) == pytest.approx((metrics["eval_correct"], metrics["eval_correct_greedy"]))
+        assert (row["avg_at_k"], row["greedy"]) == pytest.approx(
+            (metrics["eval_correct"], metrics["eval_correct_greedy"]))
         assert {"pass_at_k", "maj_at_k", "k", "low", "high", "truncated", "mean_len", "problems"} <= set(row)
     markdown = (run / "eval/table.md").read_text().splitlines()
     assert markdown[0] == "| step | tiny_countdown | average |" and len(markdown) == 5

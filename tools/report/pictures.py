@@ -39,7 +39,7 @@ FIGURES = {
 }
 PARTS = {  # of the page, in its order
     "Learning": ("success", "reward", "parts", "sources", "errors", "groups"),
-    "What is written": ("length", "reasoning", "reflection", "word_share", "suspicious"),
+    "Responses": ("length", "reasoning", "reflection", "word_share", "suspicious"),
     "Updates": ("entropy", "kl", "clip", "mismatch", "grad_norm", "critic"),
     "Time": ("seconds", "speed"),
 }
