@@ -15,7 +15,7 @@ from test_end_to_end import TINY, train
 
 import rewards
 import rollout
-from onebox.distributed import Timer
+from onebox.distributed import Clock
 from onebox.config import ConfigError
 from onebox.models import resolve_model, token_bound
 
@@ -161,16 +161,17 @@ def test_ids_with_gaps_are_bounded_by_the_highest_not_by_their_number(tmp_path):
         resolve_model(path, 32)
 
 
-def test_a_response_that_ends_with_a_high_id_is_finished_and_one_with_an_unknown_id_is_not(tmp_path, monkeypatch):
-    tokenizer = sparse_tokenizer(tmp_path, 120)
+def test_a_high_id_ends_a_response_and_an_unknown_one_does_not(tmp_path, monkeypatch, one_process):
+    tokenizer, cpu = sparse_tokenizer(tmp_path, 120), torch.device("cpu")
     made = [rollout.Rollout(0, k, [2], ids, np.zeros(len(ids)), "stop") for k, ids in enumerate(([8, 120], [8, 121, 120]))]
     monkeypatch.setattr(rollout, "generate", lambda *_, **__: made)
-    monkeypatch.setattr(rollout, "gather", list)
+    monkeypatch.setattr(rollout, "make_engine", lambda *_, **__: None)
+    engine = rollout.Engine("", tokenizer, [120], config=SimpleNamespace(vocab_size=128), dtype="float32", device=cpu,
+                            clock=Clock(cpu), prompt_len=4, response_len=8, max_num_seqs=2, kv_cache_gb=0, tensor_parallel=1,
+                            seed=0, deadline_s=9)
     scorer = rewards.Scorer()
     prompt = SimpleNamespace(ids=(2,), source="s", uid="u", reward="verl_gsm8k", answer="3")
-    ended, unknown = rollout.sample_and_score([prompt], [[0, 1]], engine=None, tokenizer=tokenizer, scorer=scorer, timer=Timer(torch.device("cpu")),
-                             temperature=1.0, max_tokens=8, stop_ids=[120], stop_strings=(), repetition_stop=0, deadline_s=9,
-                             engines=1, engine_rank=0, leader=True, version=0, vocab_size=128)
+    ended, unknown = engine.sample([prompt], [[0, 1]], scorer, 1.0)
     scorer.close()
     assert not ended.phantom and ended.score.flags == frozenset()
     assert unknown.phantom and unknown.score.flags == {"phantom_ids"} and unknown.score.total == 0
