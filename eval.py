@@ -18,7 +18,7 @@ from onebox import distributed  # first: it looks for its launcher and sets what
 from onebox.crash import entry
 from onebox.config import NonNegative, Positive, load_config
 from onebox.metrics import rollout_row, summarize
-from onebox.models import NoModel, resolve_model  # noqa: F401  others import them from here
+from onebox.models import resolve_model  # noqa: F401  others import it from here
 
 KEPT_PROMPTS = 8  # held-out prompts whose responses are kept token by token in samples/
 

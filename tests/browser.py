@@ -35,7 +35,7 @@ def chromium():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=binary(), args=["--no-sandbox"])  # which root in a container has not
+        browser = p.chromium.launch(executable_path=binary(), args=["--no-sandbox"])  # root in a container has none
         yield browser
         browser.close()
 

@@ -473,8 +473,9 @@ class StubEngine:
     def sample(self, prompts, seeds, scorer, temperature):
         assert len({seed for row in seeds for seed in row}) == (sum(map(len, seeds)) if temperature else 1)
         self.clock.phase("rollout")
-        return [Rollout(i, k, [1], [5, 6], [-0.5, -0.5], "stop", "a", source=p.source, asked=p, score=rewards.Score(
-                    1.0, self.correct[i, k] if temperature else i == 1, True, {}))
+        correct = self.correct if temperature else {(i, 0): i == 1 for i in range(len(prompts))}
+        return [Rollout(i, k, [1], [5, 6], [-0.5, -0.5], "stop", "a", source=p.source, asked=p,
+                        score=rewards.Score(1.0, correct[i, k], True, {}))
                 for i, p in enumerate(prompts) for k in range(len(seeds[i]))]
 
 
@@ -498,7 +499,7 @@ CORRECT = {(0, 0): True, (0, 1): False, (1, 0): False, (1, 1): False, (2, 0): Tr
 
 
 def settings(**more):
-    return SimpleNamespace(**{"eval_samples": 2, "seed": 0, "temperature": 1.0, "eval_every": 2, "num_steps": 5, **more})
+    return SimpleNamespace(**dict(eval_samples=2, seed=0, temperature=1.0, eval_every=2, num_steps=5) | more)
 
 
 def test_an_evaluation_in_training_tells_benchmarks_and_problems_apart(monkeypatch):

@@ -53,8 +53,8 @@ def write_settings(folder, name, settings, seconds=None):
     os.makedirs(folder, exist_ok=True)
     before = read_settings(folder)
     seconds = before.get(name, {"seconds": 0.0})["seconds"] if seconds is None else round(seconds, 3)
-    write_atomic(os.path.join(folder, "settings.json"),
-          json.dumps(before | {name: {"settings": settings, "seconds": seconds}}, indent=1))
+    now = before | {name: {"settings": settings, "seconds": seconds}}
+    write_atomic(os.path.join(folder, "settings.json"), json.dumps(now, indent=1))
 
 
 def parse(line):
@@ -167,13 +167,13 @@ def save_results(folder, rows, about, before):
             settings.get(row["benchmark"], {"settings": {}})["settings"].get("model") == about["weights"]] + rows
     write_atomic(os.path.join(folder, "results.json"), json.dumps({**about, "rows": finite(rows)}, indent=1))
     write_atomic(os.path.join(folder, "results.md"), to_markdown(RESULT_HEAD, [result_cells(row) for row in rows]))
-    write_atomic(os.path.join(folder, "results.csv"), to_csv([{k: v for k, v in row.items() if k != "pass_at"}
-                                                       for row in finite(rows)]))
+    flat = [{k: v for k, v in row.items() if k != "pass_at"} for row in finite(rows)]
+    write_atomic(os.path.join(folder, "results.csv"), to_csv(flat))
 
 
 def save_sweep(folder, settings, rows, before):
     """
-    Write table.json, .md and .csv of a run. The rows of an earlier sweep (`before`) for other benchmarks stay, and those
+    Write table.json, .md and .csv of a run. Of an earlier sweep (`before`) the rows of other benchmarks stay, and those
     of steps whose checkpoint is gone, where they were made with the same settings, {benchmark: settings}.
     """
     made, now = {(row["step"], row["benchmark"]) for row in rows}, json.loads(json.dumps(settings))

@@ -19,9 +19,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-import data
 import rewards
-from data import DataError, data_files
+from data import check_rewards, fingerprint, load_prompts
 from eval import sample_seeds
 from onebox import checkpoint, rundir
 from onebox.config import ConfigError, check_ranges
@@ -31,7 +30,9 @@ from onebox.models import NoModel, check_architecture, positions_of, resolve_dty
 from onebox.text import suggest
 from policy import load_policy
 from rollout import Engine
-from tasks.sources import BENCHMARKS, GENERATED, boxed
+from tasks.files import data_files
+from tasks.rows import DataError
+from tasks.sources import BENCHMARKS, GENERATED, boxed, parse_name
 from tasks.templates import TEMPLATES, check_chat, is_chat, reads_clock
 from tools.results import (RESULT_HEAD, compact, file_of, finish, is_ours, read_rows, read_table, result_cells,
                            save_results, save_sweep, sweep_cells, to_text, write_settings)
@@ -79,7 +80,7 @@ def chosen(cfg):
         return {name: BENCHMARKS[name] for name in parse_suite(cfg.suite)}
     found = {}
     for name in [cfg.data or "tiny_countdown"] if isinstance(cfg.data, str) else cfg.data:
-        kind = data.parse_name(name)[0].partition(":")[0]
+        kind = parse_name(name)[0].partition(":")[0]
         near = next((b for b in BENCHMARKS.values() if b.source.partition(":")[0] == kind), boxed(kind))
         found[name] = dataclasses.replace(near, source=name, split="test", limit=0, samples=4)
     return found
@@ -149,11 +150,8 @@ def make_tasks(cfg, tokenizer, vocab_size, stop_ids, dtype):
             raise ConfigError(f"{name}: {samples} samples at temperature 0 are one and the same: give --samples 0, or "
                               "a temperature")
         samples = samples if cfg.temperature > 0 else 0
-        try:
-            rewards.check(reward)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-        prompts, _ = data.load_prompts(
+        check_rewards(reward)
+        prompts, _ = load_prompts(
             b.source, template, reward, tokenizer, split=cfg.split or b.split, limit=limit or None, seed=cfg.seed,
             max_prompt_len=cfg.max_prompt_len or None, vocab_size=vocab_size, check_answer=rewards.check_answer,
             chat=chat, paths=find_path(name, b.source, cfg.data_path, len(picked) == 1))
@@ -161,7 +159,7 @@ def make_tasks(cfg, tokenizer, vocab_size, stop_ids, dtype):
         settings = {"source": b.source, "template": template, "reward": reward, "problems": len(prompts),
                     "samples": samples, "greedy": greedy, "dtype": dtype, "seed": cfg.seed,
                     "temperature": cfg.temperature if samples else 0.0, "max_response_len": cfg.max_response_len,
-                    "stop": list(cfg.stop), "stop_ids": stop_ids, "data": data.fingerprint(prompts)[:16]}
+                    "stop": list(cfg.stop), "stop_ids": stop_ids, "data": fingerprint(prompts)[:16]}
         if is_chat(template):  # settings from before these existed still fit where they change nothing
             settings |= {"chat_template_kwargs": chat["kwargs"]} if chat["kwargs"] else {}
             settings |= {"chat_date": chat["date"]} if reads_clock(tokenizer) else {}
