@@ -6,14 +6,13 @@ weights of real architectures, made on the GPU; no download, no data.
     python bench/gpu.py --smoke --out out/gpu_smoke      # a tiny model, also on a CPU: tests the script
 
 Parts run one after the other, the most important first, each in a process of its own with a share of the time; out of
-memory ends a cell and is said. Model FLOPs are those of speed.py: causal attention, logits on response tokens only,
-nothing for recomputation, so that MFU is lower than a trainer's own count that includes them.
+memory ends a cell and is said. Model FLOPs are those of onebox/flops.py: causal attention, logits on response tokens
+only, nothing for recomputation, so that MFU is lower than a trainer's own count that includes them.
 """
 
 import argparse
 import contextlib
 import gc
-import inspect
 import json
 import os
 import subprocess
@@ -21,18 +20,18 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+import numpy as np
+from common import ROOT, command, llama
 
-# name of the part: (model of plan.MODELS, kind, share of the time)
+# name of the part: (model of tools/plan.py, kind, share of the time)
 PARTS = {
     "trainer 1.5B": ("Qwen2.5-1.5B", "trainer", 0.24),
-    "trainer 0.6B": ("Qwen3-0.6B", "trainer", 0.17),
+    "trainer 0.5B": ("Qwen2.5-0.5B", "trainer", 0.17),
     "engine 1.5B": ("Qwen2.5-1.5B", "engine", 0.31),
     "trainer 3B": ("Qwen2.5-3B", "trainer", 0.14),
     "trainer 7B": ("Qwen2.5-7B", "trainer", 0.14),
 }
-SMOKE = {"trainer tiny": ("out/tiny-0/model", "trainer", 0.3), "engine tiny": ("out/tiny-0/model", "engine", 0.7)}
+SMOKE = {"trainer tiny": ("tiny", "trainer", 0.3), "engine tiny": ("tiny", "engine", 0.7)}
 COLUMNS = ("part", "what", "tokens", "tokens_per_second", "mfu", "mbu", "gb_per_second", "seconds", "peak_gb", "note")
 
 
@@ -61,32 +60,23 @@ def main():
         left = args.minutes * 60 - (time.monotonic() - start)
         budget = min(left, args.minutes * 60 * share / sum(p[2] for p in parts.values()) * 1.15)
         if budget < 10:
-            write(args.out, part, "all", note="not run: out of time")
+            write(args, part, "all", note="not run: out of time")
             continue
-        command = [
-            sys.executable,
-            os.path.abspath(__file__),
-            "--part",
-            part,
-            "--out",
-            args.out,
-            "--minutes",
-            str(budget / 60),
-        ]
         log = os.path.join(args.out, f"{part.replace(' ', '_')}.log")
         with open(log, "w") as f:
-            child = subprocess.Popen(command + ["--smoke"] * args.smoke, cwd=ROOT, stderr=f)
+            child = subprocess.Popen([sys.executable, os.path.abspath(__file__), "--part", part, "--out", args.out,
+                                      "--minutes", str(budget / 60), *["--smoke"] * args.smoke], cwd=ROOT, stderr=f)
             try:
                 code = child.wait(timeout=budget)
             except subprocess.TimeoutExpired:
                 child.kill()
                 code = child.wait() and None
         if code is None:
-            write(args.out, part, "rest", note=f"cut off after {budget:.0f} s")
+            write(args, part, "rest", note=f"cut off after {budget:.0f} s")
         elif code:
             with open(log) as f:
                 last = ([line for line in f.read().splitlines() if line.strip()] or ["no message"])[-1]
-            write(args.out, part, "rest", note=f"ended with {code}: {last[:150]}")
+            write(args, part, "rest", note=f"ended with {code}: {last[:150]}")
     with open(raw) as f:
         rows = [json.loads(line) for line in f]
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
@@ -94,7 +84,7 @@ def main():
     text = "\n".join([head, "", *lines, "", f"{time.monotonic() - start:.0f} s in all"])
     print("\n" + text)
     with open(os.path.join(args.out, "gpu.md"), "w") as f:
-        f.write(f"`{' '.join(['python', *sys.argv])}`, {time.strftime('%Y-%m-%d')}\n\n{text}\n")
+        f.write(f"`{command()}`, {time.strftime('%Y-%m-%d')}\n\n{text}\n")
 
 
 def describe(torch):
@@ -111,360 +101,232 @@ def show(name, value):
         return ""
     if name in ("mfu", "mbu"):
         return f"{value:.1%}"
-    return (
-        f"{value:,.0f}"
-        if name in ("tokens", "tokens_per_second")
-        else f"{value:.3g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if name in ("tokens", "tokens_per_second"):
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def write(folder, part, what, **numbers):
-    """One finished cell: onto the console and into gpu.jsonl at once."""
+def write(args, part, what, **numbers):
+    """Write one finished cell onto the console and into gpu.jsonl at once."""
     row = {"part": part, "what": what, **numbers}
-    print(
-        "  ".join(
-            f"{show(name, row.get(name))} {name if name not in ('part', 'what', 'note') else ''}".strip()
-            for name in COLUMNS
-            if row.get(name) is not None
-        ),
-        flush=True,
-    )
-    with open(os.path.join(folder, "gpu.jsonl"), "a") as f:
+    print("  ".join(f"{show(name, row[name])} {name if name not in ('part', 'what', 'note') else ''}".strip()
+                    for name in COLUMNS if row.get(name) is not None), flush=True)
+    with open(os.path.join(args.out, "gpu.jsonl"), "a") as f:
         f.write(json.dumps(row) + "\n")
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# the trainer
-# ---------------------------------------------------------------------------------------------------------------
+class Bench:
+    """What both kinds of parts need: device, dtype, config, peaks (None: unknown) and a clock that waits for the GPU."""
+
+    def __init__(self, name):
+        import torch
+
+        from onebox.distributed import init_distributed
+        from onebox.flops import known_gpu, shape_of
+        from tools.plan import config_of
+
+        torch.manual_seed(0)
+        _, _, self.device = init_distributed()
+        self.on_gpu = self.device.type == "cuda"
+        self.dtype = "bfloat16" if self.on_gpu else "float32"
+        self.config = llama(64, 128, 2).config if name == "tiny" else config_of(name)
+        self.config.bos_token_id = self.config.eos_token_id = self.config.pad_token_id = None
+        self.shape = shape_of(self.config)
+        self.peaks = known_gpu(torch.cuda.get_device_name(self.device), self.dtype) if self.on_gpu else None
+        self.params = 0
+
+    def policy(self, **options):
+        """Make a Policy as load_policy does, from random weights drawn on the device."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from policy import Policy, shard
+
+        with torch.device(self.device):
+            hf = AutoModelForCausalLM.from_config(self.config, attn_implementation="packed")
+        self.params = hf.num_parameters()
+        compiled = {"compile": options.get("compile", False)}
+        return shard(Policy(hf, **compiled), hf.get_decoder(), self.device, self.dtype, **options)
+
+    def now(self):
+        import torch
+
+        if self.on_gpu:
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def peak_gb(self):
+        import torch
+
+        return torch.cuda.max_memory_allocated(self.device) / 1e9 if self.on_gpu else None
 
 
-def hf_config(name, max_len=40960):
-    """The transformers config of a model in plan.MODELS."""
-    import transformers
-
-    from tools import plan
-
-    *sizes, family = plan.MODELS[name]
-    names = (
-        "num_hidden_layers",
-        "hidden_size",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "intermediate_size",
-        "vocab_size",
-        "tie_word_embeddings",
-    )
-    kind = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}[family]
-    config = getattr(transformers, f"{kind}Config")(
-        **dict(zip(names, sizes, strict=True)),
-        max_position_embeddings=max_len,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    config.architectures, config.dtype = [f"{kind}ForCausalLM"], "bfloat16"
-    return config
-
-
-def build(name, device, dtype, **options):
-    """-> Policy as load_policy makes it, from random weights drawn on the device."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    import policy as model
-
-    config = hf_config(name)
-    real, loads = model.load_hf, []
-
-    def random_weights(path):
-        with torch.device(device):
-            hf = AutoModelForCausalLM.from_config(config, attn_implementation="packed")
-        loads.append(hf)
-        return hf
-
-    model.load_hf = random_weights
-    try:
-        return model.load_policy(name, device, dtype, **options)
-    finally:
-        model.load_hf = real
+# ---- the trainer -----------------------------------------------------------------------------------------------------
 
 
 def responses(tokens, longest, prompt_len, vocab_size):
-    """Ragged rollouts of `tokens` packed tokens in all, longest first and then shorter ones; ids are arbitrary."""
-    import numpy as np
-
-    from onebox import flops
+    """Make ragged rollouts of `tokens` packed tokens in all, longest first and then shorter ones; ids are arbitrary."""
+    from tools.dry_step import FakeRollout
 
     found, left, i = [], tokens, 0
     shares = (1.0, 0.45, 0.7, 0.25, 0.55, 0.35, 0.85, 0.2)
     while left > prompt_len + 1:
         n = min(left, max(prompt_len + 2, int(longest * shares[i % len(shares)])))
         ids = (np.arange(n + 1) * 7919 + i) % vocab_size
-        found.append(flops.FakeRollout(ids[:prompt_len], ids[prompt_len:], np.zeros(n + 1 - prompt_len)))
+        found.append(FakeRollout(ids[:prompt_len], ids[prompt_len:], np.zeros(n + 1 - prompt_len)))
         left, i = left - n, i + 1
     return sorted(found, key=lambda r: -len(r.response_ids))
 
 
-def torch_varlen():
-    """PyTorch's own varlen attention under flash-attn's signature, or None: the same kernel, without the package."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    gqa = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
-
-    def attend(q, k, v, cu_q, cu_k, longest_q, longest_k, softmax_scale=None, causal=True):
-        return varlen_attn(q, k, v, cu_q, cu_k, longest_q, longest_k, scale=softmax_scale, window_size=(-1, 0), **gqa)
-
-    return attend
-
-
 def trainer(args, name):
+    """Time one packed micro-batch after another, of several sizes, attention kernels and ways to recompute."""
     import torch
 
-    from onebox import distributed
-    from tools import plan
-    import policy as model
-    from onebox import flops
+    from onebox import packed_attention
+    from policy import make_adam
 
-    torch.manual_seed(0)
-    _, _, device = distributed.init_distributed()
-    on_gpu, smoke, start = device.type == "cuda", args.smoke, time.monotonic()
-    dtype = "bfloat16" if on_gpu else "float32"
-    shape, peaks = plan.architecture(name), flops.machine_peaks(device, dtype)
-    kinds = {
-        "flash-attn": model.flash_attn_varlen_func,
-        "torch varlen": torch_varlen() if on_gpu else None,
-        "sdpa": None,
-    }
-    kinds = {kind: attend for kind, attend in kinds.items() if attend is not None or kind == "sdpa"}
-    best = next(iter(kinds))
-    sizes = (64, 16, 128) if smoke else (16384, 4096, 32768)
-    cells = [dict(tokens=sizes[0], attention=best, checkpointing=True)]
-    cells += [dict(tokens=sizes[0], attention=best, checkpointing=True, one=True)]
-    cells += [dict(tokens=n, attention=best, checkpointing=True) for n in sizes[1:]]
+    bench, start = Bench(name), time.monotonic()
+    flash, varlen = packed_attention.flash_attn_varlen_func, packed_attention.varlen_attn
+    kinds = {"flash-attn": (flash, None), "torch varlen": (None, varlen), "sdpa": (None, None)}
+    kinds = {kind: kernels for kind, kernels in kinds.items() if any(kernels) and bench.on_gpu or kind == "sdpa"}
+    best, sizes = next(iter(kinds)), (64, 16, 128) if args.smoke else (16384, 4096, 32768)
+    cells = [dict(tokens=sizes[0], checkpointing=True), dict(tokens=sizes[0], checkpointing=True, one=True)]
+    cells += [dict(tokens=n, checkpointing=True) for n in sizes[1:]]
     cells += [dict(tokens=sizes[0], attention=kind, checkpointing=True) for kind in list(kinds)[1:]]
-    cells += [
-        dict(tokens=sizes[1], attention=best, checkpointing=False),
-        dict(tokens=sizes[0], attention=best, checkpointing=False),
-    ]
-    cells += [dict(tokens=sizes[0], attention=best, checkpointing=True, compile=True)]
-    policy, built = None, None
-    with_adam = 16 * shape.params / 1e9 < (
-        0.6 * torch.cuda.get_device_properties(device).total_memory / 1e9 if on_gpu else 1e9
-    )
+    cells += [dict(tokens=sizes[1], checkpointing=False), dict(tokens=sizes[0], checkpointing=False)]
+    cells += [dict(tokens=sizes[0], checkpointing=True, compile=True)]
+    policy = optimizer = built = None
     for cell in cells:
-        options = {k: cell[k] for k in ("checkpointing", "compile") if k in cell}
-        what = (
-            f"{'one sequence' if cell.get('one') else 'ragged'}, {cell['attention']}"
-            + "".join(f", {k}" if v else f", no {k}" for k, v in options.items())
-            + ("" if with_adam else ", no Adam")
-        )
+        options, kind = {k: cell[k] for k in ("checkpointing", "compile") if k in cell}, cell.get("attention", best)
+        what = f"{'one sequence' if cell.get('one') else 'ragged'}, {kind}"
+        what += "".join(f", {k}" if v else f", no {k}" for k, v in options.items())
         if time.monotonic() - start > 0.8 * args.minutes * 60:
-            write(args.out, args.part, what, tokens=cell["tokens"], note="not run: out of time")
+            write(args, args.part, what, tokens=cell["tokens"], note="not run: out of time")
             continue
         try:
             if options != built:
-                policy = None
-                clear(torch, on_gpu)
-                policy, built = build(name, device, dtype, **options), options
-                optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6) if with_adam else None
-            model.flash_attn_varlen_func = kinds[cell["attention"]]
-            measure(args, cell, what, policy, optimizer, shape, peaks, device)
-        except torch.OutOfMemoryError as error:
-            policy, optimizer, built = None, None, None
-            write(args.out, args.part, what, tokens=cell["tokens"], note="out of memory: " + str(error)[:60])
-        except (RuntimeError, ValueError, TypeError) as error:  # a kernel that this torch or GPU lacks: said, and on
-            write(
-                args.out,
-                args.part,
-                what,
-                tokens=cell["tokens"],
-                note=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}",
-            )
+                policy = optimizer = None
+                gc.collect()
+                if bench.on_gpu:
+                    torch.cuda.empty_cache()
+                policy, built = bench.policy(**options), options
+                room = torch.cuda.get_device_properties(bench.device).total_memory if bench.on_gpu else 1e18
+                optimizer = make_adam(policy, 1e-6, 0.9, 0.999, 0.01) if 16 * bench.params < 0.6 * room else None
+            packed_attention.flash_attn_varlen_func, packed_attention.varlen_attn = kinds[kind]
+            measure(args, cell, what + ("" if optimizer else ", no Adam"), policy, optimizer, bench)
+        except (RuntimeError, ValueError, TypeError) as error:  # no memory, or a kernel that is lacking: said, and on
+            if isinstance(error, torch.OutOfMemoryError):
+                policy = optimizer = built = None
+            write(args, args.part, what, tokens=cell["tokens"],
+                  note=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}")
     return 0
 
 
-def clear(torch, on_gpu):
-    gc.collect()
-    if on_gpu:
-        torch.cuda.empty_cache()
-
-
-def measure(args, cell, what, policy, optimizer, shape, peaks, device):
-    """The fastest of three after a warm-up: forward, loss, backward of one packed micro-batch; then the optimizer."""
+def measure(args, cell, what, policy, optimizer, bench):
+    """Time the fastest of three after a warm-up: forward, loss, backward of one micro-batch; then the optimizer."""
     import torch
 
-    import policy as model
-    from onebox import flops
+    from onebox.flops import forward_flops
+    from policy import optimizer_step, to_micro_batch, token_logprobs
     from train_grpo import policy_loss
 
     longest = cell["tokens"] if cell.get("one") else max(4, cell["tokens"] // 4)
-    rollouts = responses(cell["tokens"], longest, 2 if args.smoke else 256, shape.vocab)
-    batch = model.to_micro_batch(rollouts, range(len(rollouts)), device)
-    on_gpu, spent, adam = device.type == "cuda", [], []
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(device)
-
-    def now():
-        if on_gpu:
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
+    rollouts = responses(cell["tokens"], longest, 2 if args.smoke else 256, bench.shape.vocab)
+    batch = to_micro_batch(rollouts, range(len(rollouts)), bench.device)
+    spent, adam = [], []
+    if bench.on_gpu:
+        torch.cuda.reset_peak_memory_stats(bench.device)
     for _ in range(4):
-        before = now()
-        logprobs, entropy = model.token_logprobs(policy, batch, 1.0)
+        before = bench.now()
+        logprobs, _ = token_logprobs(policy, batch, 1.0)
         policy_loss(logprobs, logprobs.detach(), torch.ones_like(logprobs), 0.2, 0.2).mean().backward()
-        spent.append(now() - before)
+        spent.append(bench.now() - before)
         if optimizer is not None:
-            model.clip_and_step(policy, optimizer, 1.0, 1e-6)
-            adam.append(now() - before - spent[-1])
+            optimizer_step(policy, optimizer, 1e-6, 1.0)
+            adam.append(bench.now() - before - spent[-1])
     policy.zero_grad(set_to_none=True)
     seconds, tokens = min(spent[1:]), sum(batch.lens)
-    flops = 3 * flops.forward_flops(shape, batch.lens, len(batch.targets))
-    write(
-        args.out,
-        args.part,
-        what,
-        tokens=tokens,
-        tokens_per_second=tokens / seconds,
-        mfu=flops / seconds / peaks.flops,
-        seconds=seconds,
-        peak_gb=torch.cuda.max_memory_allocated(device) / 1e9 if on_gpu else None,
-        raw=spent,
-        note=f"clip and Adam {min(adam[1:]):.3f} s" if adam else "forward and backward only",
-    )
+    rate = 3 * forward_flops(bench.shape, batch.lens, len(batch.targets)) / seconds
+    write(args, args.part, what, tokens=tokens, tokens_per_second=tokens / seconds, seconds=seconds,
+          mfu=rate / bench.peaks.flops if bench.peaks else None, peak_gb=bench.peak_gb(), raw=spent,
+          note=f"clip and Adam {min(adam[1:]):.3f} s" if adam else "forward and backward only")
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# the engine and a whole step
-# ---------------------------------------------------------------------------------------------------------------
+# ---- the engine and a whole step -------------------------------------------------------------------------------------
 
 
 def engine(args, name):
-    """Rollouts, weight sync, and GRPO steps with made-up rewards; skipped where vLLM is not installed."""
+    """Time rollouts, weight sync, and GRPO steps with made-up rewards; nothing where vLLM is not installed."""
     import torch
 
-    from onebox import distributed
-    from tools import plan
-    import policy as model
-    import rollout as sampler
-    from onebox import flops
-    import train_grpo as grpo
+    from onebox.distributed import stable_seed
+    from onebox.flops import decode_work, forward_flops
+    from onebox.vllm_start import make_engine
+    from policy import make_adam, optimizer_step, pack, token_logprobs
+    from rollout import generate, sleep, wake_and_sync
+    from train_grpo import Config, group_advantages, token_loss
 
     try:
         import vllm
     except ImportError as error:
-        return write(args.out, args.part, "all", note=f"skipped: vLLM is not installed ({error})")
-    _, _, device = distributed.init_distributed()
-    on_gpu, smoke = device.type == "cuda", args.smoke
-    dtype = "bfloat16" if on_gpu else "float32"
-    shape, peaks = plan.architecture(name), flops.machine_peaks(device, dtype)
-    prompt_len, response_len, prompts, group = (8, 16, 2, 4) if smoke else (256, 1024, 32, 8)
-    config = hf_config(name)
-    folder = os.path.join(args.out, "model")
-    config.save_pretrained(folder)
+        return write(args, args.part, "all", note=f"skipped: vLLM is not installed ({error})")
+    bench = Bench(name)
+    prompt_len, response_len, prompts, group = (8, 16, 2, 4) if args.smoke else (256, 1024, 32, 8)
+    count, folder = prompts * group, os.path.join(args.out, "model")
+    policy = bench.policy(checkpointing=True)
+    bench.config.architectures, bench.config.dtype = [type(policy.hf).__name__], "bfloat16"
+    bench.config.save_pretrained(folder)
+    optimizer = make_adam(policy, 1e-6, 0.9, 0.999, 0.01)
 
-    # the engine draws weights of its own, which the first sync replaces; an older vLLM lacks the version of the weights
-    make = vllm.LLM
-    vllm.LLM = lambda **kw: make(**kw, load_format="dummy")
-    policy = build(name, device, dtype, checkpointing=True)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6)
-    start = time.perf_counter()
-    llm = sampler.make_engine(
-        folder,
-        config=config,
-        dtype=dtype,
-        prompt_len=prompt_len,
-        response_len=response_len,
-        max_num_seqs=prompts * group,
-        kv_cache_gb=0,
-        tensor_parallel=1,
-        seed=0,
-        rank=0,
-        device=device,
-    )
-    if not hasattr(llm, "update_weight_version"):
-        llm.update_weight_version = lambda version: None
-    if not hasattr(vllm.outputs.CompletionOutput, "weight_versions"):
-        vllm.outputs.CompletionOutput.weight_versions = None
-    sampler.sleep(llm, device)
-    write(args.out, args.part, "start of the engine", seconds=time.perf_counter() - start)
+    class Dummy(vllm.LLM):  # draws weights of its own, which the first sync replaces
+        def __init__(self, **settings):
+            super().__init__(**settings, load_format="dummy")
 
-    def now():
-        if on_gpu:
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    cfg = grpo.Config(max_tokens_per_gpu=64 if smoke else 16384)
-    read, _ = flops.decode_work(
-        shape, [prompt_len] * prompts * group, [response_len] * prompts * group, prompts * group, 2 if on_gpu else 4
-    )
+    vllm.LLM, start = Dummy, time.perf_counter()
+    llm = make_engine(folder, config=bench.config, dtype=bench.dtype, prompt_len=prompt_len, response_len=response_len,
+                      max_num_seqs=count, kv_cache_gb=0, tensor_parallel=1, seed=0, rank=0, device=bench.device)
+    sleep(llm, bench.device)
+    write(args, args.part, "start of the engine", seconds=time.perf_counter() - start)
+    cfg = Config(max_tokens_per_gpu=64 if args.smoke else 16384)
+    read, _ = decode_work(bench.shape, [prompt_len] * count, [response_len] * count, count, 2 if bench.on_gpu else 4)
     for step in range(3):
-        marks = [now()]
-        sampler.wake_and_sync(policy.hf, llm, getattr(torch, dtype), step, device)
-        marks.append(now())
-        asked = [(i, [(i * 31 + j * 7) % shape.vocab for j in range(prompt_len)]) for i in range(prompts)]
-        seeds = [[distributed.stable_seed(0, step, i, k) for k in range(group)] for i in range(prompts)]
-        rollouts = sorted(
-            sampler.generate(
-                llm,
-                asked,
-                seeds,
-                temperature=1.0,
-                max_tokens=response_len,
-                stop_ids=[],
-                deadline_s=120,
-                version=step,
-                vocab_size=shape.vocab,
-            ),
-            key=lambda r: (r.prompt, r.sample),
-        )
-        marks.append(now())
-        sampler.sleep(llm, device)
-        marks.append(now())
-        scores = torch.tensor([[float(sum(r.response_ids) % 2)] for r in rollouts]).reshape(-1, group)
-        advantages = grpo.group_advantages(scores, True).flatten().to(device)
+        marks = [bench.now()]
+        wake_and_sync(policy.hf, llm, getattr(torch, bench.dtype), step, bench.device)
+        marks.append(bench.now())
+        asked = [(i, [(i * 31 + j * 7) % bench.shape.vocab for j in range(prompt_len)]) for i in range(prompts)]
+        seeds = [[stable_seed(0, step, i, k) for k in range(group)] for i in range(prompts)]
+        rollouts = sorted(generate(llm, asked, seeds, temperature=1.0, max_tokens=response_len, stop_ids=[],
+                                   deadline_s=120, version=step, vocab_size=bench.shape.vocab),
+                          key=lambda r: (r.prompt, r.sample))
+        marks.append(bench.now())
+        sleep(llm, bench.device)
+        marks.append(bench.now())
+        rewards = torch.tensor([[float(sum(r.response_ids) % 2)] for r in rollouts]).reshape(-1, group)
+        advantages = group_advantages(rewards, True).flatten().to(bench.device)
         gaps, tokens = [], sum(len(r.response_ids) for r in rollouts)
-        for batch in model.pack(rollouts, range(len(rollouts)), cfg.max_tokens_per_gpu, 0, 1, device):
-            logprobs, entropy = model.token_logprobs(policy, batch, 1.0)
-            gaps.append((logprobs.detach() - batch.rollout_logprobs).abs().mean().item())
-            loss = grpo.token_loss(logprobs, entropy, logprobs.detach(), advantages[batch.response_index], batch, cfg)
-            (loss.sum() / tokens).backward()
-        model.clip_and_step(policy, optimizer, 1.0, 1e-6)
-        marks.append(now())
+        for batch in pack(rollouts, range(len(rollouts)), cfg.max_tokens_per_gpu, 0, 1, bench.device):
+            logprobs, entropy = token_logprobs(policy, batch, 1.0)
+            batch.old_logprobs, batch.advantages = logprobs.detach(), advantages[batch.response_index]
+            gaps.append((batch.old_logprobs - batch.rollout_logprobs).abs().mean().item())
+            losses, _ = token_loss(logprobs, entropy, batch, cfg)
+            (losses.sum() / tokens).backward()
+        optimizer_step(policy, optimizer, 1e-6, 1.0)
+        marks.append(bench.now())
         sync, rollout, asleep, train = (b - a for a, b in zip(marks, marks[1:], strict=False))
-        if step == 0 and not smoke:
+        if step == 0 and not args.smoke:
             continue  # warms up
         lens = [len(r.prompt_ids) + len(r.response_ids) - 1 for r in rollouts]
-        flops = 3 * flops.forward_flops(shape, lens, tokens)
-        size = shape.params * (2 if on_gpu else 4)
-        gap = f"gap to the trainer {sum(gaps) / len(gaps):.2g}"
-        write(args.out, args.part, "weight sync with wake-up", gb_per_second=size / sync / 1e9, seconds=sync)
-        write(
-            args.out,
-            args.part,
-            f"rollout, {len(rollouts)} x {response_len}",
-            tokens=tokens,
-            tokens_per_second=tokens / rollout,
-            mbu=read / rollout / peaks.bandwidth,
-            seconds=rollout,
-            note=gap,
-        )
-        write(
-            args.out,
-            args.part,
-            "whole GRPO step",
-            tokens=sum(lens),
-            tokens_per_second=sum(lens) / (marks[-1] - marks[0]),
-            mfu=flops / train / peaks.flops,
-            seconds=marks[-1] - marks[0],
-            note=f"train {train:.2f} s, sleep {asleep:.2f} s",
-            peak_gb=torch.cuda.max_memory_allocated(device) / 1e9 if on_gpu else None,
-        )
+        size = bench.params * (2 if bench.on_gpu else 4)
+        write(args, args.part, "weight sync with wake-up", gb_per_second=size / sync / 1e9, seconds=sync)
+        write(args, args.part, f"rollout, {len(rollouts)} x {response_len}", tokens=tokens,
+              tokens_per_second=tokens / rollout, seconds=rollout,
+              mbu=read / rollout / bench.peaks.bandwidth if bench.peaks else None,
+              note=f"gap to the trainer {sum(gaps) / len(gaps):.2g}")
+        whole = marks[-1] - marks[0]
+        rate = 3 * forward_flops(bench.shape, lens, tokens) / train
+        write(args, args.part, "whole GRPO step", tokens=sum(lens), tokens_per_second=sum(lens) / whole, seconds=whole,
+              mfu=rate / bench.peaks.flops if bench.peaks else None, peak_gb=bench.peak_gb(),
+              note=f"train {train:.2f} s, sleep {asleep:.2f} s")
     return 0
 
 

@@ -1,97 +1,82 @@
 """
 A PPO step against a GRPO step at the same tokens: seconds and peak memory, alternating, in one run, on fixed rollouts.
 
-    python bench/ppo.py [--layers 8] [--repeats 3] [--out results/bench_ppo.md]
+    python bench/ppo.py [--layers 8] [--repeats 3] [--out results/bench_ppo]
 
-GRPO: forward, loss, backward, clip, AdamW of the policy (one update a step needs no old log-probs pass). PPO: the same, and
-values, GAE and whitening on the host, the critic's forward, loss, backward, clip, AdamW. Random weights, shapes of SmolLM2.
+GRPO: forward, loss, backward, clip, AdamW of the policy (one update a step needs no old log-probs pass). PPO: the same,
+and values, GAE and whitening on the host, the critic's forward, loss, backward, clip, AdamW. Random weights, shapes of
+SmolLM2.
 """
 
-import argparse
-import json
 import os
-import resource
 import statistics
 import sys
-import time
 
 import numpy as np
-
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-from bench.trainer import CASES, PROMPT_LEN, alternate, build, make_rollouts  # noqa: E402
+from common import CASES, PROMPT_LEN, alternate, llama, make_rollouts, parser_of, peak_gb, save, serve, token_mean
 
 
 def worker(kind, folder, case):
-    """Answers `step` on stdin with the seconds of one step and `report` with the peak memory of this process."""
     import torch
     from transformers import AutoConfig
 
-    import policy as model
     from onebox.distributed import init_distributed
-    from train_ppo import gae, policy_loss, token_weights, value_loss, whiten
+    from policy import (from_responses, load_critic, load_policy, make_adam, optimizer_step, pack, to_responses,
+                        token_logprobs, token_values)
+    from train_ppo import gae, policy_loss, value_loss, whiten
 
     torch.set_num_threads(1)
     device = init_distributed()[2]
     rollouts = make_rollouts(CASES[case], AutoConfig.from_pretrained(folder).vocab_size)
-    policy = model.load_policy(folder, device, "float32")
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6)
+    policy = load_policy(folder, device, "float32")
+    optimizer = make_adam(policy, 1e-6, 0.9, 0.999, 0.01)
     if kind == "ppo":
-        critic = model.load_critic(folder, device, "float32")
-        critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=1e-5)
-    lens = torch.tensor([len(r.response_ids) for r in rollouts])
-    weights_R = token_weights(lens, len(lens), int(lens.sum()), "token_mean", 0)
+        critic = load_critic(folder, device, "float32")
+        critic_optimizer = make_adam(critic, 1e-5, 0.9, 0.999, 0.01)
+    loss_weights = token_mean(rollouts)
     scores = np.linspace(0, 1, len(rollouts))
     advantages_R = torch.tensor(scores - scores.mean(), dtype=torch.float32)
 
     def step():
-        batches = model.pack(rollouts, range(len(rollouts)), 4096, 0, 1, device)
+        batches = pack(rollouts, range(len(rollouts)), 4096, 0, 1, device)
+        for batch in batches:
+            batch.advantages = advantages_R[batch.response_index]
         if kind == "ppo":
             with torch.no_grad():
                 for batch in batches:
-                    batch.old_values = model.token_values(critic, batch)
-            values = model.to_responses(batches, "old_values")
+                    batch.old_values = token_values(critic, batch)
+            values = to_responses(batches, "old_values")
             advantages = {i: gae(np.append(np.zeros(len(v) - 1), scores[i]), v, 1.0, 0.95) for i, v in values.items()}
             returns = {i: advantages[i] + values[i] for i in values}
             advantages = whiten(advantages)
             for batch in batches:
-                batch.advantages, batch.returns = (model.from_responses(batch, x) for x in (advantages, returns))
+                batch.advantages, batch.returns = (from_responses(batch, x) for x in (advantages, returns))
         for batch in batches:
-            advantages = batch.advantages if kind == "ppo" else advantages_R[batch.response_index]
-            logprobs, _ = model.token_logprobs(policy, batch, 1.0)
-            loss = policy_loss(logprobs, logprobs.detach(), advantages, 0.2, 0.2)
-            (weights_R[batch.response_index] * loss).sum().backward()
+            logprobs, _ = token_logprobs(policy, batch, 1.0)
+            loss = policy_loss(logprobs, logprobs.detach(), batch.advantages, 0.2, 0.2)
+            (loss_weights[batch.response_index] * loss).sum().backward()
             if kind == "ppo":
-                loss = value_loss(model.token_values(critic, batch), batch.old_values, batch.returns, 0.5)
-                (weights_R[batch.response_index] * loss).sum().backward()
-        model.clip_and_step(policy, optimizer, 1.0, 1e-6)
+                loss = value_loss(token_values(critic, batch), batch.old_values, batch.returns, 0.5)
+                (loss_weights[batch.response_index] * loss).sum().backward()
+        optimizer_step(policy, optimizer, 1e-6, 1.0)
         if kind == "ppo":
-            model.clip_and_step(critic, critic_optimizer, 1.0, 1e-5)
+            optimizer_step(critic, critic_optimizer, 1e-5, 1.0)
 
-    for line in sys.stdin:
-        if line.strip() == "report":
-            print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6), flush=True)
-            continue
-        start = time.perf_counter()
-        step()
-        print(json.dumps(time.perf_counter() - start), flush=True)
+    serve(step, peak_gb)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, "X.md gets the table and the raw seconds")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--vocab", type=int, default=49152)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", default="", help="X: X.md gets the table and the raw seconds")
-    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         return worker(*args.worker)
     folder = f"out/bench/llama-{args.layers}x576-v{args.vocab}"
     if not os.path.exists(os.path.join(folder, "config.json")):
-        build(args.layers, args.vocab, folder)
-    lines = [f"{args.layers} layers of 576, vocabulary {args.vocab}, fp32, one thread, medians of {args.repeats}", "",
-             "| case | tokens | GRPO s | PPO s | ratio | GRPO peak GB | PPO peak GB |", "|---|---|---|---|---|---|---|"]
+        llama(args.vocab, layers=args.layers).save_pretrained(folder)
+    lines = ["| case | tokens | GRPO s | PPO s | ratio | GRPO peak GB | PPO peak GB |", "|---|---|---|---|---|---|---|"]
     raw = []
     for case, lens in CASES.items():
         commands = {kind: [sys.executable, __file__, "--worker", kind, folder, case] for kind in ("grpo", "ppo")}
@@ -99,12 +84,10 @@ def main():
         grpo, ppo = (statistics.median(seconds[kind]) for kind in ("grpo", "ppo"))
         lines.append(f"| {case} | {sum(lens) + PROMPT_LEN * len(lens)} | {grpo:.1f} | {ppo:.1f} | {ppo / grpo:.2f} x | "
                      f"{peak['grpo']:.2f} | {peak['ppo']:.2f} |")
-        raw.append(f"{case}: seconds {json.dumps(seconds)}")
-    text = "\n".join([*lines, "", *raw])
-    print(text)
-    if args.out:
-        with open(args.out + ".md", "w") as f:
-            f.write(f"`{' '.join(['python', *sys.argv])}`, {time.strftime('%Y-%m-%d')}\n\n{text}\n")
+        raw.append(f"{case}: seconds {seconds}")
+        print(lines[-1], flush=True)
+    save(args.out, [*lines, "", *raw],
+         f"{args.layers} layers of 576, vocabulary {args.vocab}, fp32, one thread, medians of {args.repeats}")
 
 
 if __name__ == "__main__":

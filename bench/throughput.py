@@ -7,17 +7,11 @@ generators: puzzles made in one call. SFT: forward, loss, backward, clip, AdamW 
 the policy's weights into a running engine, one tensor at a time, median of 5, beside a plain copy of as many bytes.
 """
 
-import argparse
-import os
 import platform
 import statistics
-import sys
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
-
-from bench.trainer import make_rollouts  # noqa: E402
+from common import make_rollouts, parser_of, save
 
 
 def seconds_of(function, repeats):
@@ -31,18 +25,18 @@ def seconds_of(function, repeats):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, "X.md gets the table")
     parser.add_argument("--model", default="out/smollm2")
     parser.add_argument("--no_engine", action="store_true", help="leave out the weight sync")
-    parser.add_argument("--out", default="", help="X: X.md gets the table")
     args = parser.parse_args()
     import torch
 
-    from onebox import distributed
-    import policy as model
-    from tasks import puzzles
-    import rollout as sampler
-    from eval import resolve_model
+    from onebox.distributed import init_distributed
+    from onebox.models import resolve_model
+    from onebox.vllm_start import make_engine
+    from policy import load_policy, make_adam, optimizer_step, pack, token_logprobs
+    from rollout import sync_weights
+    from tasks.countdown import countdown, tiny_countdown
 
     torch.set_num_threads(1)
     lines = ["| what | measured |", "|---|---|"]
@@ -51,54 +45,32 @@ def main():
         lines.append(f"| {what} | {measured} |")
         print(lines[-1], flush=True)
 
-    for name, make, count in (
-        ("Countdown", lambda n: puzzles.countdown(n, seed=0), 2000),
-        ("the demo's Countdown", lambda n: puzzles.tiny_countdown(n, seed=0), 2000),
-    ):
+    for name, generator in (("Countdown", countdown), ("the demo's Countdown", tiny_countdown)):
         start = time.perf_counter()
-        made = len(list(make(count)))
+        made = len(list(generator(2000, seed=0)))
         add(f"generator: {name}", f"{made / (time.perf_counter() - start):,.0f} problems/s")
 
-    device = distributed.init_distributed()[2]
+    rank, _, device = init_distributed()
     path, config, _, _ = resolve_model(args.model, 512)
-    policy = model.load_policy(path, device, "float32")
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, fused=True)
+    policy = load_policy(path, device, "float32")
+    optimizer = make_adam(policy, 1e-6, 0.9, 0.999, 0.01)
     rollouts = make_rollouts([192] * 8, config.vocab_size)
 
     def sft_step():
-        (batch,) = model.pack(rollouts, range(8), 4096, 0, 1, device)
-        (-model.token_logprobs(policy, batch, 1.0)[0].sum() / (8 * 192)).backward()
-        model.clip_and_step(policy, optimizer, 1.0, 1e-6)
+        (batch,) = pack(rollouts, range(8), 4096, 0, 1, device)
+        (-token_logprobs(policy, batch, 1.0)[0].sum() / (8 * 192)).backward()
+        optimizer_step(policy, optimizer, 1e-6, 1.0)
 
     add(f"SFT, {args.model}, fp32", f"{8 * 256 / seconds_of(sft_step, 3):,.0f} tokens/s")
     if not args.no_engine:
-        engine = sampler.make_engine(
-            path,
-            config=config,
-            dtype="float32",
-            prompt_len=64,
-            response_len=64,
-            max_num_seqs=8,
-            kv_cache_gb=0,
-            tensor_parallel=1,
-            seed=0,
-            rank=0,
-            device=device,
-            stop_strings=False,
-        )
+        engine = make_engine(path, config=config, dtype="float32", prompt_len=64, response_len=64, max_num_seqs=8,
+                             kv_cache_gb=0, tensor_parallel=1, seed=0, rank=rank, device=device)
         gigabytes = sum(p.numel() for p in policy.parameters()) * 4 / 1e9
         flat = torch.ones(int(gigabytes * 0.25e9))
-        sync = seconds_of(lambda: sampler.sync_weights(policy.hf, engine, torch.float32, 0), 5)
-        copy = seconds_of(flat.clone, 5)
-        add(
-            f"weight sync, {gigabytes:.2f} GB", f"{gigabytes / sync:.2f} GB/s; a plain copy {gigabytes / copy:.2f} GB/s"
-        )
-    if args.out:
-        with open(args.out + ".md", "w") as f:
-            f.write(
-                f"`{' '.join(['python', *sys.argv])}`, {time.strftime('%Y-%m-%d')}, {platform.machine()}, one thread, torch "
-                f"{torch.__version__}\n\n" + "\n".join(lines) + "\n"
-            )
+        sync = seconds_of(lambda: sync_weights(policy.hf, engine, torch.float32, 0), 5)
+        add(f"weight sync, {gigabytes:.2f} GB",
+            f"{gigabytes / sync:.2f} GB/s; a plain copy {gigabytes / seconds_of(flat.clone, 5):.2f} GB/s")
+    save(args.out, lines, f"{platform.machine()}, one thread, torch {torch.__version__}")
 
 
 if __name__ == "__main__":

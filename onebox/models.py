@@ -86,7 +86,7 @@ def check_critic(name, need_len, hf_config, tokenizer, weights=True):
 
 def locate(name, weights):
     """Return (path of the files, whether it is a directory given by the user); fetch what is not here from the hub."""
-    from data import hub_reachable
+    from tasks.sources import hub_reachable
 
     path = os.path.expanduser(name)
     if name.startswith((".", "/", "~", "out/")) or name.count("/") != 1 or os.path.exists(name):

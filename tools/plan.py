@@ -29,12 +29,12 @@ from typing import NamedTuple
 import torch
 from transformers import AutoConfig
 
-from data import hub_reachable
 from onebox.config import ConfigError, load_config, read_recipe, refuse
 from onebox.flops import GPUS, Shape, decode_work, forward_flops, known_gpu, kv_bytes_per_token, shape_of
 from onebox.fused_logprobs import CHUNK_LOGITS_CUDA
 from onebox.models import check_architecture, check_positions, check_tensor_parallel, own_class
 from onebox.vllm_start import kv_cache_bytes
+from tasks.sources import hub_reachable
 
 # layers, hidden, heads, key-value heads, intermediate, vocabulary, tied, family; from the models' config.json
 QWEN_1P5B = (28, 1536, 12, 2, 8960, 151936, True, "qwen2")
