@@ -26,7 +26,7 @@ from data import encode_prompt, prompt_order
 from onebox.checkpoint import fingerprint_of_model
 from onebox.config import ConfigError, NonNegative, Positive, check_ranges, load_config
 from onebox.models import check_architecture, resolve_dtype, resolve_model
-from onebox.rundir import entry, open_run
+from onebox.rundir import BasicSettings, entry, open_run
 from onebox.text import excerpt
 from policy import check_compile, learning_rate, load_policy, make_adam, optimizer_step, pack, token_logprobs
 from tasks.files import read_file
@@ -34,31 +34,22 @@ from tasks.templates import check_chat, not_written, render_chat
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(BasicSettings):  # what does not change what is learned: checkpoints, memory, wandb
     name: str = "sft"                    # the run lies in out/<name>/
-    seed: NonNegative[int] = 0                      # decides the order of the examples
-    num_steps: Positive[int] = 500
-    save_every: NonNegative[int] = 0                  # checkpoint every so many steps, 0 = only the last
-    keep_checkpoints: Positive[int] = 2            # the newest so many stay
-    max_hours: NonNegative[float] = 0.0               # stop with a checkpoint after the step in which they are over, 0 = no limit
-    allow_data_change: bool = False      # continue a run although its examples changed
-    wandb: Literal["off", "offline", "online"] = "off"
-    check: bool = False                  # tokenise everything, show the first example, then stop
+    save_every: NonNegative[int] = 0     # checkpoint every N steps; 0 = only the last
 
+    seed: NonNegative[int] = 0           # decides the order of the examples
+    num_steps: Positive[int] = 500
     model: str = "Qwen/Qwen2.5-3B"       # Hugging Face directory or hub id
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # auto: bfloat16 on GPU, float32 on CPU
-    checkpointing: Literal[True, False, "selective"] = True  # recompute in backward: all, nothing, or what is cheap
-    compile: bool = False                # torch.compile each block: a slower start, less memory for activations
-    max_tokens_per_gpu: Positive[int] = 16384      # tokens of one micro-batch; results do not depend on it
-    shard_size: NonNegative[int] = 0                  # ranks that share one copy of the weights; 0 = all
 
     data: str = "traces.jsonl"           # JSONL with prompt and response, or messages
     chat_template_kwargs: dict | None = None  # arguments of the model's chat template, e.g. {"enable_thinking": False}
     chat_date: str = "2024-07-26"        # the date that a chat template is told; prompts must not depend on the day
-    max_len: Positive[int] = 4096                  # tokens of prompt and response; longer examples are refused and counted
-    tokens_per_step: Positive[int] = 65536         # over all GPUs: whole examples up to so many tokens
+    max_len: Positive[int] = 4096        # tokens of prompt and response; longer examples are refused and counted
+    tokens_per_step: Positive[int] = 65536  # over all GPUs: whole examples up to so many tokens
 
-    lr: NonNegative[float] = 1e-5                     # peak
+    lr: NonNegative[float] = 1e-5        # peak
     lr_min_ratio: float = 0.0            # cosine ends at this share of it
     warmup_steps: NonNegative[int] = 20
     adam_beta1: float = 0.9

@@ -445,6 +445,7 @@ def main():
     if progress.step == 0 and eval_prompts:
         progress.row = empty_row(*explain_values({}, {}, {}), *CRITIC_COLUMNS, "critic_lr", "kl_coef")
     if progress.row:  # before any update, or of a step that was saved but not logged
+        run.begin_step(progress.step)
         evaluate_and_log(progress, run, engine, policy, scorer, eval_prompts, cfg)
 
     # ---- training loop ---------------------------------------------------------------------------------------------

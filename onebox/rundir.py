@@ -295,8 +295,6 @@ class Run:
         self.saved_step = self.progress.step
         if self.saved_step in gather(self.forget_after(self.saved_step) if self.main else []):
             self.progress.row = None
-        if self.progress.row:
-            CONTEXT["step"] = self.saved_step
         return self.progress
 
     def forget_after(self, step):
