@@ -481,10 +481,12 @@ FULL = ["--updates_per_step", "2", "--epochs_per_step", "2", "--critic_warmup_st
         "--kl_target", "0.05", "--entropy_coef", "0.01", "--lam", "0.9", "--dual_clip", "3", "--truncation_bootstrap", "value",
         "--repetition_coef", "0.05", "--repetition_ngram", "1", "--reward_parts", "{'soft_overlong': 1.0}"]
 
-def train(folder, path, *args, nproc=1, watched=False, env=None):
+def train(folder, path, *args, nproc=1, through=None, env=None):
+    """Start the script, or tests/watched_ppo.py, or the script through tests/kill_at.py."""
     os.makedirs(folder, exist_ok=True)
-    script = os.path.join(ROOT, "tests/watched_ppo.py" if watched else "train_ppo.py")
-    return run_script(script, *TINY, "--model", path, *args, nproc=nproc, cwd=folder, env=env)
+    script = [os.path.join(ROOT, "tests", through)] if through else []
+    script += [] if through == "watched_ppo.py" else [os.path.join(ROOT, "train_ppo.py")]
+    return run_script(*script, *TINY, "--model", path, *args, nproc=nproc, cwd=folder, env=env)
 
 
 def rows_of(folder):
@@ -495,7 +497,7 @@ def rows_of(folder):
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory, tied_model):
     folder = tmp_path_factory.mktemp("one")
-    done = train(folder, tied_model, *FULL, watched=True)
+    done = train(folder, tied_model, *FULL, through="watched_ppo.py")
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, torch.load(folder / "events.pt")
 
@@ -545,9 +547,9 @@ def test_two_ranks_train_as_one_up_to_rounding(one_rank, tied_model, tmp_path):
             assert a[name] == pytest.approx(b[name], **COLUMN), (a["step"], name)
 
 
-def test_a_run_killed_after_its_last_step_and_started_again_is_the_run_that_was_not_stopped(one_rank, tied_model, tmp_path):
+def test_resume_after_sigkill_is_bit_identical(one_rank, tied_model, tmp_path):
     """kill -9 between the update of step 3 and its checkpoint, with the real engine; tests/test_faults.py has the rest."""
-    first = train(tmp_path, tied_model, *FULL, "--save_every", "2", env={"FAULT_AT": "optimizer:3"})
+    first = train(tmp_path, tied_model, *FULL, "--save_every", "2", through="kill_at.py", env={"FAULT_AT": "optimizer:3"})
     assert first.returncode != 0 and "step    2/3" in first.stdout, first.stderr[-3000:]
     second = train(tmp_path, tied_model, *FULL, "--save_every", "2")
     assert second.returncode == 0 and "resumed out/run at step 2" in second.stdout, second.stderr[-3000:]
@@ -584,7 +586,8 @@ def test_a_checkpoint_without_a_value_head_is_refused_before_an_engine_is_made(t
     assert first.returncode == 0, first.stderr[-3000:]
     policy = load_policy(tied_model, one_process[2], "float32")
     run = str(tmp_path / "out/run")
-    checkpoint.save_state(run, 1, policy, torch.optim.AdamW(policy.parameters()), {"prompts_seen": 8})
+    models = {"model": (policy, torch.optim.AdamW(policy.parameters()))}
+    assert checkpoint.save(run, 1, models, {"prompts_seen": 8}) == ""
     done = train(tmp_path, tied_model, "--num_steps", "2", "--max_response_len", "4", nproc=None, env=without_an_engine(tmp_path))
     assert done.returncode != 0 and "error: out/run/step_000001 holds no critic" in done.stderr, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
