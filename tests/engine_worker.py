@@ -49,8 +49,8 @@ group = rank // tensor_parallel
 
 def sample(version, seeds=None, prompts=prompts, **kw):
     seeds = seeds or [[1000 * group + 10 * i + k for k in range(3)] for i in range(len(prompts))]
-    options = dict(temperature=TEMPERATURE, max_tokens=24, stop_ids=[1], deadline_s=600, vocab_size=config.vocab_size) | kw
-    found = list(generate(engine, prompts, seeds, version=version, **options))
+    options = dict(temperature=TEMPERATURE, max_tokens=24, stop_ids=[1], deadline_s=600, vocab_size=config.vocab_size)
+    found = list(generate(engine, prompts, seeds, version=version, **(options | kw)))
     return sorted(found, key=lambda r: (r.prompt, r.sample))
 
 
@@ -61,7 +61,8 @@ def gap(rollouts, temperature=TEMPERATURE):
         with torch.no_grad():
             logprobs, _ = token_logprobs(policy, batch, temperature)
         difference = (logprobs - batch.rollout_logprobs).abs()
-        worst, total, count = max(worst, difference.max().item()), total + difference.sum().item(), count + len(difference)
+        worst = max(worst, difference.max().item())
+        total, count = total + difference.sum().item(), count + len(difference)
     ranks = gather([(worst, total, count)])
     return max(w for w, _, _ in ranks), sum(t for _, t, _ in ranks) / sum(c for _, _, c in ranks)
 
@@ -108,8 +109,8 @@ everyone = gather([[r.response_ids for r in first]])
 report["ranks_differ"] = everyone[0] != everyone[-1]
 
 # stop and length; the stop token is in the response exactly once, and never added
-report["eos_only_at_the_end"] = all((1 in r.response_ids[-1:]) == (r.finish_reason == "stop") and 1 not in r.response_ids[:-1]
-                                    for r in first)
+report["eos_only_at_the_end"] = all(
+    (1 in r.response_ids[-1:]) == (r.finish_reason == "stop") and 1 not in r.response_ids[:-1] for r in first)
 report["finish_reasons"] = sorted({r.finish_reason for r in first})
 
 # a step of the engine that fails once: asked again with the same seeds, in two halves, the same tokens
@@ -130,10 +131,11 @@ if tensor_parallel == 1:
     report["after_a_failed_step"] = [r.response_ids for r in again] == [r.response_ids for r in first]
 core.step = real_step
 
-# greedy decoding of a random model runs in circles
+
 def circles(ids):
-    """Whether ids hold a pattern twice in a row."""
-    return any(ids[end - 2 * m:end - m] == ids[end - m:end] for end in range(2, len(ids) + 1) for m in range(1, end // 2 + 1))
+    """Tell whether ids hold a pattern twice in a row, as greedy decoding of a random model does."""
+    return any(ids[end - 2 * m:end - m] == ids[end - m:end]
+               for end in range(2, len(ids) + 1) for m in range(1, end // 2 + 1))
 
 
 free, loops = sample(6, temperature=0.0, max_tokens=40), sample(6, temperature=0.0, max_tokens=40, repetition_stop=2)
@@ -142,7 +144,8 @@ report["repetition"] = [[r.finish_reason == "repetition" for r in loops], [circl
 
 # the clock: everything comes back, cut off, with as many log-probs as tokens; the engine goes on
 cut = sample(6, deadline_s=0.0)
-report["deadline"] = [len(cut), sorted({r.finish_reason for r in cut}), all(len(r.rollout_logprobs) == len(r.response_ids) for r in cut)]
+report["deadline"] = [len(cut), sorted({r.finish_reason for r in cut}),
+                      all(len(r.rollout_logprobs) == len(r.response_ids) for r in cut)]
 report["gap_after_deadline"] = gap(sample(6))
 
 

@@ -1,8 +1,8 @@
 """
 python -m pytest tests/test_drift.py: what has one name in train_grpo.py and train_ppo.py is one thing.
 
-Whoever lets one of them differ on purpose gives it another name, or an entry here with the reason. A setting of one script
-alone needs no entry, but what GRPO has PPO has too, unless it is about groups.
+Whoever lets one of them differ on purpose gives it another name, or an entry here with the reason. A setting of one
+script alone needs no entry, but what GRPO has PPO has too, unless it is about groups.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ def stages(module):
 def test_functions_with_the_same_name_are_the_same():
     grpo, ppo = own_functions(train_grpo), own_functions(train_ppo)
     same = (grpo.keys() & ppo.keys()) - DIFFERENT_FUNCTIONS
-    assert same >= {"token_weights", "policy_loss", "kl_penalty", "mismatch_weights", "sample_groups", "needs_grad_mask"}
+    assert same >= {"token_weights", "policy_loss", "kl_penalty", "mismatch_weights", "sample_groups", "in_loss_mask"}
     for name in same:
         assert inspect.getsource(grpo[name]) == inspect.getsource(ppo[name]), name
     assert grpo.keys() <= ppo.keys()
@@ -66,9 +66,10 @@ def test_the_loss_of_a_token_differs_in_where_the_penalty_of_the_reward_stands_a
 
 
 def test_what_both_scripts_import_is_one_thing():
-    for name, thing in vars(train_grpo).items():
-        if name in vars(train_ppo) and getattr(thing, "__module__", "") != train_grpo.__name__ and not name.startswith("__"):
-            assert vars(train_ppo)[name] is thing, name
+    for name in vars(train_grpo).keys() & vars(train_ppo).keys():
+        thing = getattr(train_grpo, name)
+        if not name.startswith("__") and getattr(thing, "__module__", "") != train_grpo.__name__:
+            assert getattr(train_ppo, name) is thing, name
     assert sft.learning_rate is train_grpo.learning_rate  # a schedule of its own has drifted once
 
 

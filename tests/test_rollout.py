@@ -1,6 +1,6 @@
 """
-python -m pytest tests/test_rollout.py: what Engine asks of vLLM, with a stand-in that keeps a record; then real vLLM beside
-a real FSDP2 policy (tests/engine_worker.py).
+python -m pytest tests/test_rollout.py: what Engine asks of vLLM, of a stand-in that keeps a record; then real vLLM
+beside a real FSDP2 policy (tests/engine_worker.py).
 """
 
 import json
@@ -67,8 +67,8 @@ def make_engine(monkeypatch, device="cpu"):
     monkeypatch.setattr(rollout, "make_engine", lambda path, **_: RecordingLLM())
     device = torch.device(device)
     return Engine("", Tokens(), [1], config=SimpleNamespace(vocab_size=12), dtype="float32", device=device,
-                  clock=NoGpuClock(device), prompt_len=4, response_len=8, max_num_seqs=2, kv_cache_gb=0, tensor_parallel=1,
-                  seed=0, deadline_s=60)
+                  clock=NoGpuClock(device), prompt_len=4, response_len=8, max_num_seqs=2, kv_cache_gb=0,
+                  tensor_parallel=1, seed=0, deadline_s=60)
 
 
 SYNC = ["weights", "no prefix cache"]
@@ -97,7 +97,7 @@ def test_a_gpu_that_slept_gets_weights_before_memory_for_the_cache(one_process, 
 
 def test_rollouts_are_scored_while_sampling_goes_on_and_come_in_order(one_process, monkeypatch):
     engine, asked, submitted, recorded = make_engine(monkeypatch), {}, [], []
-    finished = [(1, 1, [5, 6]), (0, 0, [4, 1]), (1, 0, [11]), (0, 1, [7, 7, 7, 7, 7, 7, 7, 7])]  # 1 is EOS; no text for 11
+    finished = [(1, 1, [5, 6]), (0, 0, [4, 1]), (1, 0, [11]), (0, 1, [7] * 8)]  # 1 is EOS; there is no text for 11
 
     def generate(llm, prompts, seeds, **options):
         asked.update(options, prompts=prompts, seeds=seeds)
@@ -117,13 +117,15 @@ def test_rollouts_are_scored_while_sampling_goes_on_and_come_in_order(one_proces
                     (1, 0): Score(0.0, False, False, {}, frozenset({"truncated"}))}
 
     monkeypatch.setattr(rollout, "generate", generate)
-    prompts = [SimpleNamespace(ids=ids, uid=uid, source="s", reward="r", answer=uid.upper()) for ids, uid in (([2], "a"), ([2, 3], "b"))]
+    prompts = [SimpleNamespace(ids=ids, uid=uid, source="s", reward="r", answer=uid.upper())
+               for ids, uid in (([2], "a"), ([2, 3], "b"))]
     engine.wake(POLICY, 5)
-    rollouts = engine.sample(prompts, [[10, 11], [20, 21]], Scores(), 0.7, record=lambda r: recorded.append((r.prompt, r.sample)))
-    assert asked["version"] == 5 and asked["temperature"] == 0.7 and asked["max_tokens"] == 8 and asked["stop_ids"] == [1]
-    assert asked["prompts"] == [(1, [2, 3]), (0, [2])] and asked["seeds"] == [[20, 21], [10, 11]]  # the longest prompt first
+    rollouts = engine.sample(prompts, [[10, 11], [20, 21]], Scores(), 0.7,
+                             record=lambda r: recorded.append((r.prompt, r.sample)))
+    assert [asked[name] for name in ("version", "temperature", "max_tokens", "stop_ids")] == [5, 0.7, 8, [1]]
+    assert asked["prompts"] == [(1, [2, 3]), (0, [2])] and asked["seeds"] == [[20, 21], [10, 11]]  # the longest first
     assert submitted[:2] == [((1, 1), "r", "5 6", "B", False, 2, 8), ((0, 0), "r", "4", "A", False, 2, 8)]
-    assert [truncated for *_, truncated, _, _ in submitted] == [False, False, True, True]  # ids without a text count as that
+    assert [truncated for *_, truncated, _, _ in submitted] == [False, False, True, True]  # as ids without a text are
     assert recorded[0] == (1, 1) and sorted(recorded) == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert [(r.uid, r.sample) for r in rollouts] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
     assert all(r.asked is prompts[r.prompt] and r.source == "s" for r in rollouts)
@@ -148,7 +150,8 @@ def report(request, tied_model, untied_model):
         lines = [line for line in done.stdout.splitlines() if line.startswith("REPORT ")]
         REPORTS[request.param] = json.loads(lines[0][7:]) | {"kind": request.param} if lines else done
     if not isinstance(REPORTS[request.param], dict):
-        pytest.fail(f"{request.param}: exit {REPORTS[request.param].returncode}\n{REPORTS[request.param].stderr[-3000:]}")
+        done = REPORTS[request.param]
+        pytest.fail(f"{request.param}: exit {done.returncode}\n{done.stderr[-3000:]}")
     return REPORTS[request.param]
 
 
@@ -159,13 +162,13 @@ def test_engine_and_trainer_agree_after_every_update_of_every_tensor(report):
 
 
 def test_every_way_to_get_it_wrong_would_be_seen(report):
-    """The canary looks at the mean: its bound of 0.001 in fp32 lies above rounding (5e-4) and far below each of these."""
+    """The canary looks at the mean: its bound of 0.001 in fp32 lies above rounding, 5e-4, and far below these."""
     traps = ["gap_without_temperature", "gap_without_sync", "gap_without_cache_reset"]
     if "untied" not in report["kind"]:
         traps.append("gap_with_named_parameters")  # the tied head stays stale
     for trap in traps:
         largest, mean = report[trap]
-        assert largest > 100 * LOGPROB and mean > 50 * 0.001 > 50 * LOGPROB_MEAN, trap  # found: 0.9 to 16 and 0.1 to 2.5
+        assert largest > 100 * LOGPROB and mean > 50 * 0.001 > 50 * LOGPROB_MEAN, trap  # found: 0.9 to 16, 0.1 to 2.5
     assert report["gap_after_recovery"][0] < LOGPROB
 
 

@@ -67,8 +67,8 @@ def test_without_dynamic_sampling_one_round_is_the_step_whatever_it_earned():
 def test_dynamic_sampling_asks_until_enough_groups_vary_and_stops_there():
     engine = ScriptedEngine([[1, 1], [1, 0], [0, 0]], [[0, 1], [1, 1], [2, 0]], [[0, 1], [0, 1], [0, 1]])
     groups, sampled, seen = sample_step(engine, prompts_seen=30, dynamic_sampling=5)
-    assert totals(groups) == [[1, 0], [0, 1], [2, 0]] and len(sampled) == 12 and seen == 36  # the third round was not asked for
-    assert len(engine.rounds) == 1
+    assert totals(groups) == [[1, 0], [0, 1], [2, 0]] and len(sampled) == 12 and seen == 36
+    assert len(engine.rounds) == 1  # was not asked for
 
 
 def test_dynamic_sampling_keeps_whole_groups_of_one_prompt_and_no_more_than_a_step_has():
@@ -165,8 +165,8 @@ def test_an_update_without_responses_has_weights_and_no_division_by_zero():
 
 
 def test_truncated_responses_are_trained_on_or_left_out_as_the_setting_says():
-    responses = [SimpleNamespace(response_ids=[5, 1], truncated=False), SimpleNamespace(response_ids=[5, 6], truncated=True),
-                 SimpleNamespace(response_ids=[], truncated=True)]
+    responses = [SimpleNamespace(response_ids=[5, 1], truncated=False),
+                 SimpleNamespace(response_ids=[5, 6], truncated=True), SimpleNamespace(response_ids=[], truncated=True)]
     assert in_loss_mask(responses, "keep").tolist() == [True, True, False]
     assert in_loss_mask(responses, "mask").tolist() == [True, False, False]
 
@@ -285,7 +285,8 @@ def test_the_loss_of_a_token_is_surrogate_times_mismatch_plus_kl_minus_entropy()
                             ref_logprobs=torch.tensor([0.2]), advantages=torch.tensor([2.0]))
     loss, clipped = token_loss(torch.log(torch.tensor([1.1])), torch.tensor([3.0]), batch, cfg)
     x = 0.2 - math.log(1.1)
-    assert loss.item() == pytest.approx(-1.1 * 2.0 * math.exp(0.5) + 0.1 * x * x / 2 - 0.01 * 3.0) and not clipped.item()
+    assert loss.item() == pytest.approx(-1.1 * 2.0 * math.exp(0.5) + 0.1 * x * x / 2 - 0.01 * 3.0)
+    assert not clipped.item()
 
 
 def test_a_token_that_the_penalty_turns_around_is_clipped_on_its_new_side():
@@ -314,7 +315,8 @@ def test_learning_rate_of_every_step_by_hand():
     assert lrs("cosine") == pytest.approx([1, 0.853553, 0.5, 0.146447], abs=1e-6)
     assert lrs("constant", warmup=2) == pytest.approx([1 / 3, 2 / 3, 1, 1])
     assert lrs("linear", low=0.2) == pytest.approx([1, 0.8, 0.6, 0.4])
-    assert [learning_rate(step, 1.0, "cosine", 1, 4, 0.0) for step in (-1, 0, 1)] == [0, 0, 0.5]  # PPO before its policy learns
+    before = [learning_rate(step, 1.0, "cosine", 1, 4, 0.0) for step in (-1, 0, 1)]  # PPO while only its critic learns
+    assert before == [0, 0, 0.5]
 
 
 @pytest.mark.parametrize("setting, message", [
@@ -322,7 +324,8 @@ def test_learning_rate_of_every_step_by_hand():
     (dict(tensor_parallel=3), "tensor_parallel"), (dict(updates_per_step=7), "updates_per_step"), (dict(lr=-1.0), "lr"),
     (dict(group_size=0), "group_size"), (dict(shard_size=3), "shard_size"), (dict(eval_every=-1), "eval_every"),
     (dict(seed=-1), "seed"), (dict(repetition_stop=1), "repetition_stop = 1"), (dict(stop=("</answer>", "")), "stop"),
-    (dict(stop=(5,)), "as in ('</answer>',)"), (dict(dual_clip=0.5), "dual_clip"), (dict(epochs_per_step=0), "epochs_per_step"),
+    (dict(stop=(5,)), "as in ('</answer>',)"), (dict(dual_clip=0.5), "dual_clip"),
+    (dict(epochs_per_step=0), "epochs_per_step"),
     (dict(group_size=1), "group_size"), (dict(group_size=1, kl_in="loss_k2", kl_coef=0.0), "group_size"),
     (dict(group_size=1, kl_in="loss_k3", dynamic_sampling=2), "dynamic_sampling"),
 ])

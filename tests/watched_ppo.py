@@ -1,10 +1,10 @@
 """
-train_ppo.py with a record of what it must not change: the weights at every sync, and what is fixed from before the first
-update of a step (old log-probs, old values, returns, advantages) at every update.
+train_ppo.py with a record of what it must not change: the weights at every sync, and what is fixed from before the
+first update of a step (old log-probs, old values, returns, advantages) at every update.
 
     torchrun --nproc-per-node=1 tests/watched_ppo.py --model ...       # writes events.pt into the working directory
 
-events: {"sync": version, "weights": digest of the policy} and {"step": "Policy" or "Critic", "fixed": [sums of a batch]}.
+events: {"sync": version, "weights": digest of the policy}, {"step": "Policy" or "Critic", "fixed": [sums of a batch]}.
 """
 
 import torch
@@ -42,9 +42,10 @@ def watched_step(module, optimizer, lr, grad_clip, skip=False):
     if skip:
         assert norm == 0
     else:
-        fixed = [tuple(float(x.double().sum()) for x in (b.old_logprobs, b.old_values, b.returns, b.advantages)) for b in batches]
+        fixed = [tuple(float(x.double().sum()) for x in (b.old_logprobs, b.old_values, b.returns, b.advantages))
+                 for b in batches]
         events.append({"step": "Policy" if is_policy else "Critic", "fixed": fixed})
-    assert (is_policy and not skip) or digest(models["policy"]) == before, "a step of the critic, or none, moved the policy"
+    assert (is_policy and not skip) or digest(models["policy"]) == before, "the policy moved without a step of its own"
     return norm
 
 
