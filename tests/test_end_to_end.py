@@ -4,12 +4,13 @@ import gzip
 import json
 import os
 import shutil
+from itertools import groupby
 
 import numpy as np
 import pytest
 from conftest import (COLUMN, LOGPROB, LOGPROB_MEAN, ROOT, run_script, save_tiny_model, share_of_the_way,
                       without_an_engine)
-from runs import assert_same, everything_of
+from runs import GRPO, PPO, Server, assert_same, everything_of
 
 COLUMNS = """step reward correct format_error wrong_answer truncated response_len think_len answer_len entropy grad_norm
 kl clip_frac mismatch_mean mismatch_max zero_variance_groups lr seconds_rollout seconds_reward seconds_train
@@ -161,17 +162,6 @@ def test_several_updates_with_a_reference_masking_and_dynamic_sampling(tied_mode
     assert rows[0]["seconds_logprobs"] > 0
 
 
-def test_where_there_is_nothing_to_learn_no_weight_moves(tied_model, tmp_path):
-    """A random model earns 0 everywhere: momentum and weight decay must not act on a gradient of zero."""
-    done = train(tmp_path, tied_model, "--entropy_coef", "0", "--weight_decay", "0.5", "--num_steps", "2",
-                 "--eval_prompts", "0")
-    assert done.returncode == 0, done.stderr[-3000:]
-    for row in rows_of(tmp_path):
-        assert (row["skipped_updates"], row["grad_norm"], row["zero_variance_groups"]) == (1, 0.0, 1.0)
-    before, after = load_weights(tied_model), load_weights(os.path.join(tmp_path, "out/run/model"))
-    assert all((before[name] == after[name]).all() for name in after)
-
-
 def test_the_canary_stops_a_run_whose_engine_has_other_weights(tied_model, untied_model, tmp_path):
     """Start the engine from another model and leave the sync out: no weight may change; the message names causes."""
     driver = tmp_path / "driver.py"
@@ -204,6 +194,62 @@ def test_sft_lowers_the_loss_and_counts_bad_lines(tied_model, tmp_path):
     shutil.rmtree(tmp_path / "out")
     refused = run_script(os.path.join(ROOT, "sft.py"), *args, cwd=tmp_path)
     assert refused.returncode != 0 and "6 of 206 lines cannot be used" in refused.stderr
+
+
+# ---------------------------------------------------------------- the loop, with a stand-in for vLLM (fake_engine.py)
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = Server()
+    yield server
+    server.close()
+
+
+SAY_SYNCS = """
+import rollout
+sync = rollout.wake_and_sync
+def say_and_sync(model, engine, dtype, version, device):
+    print(f"synced {version}")
+    sync(model, engine, dtype, version, device)
+rollout.wake_and_sync = say_and_sync
+"""
+
+
+@pytest.mark.parametrize("script, args", [("train_grpo.py", GRPO), ("train_ppo.py", PPO)])
+def test_the_version_of_the_weights_is_the_number_of_steps_in_them(server, tied_model, tmp_path, script, args):
+    """Evaluated as version s after step s, sampled from as version s in step s + 1: on a CPU one sync does for both."""
+    args = [*args, "--model", tied_model, "--num_steps", "2", "--eval_every", "1"]
+    done = server.run(tmp_path, script, args, setup=SAY_SYNCS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    synced = [line for line in done.stdout.splitlines() if line.startswith("synced")]
+    assert synced == ["synced 0", "synced 1", "synced 2"]
+    with open(tmp_path / "tokens.jsonl") as f:
+        calls = [(version, temperature) for version, _, _, temperature, _ in map(json.loads, f)]
+    assert [call for call, _ in groupby(calls)] == [
+        (0, 1.0), (0, 0.0), (0, 1.0),  # the evaluation before step 1, its greedy part, step 1
+        (1, 1.0), (1, 0.0), (1, 1.0),  # the evaluation after step 1, its greedy part, step 2
+        (2, 1.0), (2, 0.0)]
+
+
+@pytest.mark.parametrize("dynamic_sampling", [0, 1])
+@pytest.mark.parametrize("script", ["train_grpo.py", "train_ppo.py"])
+def test_where_there_is_nothing_to_learn_no_weight_moves(server, tied_model, tmp_path, script, dynamic_sampling):
+    """
+    A random model earns 0 everywhere: momentum and weight decay must not act on a gradient of zero. With dynamic
+    sampling the step has no group left, hence no update.
+    """
+    done = server.run(tmp_path, script, [
+        *GRPO, "--model", tied_model, "--entropy_coef", "0", "--weight_decay", "0.5", "--num_steps", "2",
+        "--eval_prompts", "0", "--dynamic_sampling", dynamic_sampling])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "step    2/2" in done.stdout and "Warning" not in done.stderr
+    for row in rows_of(tmp_path):
+        assert (row["zero_variance_groups"], row["num_rollouts"]) == (1.0, 8 * (1 + dynamic_sampling))
+        assert (row["skipped_updates"], row["grad_norm"]) == ((None, None) if dynamic_sampling else (1, 0.0))
+        assert row["prompts_seen"] == 2 * (1 + dynamic_sampling) * row["step"]
+    before, after = load_weights(tied_model), load_weights(os.path.join(tmp_path, "out/run/model"))
+    assert all((before[name] == after[name]).all() for name in after)
 
 
 # ---------------------------------------------------------------- evaluation
