@@ -37,4 +37,3 @@ loss_agg = "token_mean"
 weight_decay = 0.0
 checkpointing = False
 max_tokens_per_gpu = 8192
-
