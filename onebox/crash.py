@@ -67,7 +67,7 @@ def report_crash(error):
         text += f"; out of memory{memory_advice(error)}" if full else ""
         if "folder" in CONTEXT:
             text += f"; the batch, all stacks and the last metrics are in {write_report(error)}"
-    except (OSError, MemoryError) as none_left:  # perhaps what the run died of
+    except Exception as none_left:  # no disk or memory is left: perhaps what the run died of
         text += f"; no crash report could be written ({none_left!r})"
     if interrupted:
         print0(f"interrupted in step {CONTEXT.get('step', 0)}{text}; the same command continues", file=sys.stderr)

@@ -4,6 +4,7 @@ with them is in test_faults.py.
 """
 
 import errno
+import gzip
 import importlib
 import json
 import os
@@ -616,6 +617,29 @@ def test_a_resumed_run_forgets_the_rows_and_samples_after_its_checkpoint(tmp_pat
     assert len(os.listdir(tmp_path / "samples")) == 3 * 2 + 1
     assert run.forget_after(0) == []  # without a checkpoint the run starts anew
     assert os.path.getsize(tmp_path / "metrics.jsonl") == 0 and os.listdir(tmp_path / "samples") == ["held_out.jsonl"]
+
+
+@pytest.mark.parametrize("state, progress", [
+    ({"step": 3, "prompts_seen": 30, "bad_steps": 1, "silent_steps": 4, "evaluated": {"step": 2}},
+     rundir.Progress(3, 30, nonfinite_updates=1, silent_steps=4)),
+    ({"step": 3, "examples_seen": 7}, rundir.Progress(3, 7)),
+    ({"step": 3, "kl_coef": 0.5, "row": {"step": 3}}, rundir.Progress(3, kl_coef=0.5)),  # its row was logged
+    ({"step": 4, "row": {"step": 4}}, rundir.Progress(4, row={"step": 4}))])
+def test_a_state_of_today_and_of_older_code_is_read(tmp_path, one_process, monkeypatch, state, progress):
+    run = make_run(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "eval_correct": 0.5}\n{"step": 3}\n')
+    monkeypatch.setattr(checkpoint, "load", lambda *_: dict(state))
+    run.state = {}
+    assert run.resume({}) == progress and run.evaluated["step"] == 2
+
+
+def test_held_out_rollouts_join_those_of_the_step_once(tmp_path):
+    run = make_run(tmp_path)
+    run.keep_rollouts(3, [{"split": "train", "uid": "a"}])
+    for _ in range(2):  # an evaluation that is made again
+        run.keep_rollouts(3, [{"split": "held-out", "uid": "b"}])
+    with gzip.open(tmp_path / "samples" / "step_000003.jsonl.gz", "rt") as f:
+        assert [json.loads(line)["uid"] for line in f] == ["a", "b"]
 
 
 def test_rows_that_a_full_disk_refuses_are_written_when_there_is_room_again(tmp_path, monkeypatch, capsys):

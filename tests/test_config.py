@@ -1,11 +1,13 @@
 """python -m pytest tests/test_config.py"""
 
+import contextlib
 import dataclasses
 from typing import Literal
 
 import pytest
 
-from onebox.config import ConfigError, comments, describe, literal, load_config, table
+from onebox.config import (ConfigError, NonNegative, Positive, Share, check_ranges, comments, describe, literal,
+                           load_config, table)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +173,31 @@ def test_help_lists_every_setting_with_its_comment(capsys):
     assert stop.value.code == 0 and text == describe(Config, "test_config.py") + "\n"
     assert all(f"--{f.name}" in text for f in dataclasses.fields(Config))
     assert comments(Config)["group_size"] == "samples of each prompt" and "samples of each prompt" in text
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranged(Config):
+    save_every: NonNegative[int] = 0     # 0 = never
+    decay: Share[float] = 0.5
+    num_steps: Positive[int] = 1
+
+
+@pytest.mark.parametrize("values, message", [
+    ({"save_every": -1}, "save_every = -1 must not be negative"),
+    ({"num_steps": 0}, "num_steps = 0 must be greater than 0"),
+    ({"decay": 1.5}, "decay = 1.5 must lie in 0 ... 1"), ({"decay": 1.0, "save_every": 0, "num_steps": 9}, "")])
+def test_a_value_outside_the_range_of_its_type_is_refused(values, message):
+    with pytest.raises(ConfigError, match=message) if message else contextlib.nullcontext():
+        check_ranges(Ranged(**values))
+
+
+def test_inherited_settings_come_after_the_scripts_own_with_comments(tmp_path):
+    text = describe(Ranged, "test_config.py")
+    assert text.index("--save_every") < text.index("of every run:") < text.index("--group_size")
+    assert "0 = never" in text and "samples of each prompt" in text
+    cfg, origin = load_config(Ranged, ["--save_every", "1e1"])
+    assert cfg.save_every == 10 and table(cfg, origin, only=origin).splitlines() == [
+        f"{'save_every':>22} = {10:<28}  # command line; default 0"]
 
 
 def test_every_setting_of_every_script_has_a_comment_or_says_it_by_its_name():
