@@ -30,10 +30,9 @@ from onebox.config import ConfigError
 from onebox.text import excerpt
 from tasks import math_problems, task_of
 from tasks.countdown import countdown, solvable, tiny_countdown
-from tasks.files import data_files
 from tasks.knights_and_knaves import knights_and_knaves
 from tasks.order import prompt_order
-from tasks.rows import BadRow, DataError, report_bad
+from tasks.rows import BadRow, DataError, data_files, report_bad
 from tasks.sources import GENERATED, SOURCES, hub_reachable, load_rows, parse_name, read_rows
 from tasks.templates import (TEMPLATES, build_prompt, check_chat, encode_prompt, is_chat, special_tokens,
                              warn_of_plain_markers)

@@ -92,9 +92,9 @@ BOXED = "{think}\nThe answer is \\boxed{{answer}}."
 @reward("countdown", 1.0, "{think}\n<answer> {answer} </answer>")
 def tinyzero_countdown(completion, equal):
     """
-    0 wrong format, 0.1 right format, 1.0 right answer. TinyZero @95df88f verl/utils/reward_score/countdown.py, except:
-    blanks may follow and surround the answer, exact arithmetic instead of eval, each tag exactly once, no other text
-    after </answer>, and what stands before </think> is no answer.
+    Give 1 for the right answer, 0.1 for the right format, else 0. TinyZero @95df88f verl/utils/reward_score/countdown.py,
+    except: blanks may follow and surround the answer, exact arithmetic instead of eval, each tag exactly once, no other
+    text after </answer>, and no answer before </think>.
     """
     text = completion.text
     error = "truncated" if completion.truncated else tag_error(text)
@@ -110,8 +110,9 @@ def tinyzero_countdown(completion, equal):
 @reward("kk", 3.0, "{think}\n<answer>\n{answer}\n</answer>")
 def logic_rl_kk(completion, equal):
     """
-    3 right, -0.5 wrong, -1 unreadable, -3 wrong format. Logic-RL @9d2c457 (since e3e47ae) reward_score/kk.py:
-    format +1 / -1; answer +2 / -1.5 / -2. Text between the tags and after </answer> is allowed, as published.
+    Give 3 if right, -0.5 if wrong, -1 if unreadable, -3 for a wrong format. Logic-RL @9d2c457 (since e3e47ae)
+    reward_score/kk.py: format +1 / -1; answer +2 / -1.5 / -2. Text between the tags and after </answer> is allowed, as
+    published.
     """
     error = "truncated" if completion.truncated else tag_error(completion.text)
     completion.note("format: one </think> <answer> </answer>", error or "yes")
@@ -158,7 +159,7 @@ def last_box(completion, text):
 @reward("math", 1.0, BOXED, names=("math", "dr_grpo_math"))
 def boxed(completion, equal):
     """
-    1 if the last closed \\boxed{} equals the gold, else 0; format: there is such a box. The strict grader of
+    Give 1 if the last closed \\boxed{} equals the gold, else 0; format: there is such a box. The strict grader of
     evaluation; also understand-r1-zero @dfca49d boxed_reward_fn ("full"), where text after a stop word is still read.
     """
     box = last_box(completion, outside_thinking(completion.text))
@@ -171,8 +172,8 @@ def boxed(completion, equal):
 @reward("math", 1.0, "{think} <answer>\\boxed{{answer}}</answer>")
 def dr_grpo_r1(completion, equal):
     """
-    1 / 0. understand-r1-zero @dfca49d answer_tag_reward_fn: '</think> <answer>' with exactly one space, and
-    '</answer>'; the last answer block counts, or the last box in it. Never a format bonus.
+    Give 1 or 0. understand-r1-zero @dfca49d answer_tag_reward_fn: '</think> <answer>' with exactly one space, and
+    '</answer>'; the last answer block counts, or the last box in it. There is no format bonus.
     """
     text = completion.text
     format_ok = not completion.truncated and "</think> <answer>" in text and "</answer>" in text
@@ -189,7 +190,7 @@ def dr_grpo_r1(completion, equal):
 @reward("math", 1.0, BOXED)
 def deepscaler_math(completion, equal):
     """
-    1 / 0. DeepScaleR @95ef74f deepscaler/rewards/math_reward.py: the last box after the first </think>; without
+    Give 1 or 0. DeepScaleR @95ef74f deepscaler/rewards/math_reward.py: the last box after the first </think>; without
     </think> nothing counts (the opening tag may be prefilled); any of a list of golds.
     """
     _, closed, solution = completion.text.partition("</think>")
@@ -203,7 +204,7 @@ def deepscaler_math(completion, equal):
 @reward("math", 1.0, BOXED)
 def simplerl_math(completion, equal):
     """
-    +1 equal, -0.5 not equal, -1 no closed box. simpleRL-reason @2702a87 (v0) with Qwen2.5-Math's math_equal: relative
+    Give 1 if equal, -0.5 if not, -1 without a closed box. simpleRL-reason @2702a87 (v0) with Qwen2.5-Math's math_equal: relative
     tolerance 1e-4, bracket types ignored, lists in order; but 500 and 0.05 are not 5, and a box must close.
     """
     text = completion.text
@@ -221,9 +222,9 @@ EXCEED_MARGIN = 16  # tokens
 @reward("math", 2.0, BOXED)
 def demystify_cosine(completion, equal):
     """
-    Right 2 -> 1, wrong -10 -> 0 as the length goes 0 -> max_tokens along half a cosine; -10 and never correct where
-    num_tokens + 16 >= max_tokens or truncated. demystify-long-cot @e90cf9b, the default of its scripts. Its repetition
-    penalty is per token (dense_repetition). Without lengths: the values at length 0, flag no_length.
+    Give 2 -> 1 if right, -10 -> 0 if wrong, along half a cosine as the length goes 0 -> max_tokens; -10 and never correct
+    where num_tokens + 16 >= max_tokens or truncated. demystify-long-cot @e90cf9b, the default of its scripts. Its
+    repetition penalty is per token (dense_repetition). Without lengths: the values at length 0, flag no_length.
     """
     box = last_box(completion, outside_thinking(completion.text))
     length, longest = completion.num_tokens, completion.max_tokens
@@ -242,8 +243,8 @@ def demystify_cosine(completion, equal):
 @reward("math", 2.0, "{think} <answer>\\boxed{{answer}}</answer>")
 def open_r1_math(completion, equal):
     """
-    answer 1 / 0 and format 1 / 0, weight 1 each. open-r1 @571661a accuracy_reward and format_reward with the regex of
-    d12886d. LaTeX answers only: the last box, else a formula; a bare number earns nothing. As we differ: \\frac12 is
+    Give answer 1 or 0 plus format 1 or 0. open-r1 @571661a accuracy_reward and format_reward with the regex of
+    d12886d. LaTeX answers only: the last box, else a formula; a bare number earns nothing. Unlike it: \\frac12 is
     accepted, trailing white space is not text, nothing else may follow </answer>.
     """
     text = completion.text
@@ -264,8 +265,8 @@ HASHES = re.compile(r"#### (-?[0-9.,]{1,200})")
 @reward("math", 1.0, "I worked it out.\n#### {answer}")
 def verl_gsm8k(completion, equal):
     """
-    1 / 0. verl @945104d verl/utils/reward_score/gsm8k.py ("strict"), the prompt of base models with worked examples:
-    the first '#### N' of the completion; format: there is one. As we differ: 18.00 and '18.' are 18, truncated is 0.
+    Give 1 or 0. verl @945104d verl/utils/reward_score/gsm8k.py ("strict"), the prompt of base models with worked examples:
+    the first '#### N' of the completion; format: there is one. Unlike it: 18.00 and '18.' are 18, truncated is 0.
     """
     found = HASHES.search(completion.text)
     completion.note("the first '#### N'", found[1] if found else "none")
@@ -282,7 +283,7 @@ INTEGER = re.compile(r"[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+")
         "<reasoning>\nI worked it out.\n</reasoning>\n<answer>\n{answer}\n</answer>\n")
 def unsloth_gsm8k(completion, equal):
     """
-    xmlcount 0.5 + soft_format 0.5 + strict_format 0.5 + integer 0.5 + answer 2 = 4; truncated: all 0.
+    Give xmlcount 0.5 + soft_format 0.5 + strict_format 0.5 + integer 0.5 + answer 2 = 4; 0 if truncated.
     unslothai/notebooks @bdda2ef Llama3.1_(8B)-GRPO, except that in soft and strict '.' matches a newline (as published
     they exclude each other) and 1,000 is 1000. xmlcount falls without bound: see xml_count.
     """
@@ -442,7 +443,7 @@ class Scorer:
         self.verdicts, self.part_weights = Verdicts(num_workers, timeout_s), part_weights or {}
         self.submitted, self.scores = {}, {}  # {key: (reward, response, ...)}, {key: Score}
         self.failed = {}  # {key: (reward, what went wrong, response, total)}, not printed yet
-        self.failures, self.printed = {}, {}  # {reward: how many responses}, {reward: the number last printed}
+        self.failures = {}  # {reward: how many responses}
 
     def submit(self, key, reward, response, answer, truncated=False, num_tokens=None, max_tokens=None):
         check(reward)
@@ -481,20 +482,15 @@ class Scorer:
         return scores
 
     def print_failures(self):
-        """Print the first three failures of a reward, on every rank, then their number whenever it has doubled."""
-        rank = os.environ.get("RANK", "0")
+        """Print the first three failures of a reward, on every rank, then their number at each power of two."""
+        who = f"warning: rank {os.environ.get('RANK', '0')}: reward"
         for reward, problem, response, total in self.failed.values():
             self.failures[reward] = count = self.failures.get(reward, 0) + 1
             if count <= 3:
-                self.printed[reward] = count
-                print(f"warning: rank {rank}: reward {reward!r} failed on a response, which is worth {total:g} (column "
-                      f"flag/error): {excerpt(problem, 200)}; response: {excerpt(response)}",
-                      file=sys.stderr, flush=True)
-        for reward, count in self.failures.items():
-            if count >= 2 * self.printed[reward]:
-                self.printed[reward] = count
-                print(f"warning: rank {rank}: reward {reward!r} has failed on {count:,} responses so far",
-                      file=sys.stderr, flush=True)
+                print(f"{who} {reward!r} failed on a response, which scores {total:g} (column flag/error): "
+                      f"{excerpt(problem, 200)}; response: {excerpt(response)}", file=sys.stderr, flush=True)
+            elif count & (count - 1) == 0:
+                print(f"{who} {reward!r} has failed on {count:,} responses so far", file=sys.stderr, flush=True)
         self.failed = {}
 
     def close(self):

@@ -29,7 +29,7 @@ from onebox.models import check_architecture, resolve_dtype, resolve_model
 from onebox.rundir import BasicSettings, entry, open_run
 from onebox.text import excerpt
 from policy import check_compile, learning_rate, load_policy, make_adam, optimizer_step, pack, token_logprobs
-from tasks.files import read_file
+from tasks.rows import read_file
 from tasks.templates import check_chat, not_written, render_chat
 
 

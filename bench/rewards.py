@@ -18,32 +18,27 @@ sys.path.insert(0, str(Path(__file__).parent.parent))       # not the file of th
 sys.path = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).parent.resolve()]
 import rewards      # noqa: E402
 
-COUNTDOWN = {"target": 98, "numbers": [44, 19, 35]}
-PEOPLE = {"names": ["Zoey", "Oliver", "Ava"], "solution": [True, False, True], "solution_text_format":
-          "(1) Zoey is a knight\n(2) Oliver is a knave\n(3) Ava is a knight"}
+RIGHT = {"countdown": {"target": 98, "numbers": [44, 19, 35]}, "math": "5",
+         "kk": {"names": ["Zoey", "Oliver", "Ava"], "solution": [True, False, True], "solution_text_format":
+                "(1) Zoey is a knight\n(2) Oliver is a knave\n(3) Ava is a knight"}}
+WRONG = {"countdown": {"target": 99, "numbers": [44, 19, 36]},
+         "math": "6", "kk": {**RIGHT["kk"], "solution": [False] * 3}}
 THINKING = "Let me try 44 + 19 = 63, and then $x = \\frac{1}{2}$; no, that is not right. Zoey said Oliver lies.\n"
 JUNK = ("{", "}", "\\boxed{", "\\boxed{5}", "<answer>", "</think>", "<think></think>", "$", "answer ", "</reasoning> ")
 
 
-def completion(reward, right, chars):
-    thinking = (THINKING * (chars // len(THINKING) + 1))[:chars]
-    if reward == "tinyzero_countdown":
-        return f"{thinking}</think>\n<answer>44 + 19 {'+' if right else '-'} 35</answer>"
-    if reward == "logic_rl_kk":
-        said = PEOPLE["solution_text_format"]
-        return f"{thinking}</think>\n<answer>{said if right else said.replace('knave', 'knight')}</answer>"
-    if reward == "unsloth_gsm8k":
-        return f"<reasoning>\n{thinking}\n</reasoning>\n<answer>\n{5 if right else 6}\n</answer>\n"
-    if reward == "dr_grpo_r1":
-        return f"{thinking}</think> <answer>{5 if right else 6}</answer>"
-    return f"<think>{thinking}</think>\n<answer>so $\\boxed{{{5 if right else 6}}}$</answer>"
+def completion(reward, chars):
+    """Return a perfect response with that many characters of thinking."""
+    task = rewards.READS[reward]
+    response, _ = rewards.perfect_response(reward, RIGHT[task], prefilled=task != "math")
+    return response.replace("I worked it out.", (THINKING * (chars // len(THINKING) + 1))[:chars])
 
 
-def per_second(reward, texts, seconds):
-    answer = {"tinyzero_countdown": COUNTDOWN, "logic_rl_kk": PEOPLE}.get(reward, "5")
-    count, start = 0, time.perf_counter()
+def per_second(reward, text, seconds):
+    """Score a text against its answer and another one, in turns."""
+    task, count, start = rewards.READS[reward], 0, time.perf_counter()
     while (spent := time.perf_counter() - start) < seconds:
-        rewards.score(reward, texts[count % len(texts)], answer, num_tokens=1500, max_tokens=4096)
+        rewards.score(reward, text, (RIGHT, WRONG)[count % 2][task], num_tokens=1500, max_tokens=4096)
         count += 1
     return count / spent
 
@@ -76,9 +71,8 @@ def main():
         print(lines[-1], flush=True)
 
     for reward in rewards.REWARDS:
-        typical, long = (per_second(reward, [completion(reward, right, chars) for right in (True, False)], args.seconds)
-                         for chars in (args.chars, 120_000))
-        hostile = {junk: per_second(reward, ["</think><answer>\\boxed{" + junk * (120_000 // len(junk)) + "}"],
+        typical, long = (per_second(reward, completion(reward, chars), args.seconds) for chars in (args.chars, 120_000))
+        hostile = {junk: per_second(reward, "</think><answer>\\boxed{" + junk * (120_000 // len(junk)) + "}",
                                     args.seconds / 5) for junk in JUNK}
         worst = min(hostile, key=hostile.get)
         add(reward, f"{typical:,.0f}", f"{long:,.0f}", f"{hostile[worst]:,.0f}", f"`{worst}`")

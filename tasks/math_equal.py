@@ -33,7 +33,6 @@ MAX_ANSWER, MAX_DEPTH = 200, 20  # characters of a prediction (or twice the gold
 
 
 # ---------------------------------------------------------------- spelling: rewrites that keep the value
-
 UNICODE = {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "°": r"^\circ ",
            "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "∪": r"\cup ", "∈": r"\in ", "±": r"\pm ",
            "≈": r"\approx ", "√": r"\sqrt "}
@@ -121,7 +120,6 @@ def split_top(text, separators):
 
 
 # ---------------------------------------------------------------- scalars: numbers, units, bases
-
 DEC = r"(?:[0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})"
 NUMBER = re.compile(rf"({DEC})")
 POWER = re.compile(rf"(?:({DEC})(?:\\times|\\cdot|\*))?10\^(?:[{{(]([-+]?[0-9]{{1,3}})[)}}]|([-+]?[0-9]{{1,3}}))"
@@ -254,7 +252,6 @@ def compare_scalar(gold, prediction, rules, cas):
 
 
 # ---------------------------------------------------------------- structure: lists, intervals, sets, equations
-
 COMMA = re.compile(r",|;| ?(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]) ?")
 EQUALS = re.compile(r"=|\\approx ?")
 CUP = re.compile(r"\\cup ?")
@@ -526,7 +523,6 @@ def compare_equation(gold, prediction, rules, cas):
 
 
 # ---------------------------------------------------------------- the verdict, and what sympy may see
-
 RISKY = re.compile(r"!|\\(?:sum|int|prod|lim|d?binom|choose|iint|oint|bigcup|infty)(?![a-z])|(?:/|\})\{?0+(?![.0-9])")
 LONG = re.compile(r"[0-9]{31}|\^\{?[-+(]*[0-9]{4}")
 NESTED_POWER = re.compile(r"\^[({][^(){}^]*\^|\^[^(){}]\^|\^\{[^}]*\^")

@@ -1,10 +1,18 @@
 """
-What all tasks share: where rows come from (Source), why one is left out (BadRow), and when there are too many such
-rows.
+What all tasks share: where rows come from (Source), why one is left out (BadRow), and files of rows: JSON Lines, JSON,
+Parquet, Arrow, CSV or TSV, the text ones also as .gz, .bz2 or .xz.
 """
 
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
 import os
 from dataclasses import dataclass
+
+import numpy as np
 
 from onebox.config import ConfigError
 from onebox.text import excerpt
@@ -79,3 +87,160 @@ def report_bad(name, split, total, bad, spare=0, hint=""):
         raise DataError(f"{text}, more than {MAX_BAD:.0%}: fix the rows or the setting{hint}; {'; '.join(shown)}")
     if os.environ.get("RANK", "0") == "0":
         print(f"{text}: left out", *shown, sep="\n    ")
+
+
+# ---------------------------------------------------------------- files
+
+PACKED = {".gz": (b"\x1f\x8b", gzip.decompress), ".bz2": (b"BZh", bz2.decompress),
+          ".xz": (b"\xfd7zXZ", lzma.decompress)}
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".csv", ".tsv")
+# What a file is that is no table of rows, by how it begins
+FOREIGN = {
+    b"version https://git-lfs": "a Git LFS pointer, not the data: run `git lfs pull`",
+    b"PK\x03\x04": "a ZIP archive or an Excel table: unpack it, or save it as CSV",
+    b"(\xb5/\xfd": "compressed with Zstandard: unzstd it",
+    b"\xff\xfe\0\0": "UTF-32: save it as UTF-8 (iconv -f UTF-32 -t UTF-8)",
+    b"\xff\xfe": "UTF-16: save it as UTF-8 (iconv -f UTF-16 -t UTF-8)",
+    b"\xfe\xff": "UTF-16: save it as UTF-8 (iconv -f UTF-16 -t UTF-8)",
+    b"<": "a page of HTML or XML, perhaps an error page",
+    b"%PDF": "a PDF", b"SQLite format": "an SQLite database", b"\x93NUMPY": "a NumPy array", b"\x80": "a Python pickle",
+}
+
+
+def stem_and_suffix(file):
+    """Split "a/Train.JSONL.gz" into ("Train", ".jsonl")."""
+    stem, suffix = os.path.splitext(file.name)
+    if suffix.lower() in PACKED:
+        stem, suffix = os.path.splitext(stem)
+    return stem, suffix.lower()
+
+
+def data_files(folder):
+    """List the files of rows in a directory and right below it, without hidden ones and save_to_disk's other files."""
+    return [f for f in sorted([*folder.glob("*"), *folder.glob("*/*")])
+            if f.is_file() and stem_and_suffix(f)[1] in SUFFIXES
+            and not any(part.startswith((".", "__MACOSX")) for part in f.relative_to(folder).parts)
+            and stem_and_suffix(f)[0] not in ("dataset_info", "dataset_infos", "dataset_dict", "state")]
+
+
+def read_file(file):
+    """
+    Read one file as [(line or row number from 1, row)]. What is no row becomes a BadRow in its place; DataError where
+    nothing can be read. Parquet and compressed files are known by how they begin, the rest by the suffix.
+    """
+    suffix = stem_and_suffix(file)[1]
+    try:
+        with open(file, "rb") as f:
+            start = f.read(64)
+        refuse_foreign(start)
+        if start.startswith(b"PAR1"):
+            return list(enumerate(read_parquet(file), 1))
+        if suffix == ".arrow":
+            return list(enumerate(read_arrow(file), 1))
+        raw = file.read_bytes()
+        for magic, unpack in PACKED.values():
+            raw = unpack(raw) if start.startswith(magic) else raw
+        refuse_foreign(raw)
+        if suffix == ".parquet" and raw or b"\0" in raw[:1000]:
+            raise ValueError("it is no Parquet file" if suffix == ".parquet" else "it is not text, or UTF-16")
+        raw = raw.removeprefix(b"\xef\xbb\xbf")
+        if suffix in (".csv", ".tsv"):
+            return read_csv(raw.decode("utf-8"), suffix)
+        if raw.lstrip()[:1] == b"[" or suffix == ".json" and raw.strip():
+            return read_json(raw, suffix)
+        return read_jsonl(raw)
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise DataError(f"cannot read {str(file)!r}: line {line} is not UTF-8: save the file as UTF-8 (iconv -f LATIN1 "
+                        "-t UTF-8)") from error
+    except Exception as error:  # pyarrow, datasets, csv, gzip and lzma each have their own; all mean the same here
+        raise DataError(f"cannot read {str(file)!r}: {excerpt(str(error), 200)}") from error
+
+
+def refuse_foreign(raw):
+    """Raise ValueError, which says what it is, for a file that is no table of rows."""
+    for magic, what in FOREIGN.items():
+        if raw.startswith(magic):
+            raise ValueError(f"it is {what}")
+
+
+def read_jsonl(raw):
+    """Read one JSON object a line."""
+    rows = []
+    for number, line in enumerate(raw.split(b"\n"), 1):
+        if line.strip():
+            try:
+                rows.append((number, json.loads(line.decode("utf-8"))))
+            except (ValueError, RecursionError) as error:
+                reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else "not JSON"
+                rows.append((number, BadRow(reason, line)))
+    return rows
+
+
+def read_json(raw, suffix):
+    """Read one list of objects, or else lines: many files of lines are called .json."""
+    try:
+        rows = json.loads(raw.decode("utf-8"))
+    except json.JSONDecodeError:
+        rows = read_jsonl(raw)
+        if all(isinstance(row, BadRow) for _, row in rows):
+            raise
+        return rows
+    if isinstance(rows, list):
+        return list(enumerate(rows, 1))
+    if suffix != ".json" or b"\n" not in raw.strip():
+        return read_jsonl(raw)
+    there = f"one object with {', '.join(map(repr, list(rows)[:6]))}" if isinstance(rows, dict) else "no list"
+    raise ValueError(f"a .json file must hold one list of objects, this one holds {there}")
+
+
+def read_csv(text, suffix):
+    """Read a row a line. The first line has the names; the separator is the one that it has most of."""
+    csv.field_size_limit(1 << 30)
+    head = text.partition("\n")[0]
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True,
+                            delimiter="\t" if suffix == ".tsv" else max(",;\t", key=head.count))
+    names = [name.strip() for name in reader.fieldnames or ()]
+    if len(set(names)) != len(names):
+        raise ValueError(f"two columns have one name: {', '.join(names)}")
+    reader.fieldnames = names
+    rows = []
+    try:
+        for row in reader:
+            whole = None not in row and None not in row.values()
+            rows.append((reader.line_num, row if whole else BadRow(f"not the {len(names)} fields of the first line",
+                                                                   str(list(row.values())).encode())))
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from error
+    return rows
+
+
+def read_parquet(file):
+    import pyarrow.parquet
+
+    return rows_of(pyarrow.parquet.read_table(file))
+
+
+def rows_of(table):
+    """Return the rows of an Arrow table as dicts. 0.1 of a float32 column stays 0.1, not 0.10000000149011612."""
+    rows = table.to_pylist()
+    for name, kind in zip(table.schema.names, map(str, table.schema.types), strict=True):
+        if "float" in kind and "double" not in kind:  # Arrow's names are halffloat, float and double
+            for row in rows:
+                row[name] = shortest(row[name], np.float16 if "halffloat" in kind else np.float32)
+    return rows
+
+
+def shortest(value, kind):
+    """Return the shortest float that a number of this numpy type is read from, inside lists and dicts too."""
+    if isinstance(value, dict):
+        return {key: shortest(one, kind) for key, one in value.items()}
+    if isinstance(value, list):
+        return [shortest(one, kind) for one in value]
+    return float(str(kind(value))) if isinstance(value, float) else value
+
+
+def read_arrow(file):  # what Dataset.save_to_disk writes
+    import datasets
+
+    return rows_of(datasets.Dataset.from_file(str(file)).data.table)

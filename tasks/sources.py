@@ -14,9 +14,8 @@ from pathlib import Path
 
 from onebox.text import excerpt, suggest
 from tasks import TASKS, math_problems
-from tasks.files import data_files, read_file, stem_and_suffix
 from tasks.math_problems import answer_or_box
-from tasks.rows import BadRow, DataError, Source, report_bad
+from tasks.rows import BadRow, DataError, Source, data_files, read_file, report_bad, stem_and_suffix
 
 # ---------------------------------------------------------------- public sets: row -> gold, or list of acceptable ones
 

@@ -236,7 +236,7 @@ def test_heads_and_rows_are_cut_into_whole_parts(tensor_parallel, said, tmp_path
 
 
 @pytest.mark.parametrize("kind, plain", [("lfm2", True), ("qwen3_moe", True), ("gemma3", False), ("mamba", False)])
-def test_what_only_the_engine_computes_is_evaluated_where_its_config_is_plain(kind, plain, tmp_path):
+def test_what_only_the_engine_computes_is_evaluated_if_plain(kind, plain, tmp_path):
     path = save_tiny_kind(tmp_path, "llama")
     more = {"layer_types": ["conv", "full_attention"]} if kind == "lfm2" else {}
     if not plain:

@@ -86,7 +86,7 @@ def test_countdown_rows_are_all_solvable_and_distributed_as_published():
     assert any(len(set(row["nums"])) < len(row["nums"]) for row in rows)  # numbers are drawn with replacement
 
 
-def test_countdown_is_the_same_for_the_same_seed_and_a_short_call_begins_a_long_one():
+def test_countdown_repeats_and_a_short_call_begins_a_long_one():
     assert data.countdown(20, seed=3) == data.countdown(50, seed=3)[:20]
     assert data.countdown(20, seed=3) != data.countdown(20, seed=4)
     assert sha(json.dumps(data.countdown(100, seed=0))) == "543f641286551a78"  # the rows every machine makes
@@ -276,7 +276,7 @@ def test_a_prompt_is_never_closed_by_an_eos_that_the_tokenizer_adds():
     assert tokenizer.decode(data.encode_prompt(tokenizer, "hi")) == "hi"
 
 
-def test_r1_distill_prefill_is_taken_off_where_the_reward_wants_think_in_the_response():
+def test_r1_distill_prefill_is_removed_where_the_reward_wants_think():
     tokenizer = byte_tokenizer(bos="<bos>", chat_template=R1_DISTILL)
     row = {"problem": "1+1?"}
     assert data.build_prompt("open_r1_think_answer", row, tokenizer).endswith("user:1+1?<Assistant>")
@@ -307,7 +307,7 @@ WRITTEN = {"llama 3.2": "26 Jul 2024", "llama 3.1": "26 Jul 2024", "smollm3": "2
 
 
 @pytest.mark.parametrize("kind", CLOCKS)
-def test_a_template_that_writes_todays_date_makes_the_same_prompts_on_every_day(kind, tmp_path, monkeypatch):
+def test_a_template_with_todays_date_makes_the_same_prompts_every_day(kind, tmp_path, monkeypatch):
     import datetime
 
     import transformers.utils.chat_template_utils as clock
@@ -453,7 +453,7 @@ def test_every_source_has_a_fixture():
     assert set(FIXTURES) == set(sources.SOURCES) - set(sources.GENERATED)
 
 
-def test_level_and_subject_are_int_and_string_whatever_the_source_calls_them(tmp_path):
+def test_level_and_subject_are_int_and_string_in_every_source(tmp_path):
     math = data.load_rows("math", "train", write_jsonl(tmp_path / "m.jsonl", FIXTURES["math"][1]))
     assert [(row["level"], row["subject"]) for row in math][:2] == [(5, "Algebra"), (None, "Geometry")]
     assert {row["level"] for row in data.load_rows("kk:4", "test")} == {4}
@@ -525,7 +525,7 @@ def test_a_directory_of_many_sets_gives_the_one_that_is_asked_for(tmp_path):
         data.load_rows("gsm8k", "train", tmp_path / "gsm8k_test.jsonl")
 
 
-def test_generated_sets_are_fixed_distinct_and_their_test_split_is_held_out():
+def test_generated_sets_are_fixed_distinct_and_never_share_a_problem():
     for name in ("tiny_countdown", "countdown:600"):
         train, test = data.load_rows(name, "train"), data.load_rows(name, "test")
         assert not {problem_key(row) for row in train} & {problem_key(row) for row in test}
@@ -677,7 +677,7 @@ def test_a_gold_is_the_number_that_was_written(answer, gold, tmp_path):
     ({"reward_model": {"style": "rule", "ground_truth": "5"}}, "5", False),
     ({"gt_answer": "5", "answer": "five", "ground_truth": "V"}, "5", False),
 ])
-def test_the_gold_is_the_answer_and_open_r1_takes_only_a_solution_that_holds_one(fields, gold, of_open_r1, tmp_path):
+def test_the_gold_is_the_answer_and_open_r1_takes_a_solution_with_one(fields, gold, of_open_r1, tmp_path):
     [row] = data.load_rows("custom", "train", write_jsonl(tmp_path / "c.jsonl", [{"question": "2+3?", **fields}]))
     assert row["answer"] == gold
     for reward in ("math", "dr_grpo_r1", "simplerl_math", "yours"):
@@ -788,7 +788,7 @@ def test_what_is_hidden_or_double_in_a_directory_is_not_read_along(tmp_path):
         data.load_rows("custom", "train", tmp_path / "e")
 
 
-def test_a_file_of_the_other_split_is_refused_with_the_setting_that_gives_the_right_one(tmp_path):
+def test_a_file_of_the_other_split_is_refused_with_the_fix(tmp_path):
     (tmp_path / "train.jsonl").write_bytes(LINES)
     with pytest.raises(ConfigError, match="called 'train.jsonl': give the held-out rows .--eval_path., or --eval_prompts 0"):
         data.load_rows("custom", "test", tmp_path / "train.jsonl")
@@ -814,7 +814,7 @@ def test_chat_markers_that_the_tokenizer_does_not_know_are_said(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_an_own_reward_gets_what_the_rows_hold_and_a_published_one_only_its_own_rows():
+def test_a_reward_gets_its_own_rows_and_one_of_yours_any_rows():
     [countdown], _ = data.load_prompts("countdown:1", "tinyzero_base", "yours", None)
     assert countdown.answer == {"target": countdown.row["target"], "numbers": countdown.row["nums"]}
     [people, *_], _ = data.load_prompts("kk:3", "chat", "shorter_kk", None, limit=1)
@@ -1005,7 +1005,7 @@ def test_leak_check_finds_a_planted_overlap_despite_case_and_white_space():
     assert [(leak["train"], leak["test"]) for leak in leak_check(train, test)] == [(0, 0)]
 
 
-def test_leak_check_takes_prompts_and_names_and_compares_countdown_as_problems(tmp_path):
+def test_leak_check_takes_prompts_and_names_and_compares_problems(tmp_path):
     path = write_jsonl(tmp_path / "math500.jsonl", [{"problem": "P?", "answer": "1"}, {"problem": "Q?", "answer": "2"}])
     train, _ = data.load_prompts("custom", "chat", "math", None,
                                  paths=write_jsonl(tmp_path / "t.jsonl", [{"question": "q ?", "answer": "2"}]))

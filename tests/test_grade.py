@@ -149,7 +149,7 @@ def test_another_number_is_wrong_however_little_the_two_differ(gold, prediction)
         assert not judge([gold], prediction, rules), rules
 
 
-def test_the_relative_tolerance_of_simplerl_is_relative_for_tiny_numbers_too():
+def test_the_tolerance_of_simplerl_is_relative_for_tiny_numbers_too():
     for gold, prediction, right in [
             (r"\frac{1}{2^{60}}", r"\frac{1}{2^{61}}", False), ("0", "10^{-20}", False), ("e^{-40}", "e^{-41}", False),
             (r"6.63\times 10^{-34}", r"1.05\times 10^{-34}", False), (r"6.63\times 10^{-34}", "6.6301e-34", True),

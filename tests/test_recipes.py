@@ -70,7 +70,7 @@ def test_a_recipe_holds_the_published_numbers(name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_says_where_it_comes_from_and_fits_the_gpus_of_its_launch_line(name):
+def test_a_recipe_names_its_origin_and_fits_the_gpus_of_its_launch(name):
     cfg, script = load(name)  # names and types of all its values are checked on the way
     path, script_name = RECIPES[name]
     assert cfg.name == name
@@ -121,7 +121,7 @@ def test_the_table_of_systems_lists_every_recipe():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_check_passes_on_sample_rows_and_the_gold_answer_scores_the_full_mark(name, world, monkeypatch, capsys):
+def test_check_passes_on_sample_rows_and_golds_score_the_full_mark(name, world, monkeypatch, capsys):
     run_check(name, world, monkeypatch)
     out = capsys.readouterr().out
     cfg, _ = load(name)
@@ -173,7 +173,7 @@ def test_check_as_a_command_ends_with_0_or_with_1_and_one_line(world, tmp_path):
     (lambda sample, equal: sample.finish({"short": 1.0}, True, True), "own 1 = short 1; NOT TESTED"),
     (lambda sample, equal: 1.0, "own fails: TypeError: it returned float, not a Score"),
 ])
-def test_check_shows_what_an_own_reward_makes_of_a_response_and_that_it_is_not_tested(function, found, monkeypatch, capsys):
+def test_check_shows_how_an_own_reward_scores_and_that_it_is_not_tested(function, found, monkeypatch, capsys):
     monkeypatch.setitem(rewards.REWARDS, "own", function)
     cfg = train_grpo.Config(data="countdown:4", template="tinyzero_base", reward="own", reward_parts={"tag_count": 1.0},
                             model="no/such-model")

@@ -276,7 +276,7 @@ def test_strict_grader_case_scores_as_the_table_says_at_once(reward, completion,
     assert (result.total, result.correct) == (total, bool(total))
 
 
-def test_the_last_of_several_boxes_counts_and_is_flagged_in_every_math_reward():
+def test_the_last_of_several_boxes_counts_and_is_flagged():
     for reward in ("math", "dr_grpo_math", "simplerl_math", "open_r1_math", "deepscaler_math", "demystify_cosine"):
         text = "<think>r</think>" + "".join(f"\\boxed{{{i}}} " for i in range(10))
         right, wrong = score(reward, text, "9"), score(reward, text, "5")
@@ -292,7 +292,7 @@ MATH_REWARDS = ("math", "simplerl_math", "open_r1_math", "deepscaler_math", "dem
     r"\boxed{42}; the form is \boxed{...}", r"\boxed{42} in \boxed{\text{}}", r"\boxed{42} \boxed{\ldots}",
     r"\boxed{42} \fbox{}", r"\boxed{42 \boxed{}}", r"\boxed{\boxed{42}}", r"\boxed  {42}", "\\boxed\n{42}",
     "\\boxed \t\n\n {42}", "\\fbox\n{42}", "\\boxed\n{\n42\n}", "\\boxed\n{42} and \\boxed {}", r"\fbox  {42}"])
-def test_an_empty_box_after_the_answer_does_not_hide_it_nor_do_blanks_before_the_brace(text):
+def test_neither_an_empty_box_nor_blanks_hide_the_answer(text):
     for reward in MATH_REWARDS:
         result = score(reward, "<think>r</think>" + text, "42")
         assert result.correct and not score(reward, "<think>r</think>" + text, "43").correct, reward
@@ -306,7 +306,7 @@ def test_an_empty_box_is_no_answer_and_a_filled_one_still_counts_last(text):
     assert not score("math", text, "42").correct
 
 
-def test_a_worked_solution_with_an_empty_box_at_its_end_has_the_filled_ones_gold():
+def test_the_gold_of_a_solution_is_in_its_last_filled_box():
     assert math_problems.gold_answers(r"so \boxed{42}, as asked in \boxed{}") == ["42"]
     assert score("math", r"\boxed{42}", r"so \boxed {42}, as asked in \boxed{}").correct
 
@@ -444,7 +444,7 @@ def test_unsloth_parts_follow_the_table(text, gold, values):
 # Every reward
 
 @pytest.mark.parametrize("reward", RANGES)
-def test_a_perfect_completion_has_full_marks_and_a_truncated_one_the_failure_value(reward):
+def test_a_perfect_completion_has_full_marks_a_truncated_one_fails(reward):
     most = RANGES[reward][1]
     result = score(reward, perfect(reward), answer_for(reward), num_tokens=0, max_tokens=1000)
     assert (result.total, result.correct, result.format_ok) == (most, True, True)
@@ -565,9 +565,9 @@ def test_where_an_own_reward_fails_the_response_is_worth_0_and_it_is_told(name, 
             scorer.submit(key, "own", text, "5")
         assert [scorer.collect()[key].total for key in range(1)] == [0.0]
         said = capsys.readouterr().err
-        assert said.count("warning: rank 0: reward 'own' failed on a response, which is worth 0") == (3 if batch == 0 else 0)
+        assert said.count("warning: rank 0: reward 'own' failed on a response, which scores 0") == (3 if batch == 0 else 0)
         assert batch or told in said and "response: odd" in said
-        assert ("has failed on 10 responses so far" in said) is (batch == 1)
+        assert f"has failed on {4 if batch == 0 else 8} responses so far" in said
     scorer.close()
 
 
@@ -598,7 +598,7 @@ def test_names_and_roles_that_are_no_lists_are_a_value_error(names, solution):
         rewards.check_answer("logic_rl_kk", {"names": names, "solution": solution, "solution_text_format": "x"})
 
 
-def test_a_published_reward_that_a_fork_replaced_and_that_raises_is_worth_0(monkeypatch):
+def test_a_published_reward_that_a_fork_broke_scores_0(monkeypatch):
     monkeypatch.setitem(rewards.REWARDS, "math", lambda sample, equal: sample.no_such_thing)
     assert (score("math", "x", "5").total, score("math", "x", "5").flags) == (0.0, {"error"})
 
@@ -676,7 +676,7 @@ def test_soft_overlong_falls_linearly_over_the_cache():
     assert [parts.soft_overlong(n) for n in (0, 12288, 14336, 16384, 99999)] == [0, 0, -0.5, -1, -1]
 
 
-def test_the_cache_of_soft_overlong_is_a_quarter_of_the_limit_unless_it_is_set():
+def test_the_cache_of_soft_overlong_is_a_quarter_unless_it_is_set():
     base = score("math", "", "5")
 
     def part(weight, num_tokens, max_tokens):
