@@ -32,14 +32,13 @@ from tasks import math_problems, task_of
 from tasks.countdown import countdown, solvable, tiny_countdown
 from tasks.knights_and_knaves import knights_and_knaves
 from tasks.order import prompt_order
-from tasks.rows import BadRow, DataError, data_files, report_bad
-from tasks.sources import GENERATED, SOURCES, hub_reachable, load_rows, parse_name, read_rows
+from tasks.rows import BadRow, DataError, report_bad
+from tasks.sources import GENERATED, SOURCES, load_rows, parse_name, read_rows
 from tasks.templates import (TEMPLATES, build_prompt, check_chat, encode_prompt, is_chat, special_tokens,
                              warn_of_plain_markers)
 
-__all__ = ["Prompt", "Part", "load_train_and_eval", "load_prompts", "fingerprint", "draw", "prompt_order", "countdown",
-           "solvable", "tiny_countdown", "knights_and_knaves", "load_rows", "build_prompt", "encode_prompt",
-           "DataError", "data_files", "hub_reachable", "parse_name"]
+__all__ = ["Prompt", "Part", "load_train_and_eval", "load_prompts", "fingerprint", "draw", "prompt_order", "load_rows",
+           "build_prompt", "encode_prompt", "countdown", "solvable", "tiny_countdown", "knights_and_knaves"]
 
 
 @dataclass(frozen=True)

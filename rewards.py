@@ -92,9 +92,9 @@ BOXED = "{think}\nThe answer is \\boxed{{answer}}."
 @reward("countdown", 1.0, "{think}\n<answer> {answer} </answer>")
 def tinyzero_countdown(completion, equal):
     """
-    Give 1 for the right answer, 0.1 for the right format, else 0. TinyZero @95df88f verl/utils/reward_score/countdown.py,
-    except: blanks may follow and surround the answer, exact arithmetic instead of eval, each tag exactly once, no other
-    text after </answer>, and no answer before </think>.
+    Give 1 for the right answer, 0.1 for the right format, else 0. TinyZero @95df88f reward_score/countdown.py, except:
+    blanks may follow and surround the answer, exact arithmetic instead of eval, each tag exactly once, no other text
+    after </answer>, and no answer before </think>.
     """
     text = completion.text
     error = "truncated" if completion.truncated else tag_error(text)
@@ -204,8 +204,8 @@ def deepscaler_math(completion, equal):
 @reward("math", 1.0, BOXED)
 def simplerl_math(completion, equal):
     """
-    Give 1 if equal, -0.5 if not, -1 without a closed box. simpleRL-reason @2702a87 (v0) with Qwen2.5-Math's math_equal: relative
-    tolerance 1e-4, bracket types ignored, lists in order; but 500 and 0.05 are not 5, and a box must close.
+    Give 1 if equal, -0.5 if not, -1 without a closed box. simpleRL-reason @2702a87 (v0) with Qwen2.5-Math's math_equal:
+    relative tolerance 1e-4, bracket types ignored, lists in order; but 500 and 0.05 are not 5, and a box must close.
     """
     text = completion.text
     cut = min((i for i in map(text.find, EOS_TEXTS[:3]) if i >= 0), default=len(text))
@@ -222,9 +222,9 @@ EXCEED_MARGIN = 16  # tokens
 @reward("math", 2.0, BOXED)
 def demystify_cosine(completion, equal):
     """
-    Give 2 -> 1 if right, -10 -> 0 if wrong, along half a cosine as the length goes 0 -> max_tokens; -10 and never correct
-    where num_tokens + 16 >= max_tokens or truncated. demystify-long-cot @e90cf9b, the default of its scripts. Its
-    repetition penalty is per token (dense_repetition). Without lengths: the values at length 0, flag no_length.
+    Give 2 -> 1 if right, -10 -> 0 if wrong, along half a cosine as the length goes 0 -> max_tokens; -10 and never
+    correct where num_tokens + 16 >= max_tokens or truncated. demystify-long-cot @e90cf9b, the default of its scripts.
+    Its repetition penalty is per token (dense_repetition). Without lengths: the values at length 0, flag no_length.
     """
     box = last_box(completion, outside_thinking(completion.text))
     length, longest = completion.num_tokens, completion.max_tokens
@@ -265,8 +265,9 @@ HASHES = re.compile(r"#### (-?[0-9.,]{1,200})")
 @reward("math", 1.0, "I worked it out.\n#### {answer}")
 def verl_gsm8k(completion, equal):
     """
-    Give 1 or 0. verl @945104d verl/utils/reward_score/gsm8k.py ("strict"), the prompt of base models with worked examples:
-    the first '#### N' of the completion; format: there is one. Unlike it: 18.00 and '18.' are 18, truncated is 0.
+    Give 1 or 0. verl @945104d verl/utils/reward_score/gsm8k.py ("strict"), the prompt of base models with worked
+    examples: the first '#### N' of the completion; format: there is one. Unlike it: 18.00 and '18.' are 18, truncated
+    is 0.
     """
     found = HASHES.search(completion.text)
     completion.note("the first '#### N'", found[1] if found else "none")

@@ -63,7 +63,8 @@ def main():
     parser.add_argument("--seconds", type=float, default=0.5, help="per measurement")
     parser.add_argument("--out", default="", help="X: X.md gets the table")
     args = parser.parse_args()
-    lines = ["| reward | typical, scores/s | long, scores/s | hostile, scores/s | slowest junk |", "|---|---|---|---|---|"]
+    lines = ["| reward | typical, scores/s | long, scores/s | hostile, scores/s | slowest junk |",
+             "|---|---|---|---|---|"]
     print("\n".join(lines), flush=True)
 
     def add(*cells):

@@ -30,8 +30,7 @@ from onebox.models import NoModel, check_architecture, positions_of, resolve_dty
 from onebox.text import suggest
 from policy import load_policy
 from rollout import Engine
-from tasks.files import data_files
-from tasks.rows import DataError
+from tasks.rows import DataError, data_files
 from tasks.sources import BENCHMARKS, GENERATED, boxed, parse_name
 from tasks.templates import TEMPLATES, check_chat, is_chat, reads_clock
 from tools import provenance
