@@ -32,11 +32,12 @@ from tools.report.read import (MAX_STEPS, code_folder, evaluated_steps, evenly, 
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PAGE_BYTES = 4_000_000  # of rollouts in the page, over all runs; the rest of the page is a few hundred kB
+SETTINGS = ("Config", "RunSettings", "BasicSettings")  # the classes that hold them
 EVAL_COLUMNS = ("problems", "k", "avg_at_k", "low", "high", "pass_at_k", "maj_at_k", "greedy", "truncated", "mean_len")
 
 
 def written_settings(run):
-    """Read {setting: (default, comment)} from Config and RunSettings in the run's code/, as far as they are there."""
+    """Read {setting: (default, comment)} from the classes SETTINGS in the run's code/, as far as they are there."""
     folder, found = code_folder(run), {}
     for file in ("onebox/rundir.py", os.path.basename(str(run["config"].get("script", "")))):
         try:
@@ -45,7 +46,7 @@ def written_settings(run):
             body = ast.parse(source).body if folder else []
         except (OSError, SyntaxError, ValueError):
             continue  # without the code, the origin alone says what was set
-        classes = [node for node in body if isinstance(node, ast.ClassDef) and node.name in ("Config", "RunSettings")]
+        classes = [node for node in body if isinstance(node, ast.ClassDef) and node.name in SETTINGS]
         for node in (node for c in classes for node in c.body if isinstance(node, ast.AnnAssign) and node.value):
             comment = source.splitlines()[node.end_lineno - 1].partition("  # ")[2].strip()
             try:
