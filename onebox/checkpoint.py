@@ -223,8 +223,8 @@ def damage(folder, step):
     """Return what is wrong with a checkpoint, or "". Each rank hashes its share. ConfigError for the old format."""
     path = step_folder(folder, step)
     if not os.path.exists(path):
-        raise ConfigError(f"rank {dist.get_rank()} does not see {path}: out/ must lie on a file system of all nodes (or "
-                          "a run that still goes on has removed it: start again)")
+        raise ConfigError(f"rank {dist.get_rank()} does not see {path}: out/ must lie on a file system of all nodes "
+                          "(or a run that still goes on has removed it: start again)")
     manifest, state = (read_json(os.path.join(path, name)) for name in ("MANIFEST.json", "state.json"))
     if not os.path.exists(os.path.join(path, "MANIFEST.json")) and state and "format" not in state:
         raise ConfigError(f"{path} is from before checkpoints had a MANIFEST.json and cannot be verified: go on "
@@ -325,8 +325,8 @@ def changed_contents(folder, before, now, allow_data_change):
     changed = [name for name in now if before.get(name, now[name]) != now[name]]
     for name in ("model", "critic"):
         if name in changed:
-            raise ConfigError(f"the {name}'s files are not those that {folder} was started with: put the old ones back, "
-                              "or give this run another --name")
+            raise ConfigError(f"the {name}'s files are not those that {folder} was started with: put the old ones "
+                              "back, or give this run another --name")
     if changed and not allow_data_change:
         raise ConfigError(f"the {' and '.join(changed)} data are not those that {folder} was started with (other rows, "
                           "text or answers): put the old ones back, give this run another --name, or accept them with "

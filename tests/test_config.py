@@ -127,7 +127,7 @@ def test_a_recipe_may_compute_and_inherit_and_hide_names(tmp_path, monkeypatch):
     (tmp_path / "stage_one.py").write_text("lr = 1e-6\ngroup_size = 16\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     cfg, _ = load(recipe(tmp_path, "from stage_one import *\nimport math\n_half = 0.5\nlr = lr * _half\n"
-                             "def _f(): pass\nadv_std: bool = False\n"))
+                         "def _f(): pass\nadv_std: bool = False\n"))
     assert (cfg.lr, cfg.group_size, cfg.adv_std) == (5e-7, 16, False)
 
 

@@ -32,7 +32,7 @@ def namespaces():
              [
                  "ip", "link", "add", "oneboxv0", "netns", NETS[0], "type", "veth", "peer", "name", "oneboxv1", "netns",
                  NETS[1]
-             ]]
+    ]]
     for i, name in enumerate(NETS):
         inside = ["ip", "netns", "exec", name, "ip"]
         steps += [[*inside, "addr", "add", f"10.77.0.{i + 1}/24", "dev", f"oneboxv{i}"],

@@ -198,7 +198,8 @@ def test_every_crash_halves_the_micro_batch_and_a_new_setting_wins(tmp_path, mon
 
 NCCL = (
     "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled cuda error (run with "
-    "NCCL_DEBUG=INFO for details), NCCL version 2.27.5\nncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\n")
+    "NCCL_DEBUG=INFO for details), NCCL version 2.27.5\nncclUnhandledCudaError: Call to CUDA function failed.\n"
+    "Last error:\n")
 FULL = [  # as PyTorch, vLLM, cuBLAS, NCCL, Triton and the host say it
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB"),
     RuntimeError("CUDA Error: out of memory at /workspace/csrc/cumem_allocator.cpp:62"),
@@ -227,7 +228,10 @@ ROOM_ENOUGH = [
     KeyError("memory"),
     ImportError("/lib/libgomp-d22c30c5.so.1: cannot allocate memory in static TLS block"),  # on ARM hosts
 ]
-names = lambda errors: [f"{type(error).__name__}: {str(error)[-40:]}" for error in errors]  # noqa: E731
+
+
+def names(errors):
+    return [f"{type(error).__name__}: {str(error)[-40:]}" for error in errors]
 
 
 @pytest.mark.parametrize("error", FULL, ids=names(FULL))
@@ -413,7 +417,9 @@ rollout.make_engine, rollout.wake_and_sync = make, sync
 
 @pytest.mark.parametrize("script", ["train_grpo.py", pytest.param("train_ppo.py", marks=pytest.mark.slow)])
 def test_the_same_command_goes_on_with_half_of_the_cache(script, server, tied_model, tmp_path):
-    start = lambda: server.run(tmp_path, script, [*TINY, "--model", tied_model], setup=ENGINE_FULL)  # noqa: E731
+    def start():
+        return server.run(tmp_path, script, [*TINY, "--model", tied_model], setup=ENGINE_FULL)
+
     done = start()
     assert done.returncode == 4 and "kv_cache_gb = 0.25 instead of 0.5" in done.stderr, done.stderr[-2000:]
     done = start()
