@@ -15,8 +15,8 @@ import subprocess
 import sys
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+from common import ROOT, command
+
 BENCHMARKS = {  # name: (what it is called in the table, columns that name a case, command, what --quick adds)
     "trl_step": ("trainer step, ours / TRL", 5, "bench/trl_step.py --threads 2",
                  "--sizes 2 --dtypes float32 --repeats 1"),
@@ -31,7 +31,7 @@ BENCHMARKS = {  # name: (what it is called in the table, columns that name a cas
 
 
 def rows_of(path, title, keys):
-    """The Markdown tables of a benchmark's file -> rows of three cells: title, case, what was measured."""
+    """Read the Markdown tables of a benchmark's file as rows of three cells: title, case, what was measured."""
     found, header = [], None
     with open(path) as f:
         for line in f:
@@ -60,20 +60,20 @@ def main():
     os.makedirs(args.out, exist_ok=True)
     rows, failed = [], []
     for name in chosen:
-        title, keys, command, quick = BENCHMARKS[name]
+        title, keys, program, quick = BENCHMARKS[name]
         stem = os.path.join(args.out, name)
         for old in (stem + ".md", stem + ".json"):
             if os.path.exists(old):
                 os.remove(old)
-        command = [sys.executable, *command.split(), *(quick.split() if args.quick else []), "--out", stem]
-        print(f"\n{' '.join(command[1:])}", flush=True)
+        program = [sys.executable, *program.split(), *(quick.split() if args.quick else []), "--out", stem]
+        print(f"\n{' '.join(program[1:])}", flush=True)
         start = time.monotonic()
-        if subprocess.run(command, cwd=ROOT).returncode:  # the others are still worth having
+        if subprocess.run(program, cwd=ROOT).returncode:  # the others are still worth having
             failed.append(name)
         print(f"({(time.monotonic() - start) / 60:.1f} minutes)", flush=True)
         if os.path.exists(stem + ".md"):  # also what one that failed later had found
             rows += rows_of(stem + ".md", title, keys)
-    about = f"`{' '.join(['python', *sys.argv])}`, {time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores"
+    about = f"`{command()}`, {time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores"
     lines = [about, "",
              "| benchmark | case | measured |", "|---|---|---|", *("| " + " | ".join(row) + " |" for row in rows)]
     with open(os.path.join(args.out, "table.md"), "w") as f:

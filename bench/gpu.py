@@ -116,7 +116,7 @@ def write(args, part, what, **numbers):
 
 
 class Bench:
-    """What both kinds of parts need: device, dtype, config, peaks (None: unknown) and a clock that waits for the GPU."""
+    """What both kinds of parts need: device, dtype, config, peaks (or None) and a clock that waits for the GPU."""
 
     def __init__(self, name):
         import torch

@@ -68,14 +68,16 @@ def main():
     cases += [("vocabulary", base, v, group, 1) for v in args.vocabs[1:]]
     cases += [("group size", args.tokens[1], vocab, g, 1) for g in args.groups]
     cases += [("ranks", args.tokens[-1], vocab, group, 2)]
-    lines = ["| varied | tokens | vocabulary | group | ranks | seconds | tokens/s | peak GB (rank 0) | beside weights GB |",
+    lines = ["| varied | tokens | vocabulary | group | ranks | seconds | tokens/s | peak GB (rank 0) | beside weights "
+             "GB |",
              "|" + "---|" * 9]
     raw = []
     for name, tokens, v, g, ranks in cases:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
         arguments = [str(x) for x in (tokens, v, g, args.hidden, args.layers)]
         done = subprocess.run([sys.executable, *torchrun, __file__, "--worker", *arguments], text=True, check=True,
-                              env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+                              env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL)
         found = json.loads(done.stdout.strip().splitlines()[-1])
         raw.append({"varied": name, "tokens": tokens, "vocabulary": v, "group": g, "ranks": ranks, **found})
         lines.append(f"| {name} | {tokens} | {v} | {g} | {ranks} | {found['seconds']:.2f} | "

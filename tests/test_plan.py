@@ -60,7 +60,8 @@ def test_activations_are_as_large_as_the_tensors_that_autograd_keeps(one_process
             return x
 
         with torch.autograd.graph.saved_tensors_hooks(remember, lambda x: x):
-            hf.get_decoder()(input_ids=batch.ids[None], position_ids=batch.positions[None], use_cache=False, packed=batch)
+            hf.get_decoder()(input_ids=batch.ids[None], position_ids=batch.positions[None], use_cache=False,
+                             packed=batch)
         kept[layers] = sum(found.values())
     model = plan.Model(shape_of(config), 0, 0, family == "Qwen3")
     expected = dtype.itemsize * 64 if checkpointing else plan.activation_bytes(model, dtype.itemsize)
@@ -107,7 +108,7 @@ def test_room_in_the_cache_by_hand():
 
 @pytest.mark.parametrize("tensor_parallel, gb, room", [(1, 28.0, 6), (4, 112.0, 26), (16, 448.0, 52)])
 def test_the_cache_may_take_35_percent_of_each_gpu_of_an_engine(tensor_parallel, gb, room, tmp_path):
-    """262,144 bytes a token of Qwen2.5-32B's 8 key heads, 16,384 tokens; at 16 GPUs each holds a head: half are copies."""
+    """Qwen2.5-32B's 8 key heads take 262,144 bytes a token; of 16 GPUs each holds a head: half of them are copies."""
     sizes = dict(hidden_size=5120, intermediate_size=27648, num_hidden_layers=64, num_attention_heads=40,
                  num_key_value_heads=8, vocab_size=152064)
     if tensor_parallel == 16:  # 40 heads are not divided by 16
@@ -115,8 +116,8 @@ def test_the_cache_may_take_35_percent_of_each_gpu_of_an_engine(tensor_parallel,
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2", **sizes}))
     model = plan.architecture(str(tmp_path))
     assert kv_bytes_per_token(model.shape) == 2 * 64 * 8 * 128 * 2 == 262_144
-    cfg = recipe("tinyzero_grpo_7b", "--model", str(tmp_path), "--tensor_parallel", str(tensor_parallel), "--max_num_seqs",
-                 "256", "--max_prompt_len", "1024", "--max_response_len", "15360")
+    cfg = recipe("tinyzero_grpo_7b", "--model", str(tmp_path), "--tensor_parallel", str(tensor_parallel),
+                 "--max_num_seqs", "256", "--max_prompt_len", "1024", "--max_response_len", "15360")
     chosen = options("--gpus", "16", "--gpu_memory_gb", "80")
     size, found, _ = plan.kv_cache(model, cfg, chosen)
     assert size == pytest.approx(gb * 1e9) and found == room
@@ -246,9 +247,9 @@ def test_a_config_that_is_none_is_one_line(tmp_path):
 
 
 def test_what_a_config_leaves_out_has_the_default_of_its_class(tmp_path):
-    """Gemma 2B: 2,506,172,416 parameters with its embeddings as head; its config.json does not say that they are tied."""
-    sizes = dict(vocab_size=256000, hidden_size=2048, intermediate_size=16384, num_hidden_layers=18, num_attention_heads=8,
-                 num_key_value_heads=1, head_dim=256)
+    """Gemma 2B: 2,506,172,416 parameters, its embeddings are its head; its config.json does not say so."""
+    sizes = dict(vocab_size=256000, hidden_size=2048, intermediate_size=16384, num_hidden_layers=18,
+                 num_attention_heads=8, num_key_value_heads=1, head_dim=256)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma", **sizes}))
     assert plan.architecture(str(tmp_path)).params == 2_506_172_416
 
@@ -269,9 +270,9 @@ def test_a_model_that_the_scripts_refuse_is_not_planned(kind, sizes, said, tmp_p
         plan.predict(cfg, "train_grpo.py", options("--gpus", "8"))
 
 
-@pytest.mark.parametrize("name, tp, divides", [("Qwen/Qwen2.5-0.5B", 4, False), ("Qwen/Qwen2.5-0.5B", 2, True),
-                                               ("Qwen/Qwen2.5-7B", 8, False), ("Qwen/Qwen2.5-7B", 4, True),
-                                               ("Qwen/Qwen2.5-Math-1.5B", 8, False), ("Qwen/Qwen2.5-Math-1.5B", 4, True)])
+@pytest.mark.parametrize("name, tp, divides", [
+    ("Qwen/Qwen2.5-0.5B", 4, False), ("Qwen/Qwen2.5-0.5B", 2, True), ("Qwen/Qwen2.5-7B", 8, False),
+    ("Qwen/Qwen2.5-7B", 4, True), ("Qwen/Qwen2.5-Math-1.5B", 8, False), ("Qwen/Qwen2.5-Math-1.5B", 4, True)])
 def test_heads_that_tensor_parallel_does_not_divide_are_refused(name, tp, divides):
     """14, 28 and 12 heads; the 1.5B's 2 key-value heads are copied where there are 4 parts."""
     cfg, chosen = recipe("tinyzero_grpo", "--model", name, "--tensor_parallel", str(tp)), options("--gpus", "8")
@@ -282,7 +283,7 @@ def test_heads_that_tensor_parallel_does_not_divide_are_refused(name, tp, divide
 @pytest.mark.parametrize("name", ["Qwen2.5-7B-Instruct-AWQ", "Qwen2.5-3B-FP8", "Llama-3.1-8B-bnb-4bit",
                                   "Qwen2.5-7B-Instruct-1M"])
 def test_a_quantized_or_otherwise_different_model_is_not_taken_for_the_one_its_name_begins_with(name, monkeypatch):
-    """The scripts refuse each of these by its config: without a connection nobody knows it, and the table is of others."""
+    """The scripts refuse each of these by its config; without a connection nobody knows it."""
     monkeypatch.setattr(plan, "hub_reachable", lambda: False)
     with pytest.raises(ConfigError, match="could not be fetched"):
         plan.architecture(f"org/{name}")
@@ -290,7 +291,7 @@ def test_a_quantized_or_otherwise_different_model_is_not_taken_for_the_one_its_n
 
 
 def test_a_tensor_parallel_that_does_not_divide_the_heads_is_never_suggested():
-    """28 heads: of 2, 4 and 8 parts the last is passed over. Were it tried, its refusal would leave nothing to suggest."""
+    """28 heads: of 2, 4 and 8 parts the last is passed over. Its refusal would leave nothing to suggest."""
     tight = options("--gpus", "8", "--gpu_memory_gb", "20")
     changes = plan.suggest(recipe("tinyzero_grpo", "--model", "Qwen/Qwen2.5-7B"), "train_grpo.py", tight)
     assert changes["tensor_parallel"] == 4

@@ -1,4 +1,4 @@
-"""python -m pytest tests/test_policy.py: packing, attention, log-probabilities and gradients of policy.py; models that it refuses."""
+"""python -m pytest tests/test_policy.py: packing, attention, log-probabilities, gradients; models that are refused."""
 
 import json
 import os
@@ -25,7 +25,8 @@ from train_grpo import policy_loss, token_weights
 def make_rollouts(seed=0, prompt_lens=(3, 9, 5, 5, 2), response_lens=(4, 1, 11, 30, 7)):
     rng = np.random.default_rng(seed)
     return [SimpleNamespace(prompt_ids=rng.integers(2, 100, p).tolist(), response_ids=rng.integers(2, 100, r).tolist(),
-                            rollout_logprobs=np.zeros(r, np.float32)) for p, r in zip(prompt_lens, response_lens, strict=True)]
+                            rollout_logprobs=np.zeros(r, np.float32))
+            for p, r in zip(prompt_lens, response_lens, strict=True)]
 
 
 def need_compiler(needed=True):
@@ -103,7 +104,7 @@ def test_a_rank_without_work_gets_one_token_that_weighs_nothing():
 
 @pytest.mark.parametrize("needs_grad", [None, [True] * 40, [False] * 40, [i % 3 == 0 for i in range(40)]])
 def test_the_mask_decides_which_responses_need_a_backward(needs_grad):
-    """Micro-batches with a gradient come first, and none mixes the two; their kinds and their loads agree on all ranks."""
+    """Micro-batches with a gradient come first, none mixes the two; kinds and loads agree on all ranks."""
     rollouts = make_rollouts(prompt_lens=[5] * 40, response_lens=list(range(1, 41)))
     mask = None if needs_grad is None else torch.tensor(needs_grad)
     ranks = [pack(rollouts, torch.arange(40), 120, rank, 2, "cpu", mask) for rank in range(2)]
@@ -154,8 +155,8 @@ def test_empty_responses_are_left_out():
 
 
 @pytest.mark.parametrize("chunk", [2**24, 300])
-@pytest.mark.parametrize("bias, compile, entropy_counts", [(True, False, True), (False, False, True), (False, False, False),
-                                                           (True, True, True), (False, True, False)])
+@pytest.mark.parametrize("bias, compile, entropy_counts", [
+    (True, False, True), (False, False, True), (False, False, False), (True, True, True), (False, True, False)])
 def test_fused_logprobs_equal_the_plain_ones_in_values_and_gradients(monkeypatch, chunk, bias, compile, entropy_counts):
     need_compiler(compile)
     monkeypatch.setattr(fused_logprobs, "CHUNK_LOGITS", chunk)  # 300: three tokens a chunk
@@ -167,7 +168,7 @@ def test_fused_logprobs_equal_the_plain_ones_in_values_and_gradients(monkeypatch
     plain = logp.gather(-1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
     fused = fused_logprobs.TokenLogprobs.apply(hidden, weight, b, targets, 0.7, compile)
     inputs = [hidden, weight] + ([b] if bias else [])
-    # 100 words and 8 features, logits up to 17: the sum is off by 108 * 2^-24 * 17 = 1.1e-4 if every rounding points one way
+    # 100 words, 8 features, logits up to 17: off by 108 * 2^-24 * 17 = 1.1e-4 if every rounding points one way
     for p, f in zip(plain, fused, strict=True):
         assert torch.allclose(p, f, atol=1e-4)
     want = torch.autograd.grad((plain[0] * go + plain[1] * ge).sum(), inputs)
@@ -183,7 +184,8 @@ def test_fused_logprobs_of_bf16_are_summed_in_fp32():
     exact = (hidden.double() @ weight.double().T).log_softmax(-1)
     got, entropy = fused_logprobs.TokenLogprobs.apply(hidden, weight, None, targets, 1.0)
     assert got.dtype == torch.float32
-    rounding = 50_000**0.5 * 2.0**-24 * 25  # 3e-4: 50,000 summands, logits up to 25; one rounded to bf16 is 2^-9 * 25 = 0.05 off
+    # 3e-4: 50,000 summands, logits up to 25; one that is rounded to bf16 is off by 2^-9 * 25 = 0.05
+    rounding = 50_000**0.5 * 2.0**-24 * 25
     assert (got - exact.gather(-1, targets[:, None])[:, 0]).abs().max() < rounding
     assert (entropy + (exact.exp() * exact).sum(-1)).abs().max() < rounding
 
@@ -220,7 +222,8 @@ def test_fused_logprobs_never_hold_the_logits_of_all_tokens(monkeypatch):
     hidden = torch.randn(2048, 4, requires_grad=True)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        logprobs, _ = fused_logprobs.TokenLogprobs.apply(hidden, torch.randn(32_000, 4), None, torch.zeros(2048, dtype=torch.long), 1.0)
+        targets = torch.zeros(2048, dtype=torch.long)
+        logprobs, _ = fused_logprobs.TokenLogprobs.apply(hidden, torch.randn(32_000, 4), None, targets, 1.0)
     assert sum(kept) < 150_000  # hidden, head and four vectors; the logits would be 65 million
     logprobs.sum().backward()
     assert largest <= fused_logprobs.CHUNK_LOGITS
@@ -233,7 +236,8 @@ def gradients(policy, rollouts, device, max_tokens=1000, rank=0, world=1, prompt
     weights_R = token_weights(lens, len(rollouts), int(lens.sum()), "seq_mean", 64)
     for batch in pack(rollouts, range(len(rollouts)), max_tokens, rank, world, device):
         logprobs, entropy = token_logprobs(policy, batch, 0.7)
-        loss = policy_loss(logprobs, logprobs.detach() + 0.1, advantages_R[batch.response_index], 0.2, 0.2) - 0.01 * entropy
+        loss = policy_loss(logprobs, logprobs.detach() + 0.1, advantages_R[batch.response_index], 0.2, 0.2)
+        loss = loss - 0.01 * entropy
         ((weights_R[batch.response_index] * loss).sum() * world).backward()
     found = {n: full(p.grad).clone() for n, p in policy.named_parameters()}
     policy.zero_grad()
@@ -249,7 +253,8 @@ def test_one_forgotten_token_of_53_would_be_seen_in_the_gradient_of_every_weight
     policy = load_policy(tied_model, one_process[2], "float32")
     rollouts = make_rollouts()
     whole = gradients(policy, rollouts, one_process[2])
-    rollouts[3].response_ids, rollouts[3].rollout_logprobs = rollouts[3].response_ids[:-1], rollouts[3].rollout_logprobs[:-1]
+    rollouts[3].response_ids.pop()
+    rollouts[3].rollout_logprobs = rollouts[3].rollout_logprobs[:-1]
     missed = gradients(policy, rollouts, one_process[2])
     assert min((missed[n] - g).norm() / g.norm() for n, g in whole.items()) > 20 * RELATIVE  # 0.008
 
@@ -427,8 +432,9 @@ def test_the_export_is_a_plain_directory_with_the_same_logprobs(tmp_path, one_pr
     assert not torch.allclose(got[0][0], plain_logprobs(path, make_rollouts()[0], 1.0)[0], atol=20 * LOGPROB)
 
 
-# Packed and alone differ by rounding only: about 20 sums of at most 96 products on the way to a logit, each off by at most
-# 96 x 2^-24 = 6e-6 of its terms, and two logits of up to 20 in a log-prob: 20 x 6e-6 x 20 x 2 = 5e-3. A leak is 0.1 and more.
+# Packed and alone differ by rounding only: about 20 sums of at most 96 products on the way to a logit, each off by at
+# most 96 x 2^-24 = 6e-6 of its terms, and two logits of up to 20 in a log-prob: 20 x 6e-6 x 20 x 2 = 5e-3. A leak is
+# 0.1 and more.
 ROUNDING = 5e-3
 
 
@@ -444,7 +450,8 @@ def test_sequences_of_every_supported_class_are_the_same_packed_and_alone(kind, 
 
 
 HYBRIDS = {"lfm2": dict(layer_types=["conv", "full_attention"]),
-           "qwen3_next": dict(layer_types=["linear_attention", "full_attention"], num_experts=0, mlp_only_layers=[0, 1])}
+           "qwen3_next": dict(layer_types=["linear_attention", "full_attention"], num_experts=0,
+                              mlp_only_layers=[0, 1])}
 
 
 @pytest.mark.parametrize("kind", HYBRIDS)
@@ -507,7 +514,8 @@ REFUSED = [
 @pytest.mark.parametrize("kind, settings, said", REFUSED, ids=lambda x: x if isinstance(x, str) else "")
 def test_what_policy_does_not_compute_is_refused_by_its_config_alone(kind, settings, said):
     sizes = {} if kind in ("gemma3", "qwen2_5_vl", "qwen3_5", "llama4", "falcon_h1", "mamba2") else dict(hidden_size=64)
-    config = tiny_config(kind, **settings) if kind in models.SUPPORTED else AutoConfig.for_model(kind, **sizes, **settings)
+    config = (tiny_config(kind, **settings) if kind in models.SUPPORTED else
+              AutoConfig.for_model(kind, **sizes, **settings))
     with pytest.raises(ConfigError) as error:
         models.check_architecture(config, need_len=500, name="some/model")
     assert said in str(error.value) and "some/model" in str(error.value) and "\n" not in str(error.value)
@@ -517,7 +525,8 @@ ACCEPTED = [
     ("qwen2", dict(use_sliding_window=False, sliding_window=16)),
     ("qwen2", dict(use_sliding_window=True, sliding_window=16, max_window_layers=2)),  # no layer has it
     ("llama", dict(architectures=["LLaMAForCausalLM"])),  # as files of 2023 spell it
-    ("phi3", dict(partial_rotary_factor=0.75, auto_map={"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"})),  # Phi-4-mini
+    ("phi3", dict(partial_rotary_factor=0.75,  # Phi-4-mini
+                  auto_map={"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"})),
     ("mistral", dict(sliding_window=500)),
     ("phi3", dict(sliding_window=500)),
     ("qwen3", dict(use_sliding_window=True, sliding_window=500, max_window_layers=1)),
@@ -630,17 +639,23 @@ def only_an_adapter(path):
     os.rename(os.path.join(path, "model.safetensors"), os.path.join(path, "adapter_model.safetensors"))
 
 
+def change_config(path, **values):
+    change_json(os.path.join(path, "config.json"), **values)
+
+
 NOT_WHOLE = {
-    "a tensor is missing": (change_weights(lambda w: {k: v for k, v in w.items() if k != "model.layers.1.mlp.up_proj.weight"}),
+    "a tensor is missing": (change_weights(lambda w: {k: v for k, v in w.items() if "1.mlp.up_proj" not in k}),
                             "model.layers.1.mlp.up_proj.weight of shape [96, 64] is not in its files"),
-    "a tensor has another shape": (change_weights(lambda w: w | {"model.norm.weight": torch.ones(60)}), "has the shape [60]"),
+    "a tensor has another shape": (change_weights(lambda w: w | {"model.norm.weight": torch.ones(60)}),
+                                   "has the shape [60]"),
     "a bias that the class does not have": (
-        change_weights(lambda w: w | {"model.layers.0.self_attn.o_proj.bias": torch.ones(64)}), "o_proj.bias (1 such), which"),
+        change_weights(lambda w: w | {"model.layers.0.self_attn.o_proj.bias": torch.ones(64)}),
+        "o_proj.bias (1 such), which"),
     "more layers than the config says": (
-        lambda path: change_json(os.path.join(path, "config.json"), num_hidden_layers=1, layer_types=None, max_window_layers=1),
+        lambda path: change_config(path, num_hidden_layers=1, layer_types=None, max_window_layers=1),
         "model.layers.1.input_layernorm.weight (12 such)"),
     "no head, and none tied": (
-        lambda path: change_json(os.path.join(path, "config.json"), tie_word_embeddings=False), "lm_head.weight of shape"),
+        lambda path: change_config(path, tie_word_embeddings=False), "lm_head.weight of shape"),
     "a torn file": (cut, "model.safetensors cannot be read"),
     "an empty file": (lambda path: cut(path, size=0), "model.safetensors cannot be read"),
     "a lost shard": (lose_a_shard, "model-00002-of-00010.safetensors is not there"),
@@ -650,7 +665,7 @@ NOT_WHOLE = {
 
 @pytest.mark.parametrize("damage, said", NOT_WHOLE.values(), ids=NOT_WHOLE)
 def test_weights_that_are_not_those_of_the_config_are_refused_by_their_names_alone(damage, said, tmp_path, monkeypatch):
-    """Loading would start a missing tensor at random, and drop one too many without a word, in the trainer and in vLLM."""
+    """Loading would start a missing tensor at random, and drop one too many without a word."""
     path = save_tiny_model(tmp_path / "model")
     damage(path)
     monkeypatch.setattr(models, "load_hf", None)  # nothing is loaded
@@ -665,8 +680,9 @@ def test_weights_in_each_form_that_transformers_writes_are_taken(tmp_path):
     for path in (sharded, old):
         os.remove(os.path.join(path, "model.safetensors"))
     hf.save_pretrained(sharded, max_shard_size="40KB")
-    torch.save(hf.state_dict(), os.path.join(old, "pytorch_model.bin"))  # holds lm_head.weight, the embeddings once more
-    change_weights(lambda w: w | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(16)})(plain)  # old Llama files
+    torch.save(hf.state_dict(), os.path.join(old, "pytorch_model.bin"))  # lm_head.weight: the embeddings once more
+    rotary = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(16)}  # as in old Llama files
+    change_weights(lambda w: w | rotary)(plain)
     for path in (plain, sharded, old):
         resolve_model(path, 20)
         for name, weight in models.load_hf(path).state_dict().items():

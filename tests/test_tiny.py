@@ -126,7 +126,8 @@ def test_prompt_and_response_tokenized_apart_are_the_tokens_of_the_whole():
     tokenizer, row = tiny.build_tokenizer(), {"nums": [3, 5, 2], "target": 6}
     prompt, response = build_prompt("tiny_countdown", row), tiny.trace(row, random.Random(0))
     assert prompt == "numbers 3 5 2 target 6 <think>"
-    assert tokenizer(prompt)["input_ids"] + tokenizer(response)["input_ids"] == tokenizer(prompt + response)["input_ids"]
+    parts = tokenizer(prompt)["input_ids"] + tokenizer(response)["input_ids"]
+    assert parts == tokenizer(prompt + response)["input_ids"]
 
 
 def test_a_seed_decides_weights_and_traces():
@@ -206,7 +207,8 @@ def test_the_recipe_makes_the_shipped_base_again(record, tmp_path):
     """
     made = run_script("-m", "tools.tiny", "--out", "out/tiny-0", "--seed", "0", cwd=tmp_path)
     assert made.returncode == 0, made.stderr[-2000:]
-    done = run_script(os.path.join(ROOT, "sft.py"), os.path.join(ROOT, "recipes/demo_sft.py"), cwd=tmp_path, timeout=7200)
+    done = run_script(os.path.join(ROOT, "sft.py"), os.path.join(ROOT, "recipes/demo_sft.py"), cwd=tmp_path,
+                      timeout=7200)
     assert done.returncode == 0, done.stderr[-2000:]
     run = tmp_path / "out/demo-base"
     losses = demo_base.losses(run)

@@ -30,7 +30,7 @@ from data import build_prompt, tiny_countdown
 
 MAX_NUMBER = 9  # the rows' numbers are 1..9: 570 problems, 498 of them to train on
 GIVE_UP_FIRST = 0.8  # chance to give up after the first failed try
-GIVE_UP_LATER = 0.05  # and after each one that follows: whoever goes on goes on, so late tries are well practised
+GIVE_UP_LATER = 0.05  # and after each later one: a trace that continues tends to continue, so late tries are practiced
 MALFORMED = 0.06  # share of traces whose end breaks the format, for RL to repair
 
 WORDS = "<pad> <eos> <unk> numbers target <think> </think> <answer> </answer> yes no done + - =".split()
@@ -38,7 +38,7 @@ VOCAB_SIZE = 64  # the words, then 0, 1, 2 ...: no number reaches 3 * MAX_NUMBER
 
 
 def build_tokenizer():
-    """A word-level tokenizer: every word and number between blanks is one token."""
+    """Build a word-level tokenizer: every word and number between blanks is one token."""
     words = WORDS + [str(number) for number in range(VOCAB_SIZE - len(WORDS))]
     backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = WhitespaceSplit()
@@ -50,7 +50,7 @@ def build_tokenizer():
 
 
 def build_model(seed):
-    """An untrained Qwen2ForCausalLM, fp32: 4 layers of 128, 4 heads of 32, 2 of them for keys and values."""
+    """Build an untrained Qwen2ForCausalLM, fp32: 4 layers of 128, 4 heads of 32, 2 key-value heads."""
     tokenizer = build_tokenizer()
     torch.manual_seed(seed)
     return Qwen2ForCausalLM(Qwen2Config(
@@ -61,8 +61,8 @@ def build_model(seed):
 
 def chains(nums):
     """
-    Every (a, op1, b, v, op2, c, w) with a op1 b = v, v op2 c = w that uses each number once and never goes below zero.
-    Sorted and without repeats; a problem's target is always the w of at least one.
+    List every (a, op1, b, v, op2, c, w) with a op1 b = v, v op2 c = w that uses each number once and never goes below
+    zero, sorted and without repeats. A problem's target is always the w of at least one.
     """
     found = set()
     for a, b, c in itertools.permutations(nums):
@@ -75,8 +75,8 @@ def chains(nums):
 
 def trace(row, rng):
     """
-    One response to {"nums", "target"}, without EOS: tries until one is right ("yes") or the trace gives up, then an
-    answer, which is the last try. A try draws a value that the numbers can make, any but the one that was just wrong,
+    Write one response to {"nums", "target"}, without EOS: tries until one is right ("yes") or the trace gives up, then
+    an answer, which is the last try. A try draws a value that the numbers can make, except the one that was just wrong,
     and then one of the chains to it. rng is a random.Random.
     """
     chains_to = {}  # value -> its chains
