@@ -52,7 +52,7 @@ def test_functions_with_the_same_name_are_the_same():
     assert grpo.keys() <= ppo.keys()
 
 
-def test_the_loss_of_a_token_differs_in_where_the_penalty_of_the_reward_stands_and_in_nothing_else():
+def test_token_loss_differs_only_in_where_the_reward_penalty_stands():
     generator = torch.Generator().manual_seed(0)
     old, ref, rollout, advantages, moves, entropy = torch.randn(6, 1000, generator=generator)
     for kl_in in ("none", "reward_k1", "loss_k2", "loss_k3"):
@@ -73,7 +73,7 @@ def test_what_both_scripts_import_is_one_thing():
     assert sft.learning_rate is train_grpo.learning_rate  # a schedule of its own has drifted once
 
 
-def test_settings_with_the_same_name_have_the_same_type_default_and_meaning():
+def test_settings_of_one_name_have_one_type_default_and_comment():
     grpo, ppo = settings_of(train_grpo), settings_of(train_ppo)
     for name in (grpo.keys() & ppo.keys()) - DIFFERENT_SETTINGS:
         assert grpo[name] == ppo[name], name

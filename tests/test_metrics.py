@@ -59,7 +59,7 @@ def test_summaries_are_means_over_the_rollouts():
     assert not any(name.startswith("source/") for name in row) and "zero_variance_groups" not in row
 
 
-def test_groups_whose_rewards_agree_are_counted_among_all_that_were_sampled():
+def test_zero_variance_groups_are_a_share_of_all_that_were_sampled():
     for rewards, group_size, share in [((1, 1, 0, 1, 0, 0, 2, 1), 2, 2 / 4), ((1, 1, 0, 1, 0, 0, 2, 1), 4, 0),
                                        ((0, 0, 0, 0, 0, 0), 3, 1), ((0, 0, 0), 1, 0), ((), 4, 0)]:  # 1: no group varies
         row = summarize(of_rewards(*rewards), tokenizer, group_size)
@@ -72,7 +72,7 @@ class Words:
     backend_tokenizer = None
 
 
-def test_kept_rollouts_are_the_last_whole_groups_with_what_each_token_was_given(one_process):
+def test_kept_rollouts_are_the_last_whole_groups_token_by_token(one_process):
     rollouts = [Rollout(i // 2, i % 2, [7], [5, 6, 8][:1 + i % 2], np.zeros(1 + i % 2, np.float32), "stop", "a",
                         Score(float(i), False, True, {}), asked=SimpleNamespace(uid=f"p{i // 2}", text="?", answer="1"))
                 for i in range(6)]
@@ -103,7 +103,7 @@ def test_thinking_ends_at_its_tag_else_at_the_answer():
     assert split_thinking("a") == ("a", "")
 
 
-def test_words_of_reasoning_and_reflection_are_counted_once_each_as_the_lists_say():
+def test_words_of_reasoning_and_reflection_are_counted_as_listed():
     text = ("Step 1: add. First, 3 - 2 = 1.5 and the next number.\n2. Second try\n  **3)** then, finally, no notes.\n"
             "Wait, that is too high. Let\u2019s try again: rechecked, re - evaluate, Re-evaluate. Let's think again")
     counts = word_counts(text)
@@ -178,7 +178,7 @@ def test_the_console_calls_everything_as_metrics_jsonl_does():
     assert " explained_variance -0.50 " in of_critic and " kl 0.1000 " in of_critic and "format_error" not in of_critic
 
 
-def test_a_console_line_says_what_there_is_and_held_out_success_has_its_own():
+def test_held_out_success_has_a_console_line_of_its_own():
     (line,) = console_lines(ROW, 200)
     assert line == ("step    7/200  reward 0.250  correct 12%  truncated 0%  response_len 310  grad_norm 0.50  "
                     "entropy 0.25  seconds_step 4.2  format_error 50%")
@@ -190,7 +190,7 @@ def test_a_console_line_says_what_there_is_and_held_out_success_has_its_own():
     assert "grad_norm" not in console_lines(no_update, 200)[0]
 
 
-def test_the_row_before_any_update_has_all_columns_and_only_held_out_success_to_show():
+def test_the_row_before_any_update_has_all_columns_as_null():
     row = empty_row("advantage_std")
     assert row["step"] == 0 and row["advantage_std"] is row["loss"] is row["mfu"] is row["zero_variance_groups"] is None
     assert row["seconds_step"] == 0 and console_lines(row, 200) == []  # nothing to show but held-out success
@@ -238,7 +238,7 @@ def test_the_canary_stops_where_engine_and_trainer_disagree_on_average(one_proce
 
 
 @pytest.mark.parametrize("passes", [1, 2, 6])
-def test_the_kl_to_the_start_model_is_that_of_the_policy_that_sampled_however_far_the_updates_go(one_process, passes):
+def test_kl_is_that_of_the_policy_that_sampled_however_far_updates_go(one_process, passes):
     # four tokens drawn just as the policy says, 1/2 1/4 1/4, from a start model with 1/4 1/4 1/2: KL = ln(2) / 4
     old = torch.tensor([0.5, 0.5, 0.25, 0.25]).log()
     batch, stats = batch_of(old, ref=torch.tensor([0.25, 0.25, 0.25, 0.5]).log()), StepStats()
@@ -255,7 +255,7 @@ def test_the_kl_to_the_start_model_is_that_of_the_policy_that_sampled_however_fa
     assert row["trained_tokens"] == 4 * passes
 
 
-def test_columns_are_null_where_there_was_no_update_and_kl_where_there_is_no_reference(one_process):
+def test_columns_are_null_without_an_update_and_kl_without_a_reference(one_process):
     assert set(StepStats().row().values()) == {None}
     stats = StepStats()
     stats.add(batch_of(torch.zeros(1)), torch.zeros(1), torch.zeros(1), torch.tensor(0.0), torch.zeros(1))
@@ -265,7 +265,7 @@ def test_columns_are_null_where_there_was_no_update_and_kl_where_there_is_no_ref
     assert row["kl"] is row["kl_k1"] is None and row["mismatch_mean"] == 0 and row.keys() == StepStats().row().keys()
 
 
-def test_an_update_counts_as_skipped_where_nothing_was_learned_or_a_gradient_was_not_finite():
+def test_an_update_without_signal_or_finite_gradient_counts_as_skipped():
     stats = StepStats()
     assert stats.end_update(3.0) and stats.end_update(0.0, skipped=True) and stats.end_update(6.0)
     assert not stats.end_update(math.nan)
@@ -275,7 +275,7 @@ def test_an_update_counts_as_skipped_where_nothing_was_learned_or_a_gradient_was
     assert row["skipped_updates"] == 3 and row["grad_norm"] == (3 + 0 + 6 + 9) / 4  # of those that are finite
 
 
-def test_explained_variance_is_1_for_a_critic_that_knows_and_0_for_a_constant():
+def test_explained_variance_is_1_for_foresight_and_0_for_a_constant():
     returns = {0: np.array([0.0, 1.0]), 1: np.array([2.0])}
     assert explain_values(returns, returns, returns)["explained_variance"] == 1
     assert explain_values({0: np.full(2, 5.0), 1: np.full(1, 5.0)}, returns, returns)["explained_variance"] == 0

@@ -188,7 +188,7 @@ def test_ranks_draw_different_samples_and_a_tensor_parallel_group_the_same(repor
     assert report["ranks_differ"] == ("untied model, 2 ranks" == report["kind"])
 
 
-def test_building_the_engine_leaves_the_trainers_random_state_and_environment_alone(report):
+def test_building_the_engine_leaves_random_state_and_environment_alone(report):
     assert report["rng_untouched"] and report["local_world_size_untouched"]
 
 
@@ -209,7 +209,7 @@ def test_broken_input_and_broken_weights_are_refused_and_nothing_hangs(report):
     assert "not finite" in report["nan"]
 
 
-def test_a_failed_step_of_the_engine_is_asked_again_and_gives_the_same_tokens(report):
+def test_a_failed_engine_step_is_asked_again_and_gives_the_same_tokens(report):
     assert report.get("after_a_failed_step", True)  # not retried under tensor parallel: the ranks could not agree
 
 

@@ -16,7 +16,7 @@ from tasks import templates
 from tools import check
 
 
-def test_no_step_of_sft_has_lr_0_and_the_schedule_is_that_of_the_training_scripts():
+def test_no_step_of_sft_has_lr_0_and_its_schedule_is_the_common_one():
     assert sft.learning_rate is learning_rate
     lrs = [learning_rate(step, 1.0, "cosine", 0, 4, 0.0) for step in (1, 2, 3, 4)]
     assert lrs == pytest.approx([1, 0.853553, 0.5, 0.146447], abs=1e-6)
@@ -26,7 +26,7 @@ def test_no_step_of_sft_has_lr_0_and_the_schedule_is_that_of_the_training_script
         assert 0 < min(lrs) and max(lrs) <= cfg.lr
 
 
-def test_messages_are_rendered_with_the_arguments_and_the_date_of_the_settings():
+def test_messages_are_rendered_with_arguments_and_date_of_the_settings():
     row = {"messages": [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]}
     tokenizer = byte_tokenizer(adds=(), chat_template=CLOCKS["smollm3"] + THINKS)
     chat = templates.check_chat(ChatSettings({"enable_thinking": False}, "2025-02-03"), tokenizer)

@@ -71,7 +71,7 @@ def test_dynamic_sampling_asks_until_enough_groups_vary_and_stops_there():
     assert len(engine.rounds) == 1  # was not asked for
 
 
-def test_dynamic_sampling_keeps_whole_groups_of_one_prompt_and_no_more_than_a_step_has():
+def test_dynamic_sampling_keeps_whole_groups_and_no_more_than_a_step_has():
     engine = ScriptedEngine([[1, 1], [1, 0], [2, 0]], [[3, 0], [4, 0], [5, 0]])
     groups, sampled, seen = sample_step(engine, dynamic_sampling=5)
     assert totals(groups) == [[1, 0], [2, 0], [3, 0]]
@@ -79,7 +79,7 @@ def test_dynamic_sampling_keeps_whole_groups_of_one_prompt_and_no_more_than_a_st
     assert len(sampled) == 12 and seen == 6  # also what was dropped is told, and its draws are used up
 
 
-def test_where_no_group_ever_varies_the_step_is_empty_and_its_draws_are_used_up():
+def test_a_step_without_a_group_that_varies_is_empty_and_uses_its_draws():
     engine = ScriptedEngine([[1, 1], [1, 1], [0, 0]], [[0, 0], [0, 0], [1, 1]])
     groups, sampled, seen = sample_step(engine, prompts_seen=30, dynamic_sampling=1)
     assert groups == [] and len(sampled) == 12 and seen == 36
@@ -88,7 +88,7 @@ def test_where_no_group_ever_varies_the_step_is_empty_and_its_draws_are_used_up(
     assert group_advantages(rewards, True).flatten().tolist() == []
 
 
-def test_prompts_and_seeds_follow_from_the_number_of_the_draw_and_no_two_groups_share_one():
+def test_prompts_and_seeds_follow_from_the_number_of_the_draw():
     ones, once = [[[1, 0]] for _ in range(12)], [[[1, 0]] * 12]
     step_by_step, at_once = ScriptedEngine(*ones), ScriptedEngine(*once)
     for seen in range(12):  # two more than there are prompts: two are drawn again
@@ -123,7 +123,7 @@ def test_advantages_are_reward_minus_mean_over_the_unbiased_std():
 @pytest.mark.parametrize("group", [2, 8, 24, 32])
 @pytest.mark.parametrize("divide", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_group_that_agrees_has_exactly_zero_advantage(value, group, divide, dtype):
+def test_a_zero_variance_group_has_exactly_zero_advantage(value, group, divide, dtype):
     rewards = torch.tensor([[value] * group], dtype=dtype)
     assert (group_advantages(rewards, divide, eps=1e-8) == 0).all()
 
@@ -164,14 +164,14 @@ def test_an_update_without_responses_has_weights_and_no_division_by_zero():
         assert token_weights(torch.zeros(0, dtype=torch.long), 0, 0, agg, 10).tolist() == []
 
 
-def test_truncated_responses_are_trained_on_or_left_out_as_the_setting_says():
+def test_truncated_responses_are_kept_or_masked_as_the_setting_says():
     responses = [SimpleNamespace(response_ids=[5, 1], truncated=False),
                  SimpleNamespace(response_ids=[5, 6], truncated=True), SimpleNamespace(response_ids=[], truncated=True)]
     assert in_loss_mask(responses, "keep").tolist() == [True, True, False]
     assert in_loss_mask(responses, "mask").tolist() == [True, False, False]
 
 
-def test_a_backward_pass_is_needed_where_the_advantage_is_not_0_or_another_term_learns_from_all():
+def test_only_a_nonzero_advantage_or_a_term_of_all_needs_a_backward_pass():
     advantages = torch.tensor([0.5, 0.0, -0.5])
     for settings in ({}, dict(kl_in="loss_k2", kl_coef=0.0), dict(kl_coef=0.1)):  # a coefficient without a penalty
         assert needs_grad_mask(advantages, Config(**settings)).tolist() == [True, False, True], settings
@@ -234,13 +234,13 @@ def exact_kl_gradients(kl_in):
     return got, reverse, forward
 
 
-def test_k1_in_the_reward_and_k2_in_the_loss_have_the_gradient_of_the_reverse_kl():
+def test_k1_in_the_reward_and_k2_in_the_loss_descend_the_reverse_kl():
     for kl_in in ("reward_k1", "loss_k2"):
         got, reverse, forward = exact_kl_gradients(kl_in)
         assert torch.allclose(got, reverse, atol=1e-12) and not torch.allclose(got, forward, atol=1e-2), kl_in
 
 
-def test_k3_in_the_loss_has_the_gradient_of_the_forward_kl():
+def test_k3_in_the_loss_descends_the_forward_kl():
     got, reverse, forward = exact_kl_gradients("loss_k3")
     assert torch.allclose(got, forward, atol=1e-12) and not torch.allclose(got, reverse, atol=1e-2)
 
@@ -279,7 +279,7 @@ def test_mismatch_weights_are_cut_above_the_cap_and_carry_no_gradient():
     assert mismatch_weights(old, torch.zeros(3), cap=0.0).tolist() == [1.0, 1.0, 1.0]
 
 
-def test_the_loss_of_a_token_is_surrogate_times_mismatch_plus_kl_minus_entropy():
+def test_token_loss_is_surrogate_times_mismatch_plus_kl_minus_entropy():
     cfg = Config(kl_in="loss_k2", kl_coef=0.1, entropy_coef=0.01, mismatch_cap=2.0)
     batch = SimpleNamespace(rollout_logprobs=torch.tensor([-0.5]), old_logprobs=torch.zeros(1),
                             ref_logprobs=torch.tensor([0.2]), advantages=torch.tensor([2.0]))

@@ -90,7 +90,7 @@ def test_the_reward_stands_on_the_last_response_token(finish_reason):
         assert returns[0].tolist() == [2.0 * 0.5 ** (length - 1 - t) for t in range(length)]
 
 
-def test_what_follows_a_truncated_response_is_nothing_or_its_last_value_by_setting():
+def test_a_truncated_response_is_followed_by_nothing_or_its_last_value():
     values = {0: np.array([0.1, 0.2, 0.4]), 1: np.array([0.1, 0.2, 0.4])}
     rollouts = [rollout(3, "stop"), rollout(3, "length")]
     for setting, want in (("zero", 1.0), ("value", 1.4)):
@@ -119,7 +119,7 @@ def test_the_length_adaptive_lambda_is_1_minus_1_over_alpha_times_length():
         assert np.allclose(returns[0], 1.0)
 
 
-def test_policy_equal_to_reference_leaves_the_reward_as_it_is_and_a_gap_lowers_it():
+def test_the_reward_is_lowered_where_the_policy_left_the_reference():
     old = np.array([-1.0, -5.0, -0.2])
     same = token_rewards(1.0, 3, 0.1 * (old - old), 0.0, {"task": 1.0})["task"]
     assert same.tolist() == [0.0, 0.0, 1.0]
@@ -127,7 +127,7 @@ def test_policy_equal_to_reference_leaves_the_reward_as_it_is_and_a_gap_lowers_i
     assert surer.tolist() == pytest.approx([-0.2, -0.2, 0.8])
 
 
-def test_one_discount_per_reward_type_is_the_sum_of_the_returns_minus_the_value():
+def test_one_discount_per_reward_type_sums_returns_minus_the_value():
     values, kl = np.array([0.1, 0.3, 0.2]), np.array([0.02, 0.04, 0.06])
     repetition, gammas = np.array([0.0, -0.5, -0.5]), {"task": 1.0, "repetition": 0.5}
     got = gae_of_types(token_rewards(1.0, 3, kl, repetition, gammas), values, gammas, 1.0, 0.0)
@@ -183,7 +183,7 @@ def advantages_of(updates):
     return to_responses([batch for micro_batches in updates for batch in micro_batches], "advantages")
 
 
-def test_a_group_that_agrees_stays_exactly_0_up_to_the_loss_with_rloo_as_it_comes(one_process):
+def test_a_zero_variance_group_stays_0_up_to_the_loss_with_rloo(one_process):
     lens, cfg = [10, 100, 50, 50], Config(estimator="rloo", group_size=2)  # the long answer is the wrong one
     rollouts, updates = packed(lens, [range(4)], one_process[2])
     set_advantages(updates, rollouts, torch.tensor([1.0, 0.0, 0.0, 0.0]), True, cfg)
@@ -225,7 +225,7 @@ def test_the_kl_penalty_in_the_reward_is_of_its_token_and_of_all_before_it(one_p
     assert loss.tolist() == pytest.approx([-0.9, -0.9, -1.1])  # once: the loss itself adds nothing
 
 
-def test_the_policy_needs_no_gradient_in_the_warm_up_nor_where_all_advantages_of_an_update_are_0(one_process):
+def test_no_gradient_in_the_warm_up_nor_for_an_update_of_zero_advantages(one_process):
     def needs_grad(rewards, train_policy=True, parts=([0, 1], [2, 3], []), **settings):
         rollouts, updates = packed([2, 3, 1, 4], parts, one_process[2], max_tokens=6)
         assert [len(micro_batches) for micro_batches in updates] == [2, 2, 1]  # one decision for all of an update
@@ -276,7 +276,7 @@ def test_the_logged_share_of_clipped_values_is_that_without_gradient():
     assert float(stats.local["value_clipped"]) == float((values.grad == 0).sum()) == 1
 
 
-def test_the_adaptive_kl_coefficient_rises_above_the_target_and_falls_below():
+def test_the_adaptive_kl_coef_rises_above_the_target_and_falls_below():
     assert adapt_kl_coef(0.1, 0.05, 0.0, 256, 10_000) == 0.1
     assert adapt_kl_coef(0.1, 0.055, 0.05, 256, 10_000) == pytest.approx(0.1 * (1 + 0.1 * 0.0256))
     assert adapt_kl_coef(0.1, 5.0, 0.05, 256, 10_000) == pytest.approx(0.1 * (1 + 0.2 * 0.0256))
@@ -328,7 +328,7 @@ def test_the_value_of_a_token_is_that_of_the_state_before_it(tied_model, one_pro
     assert np.array_equal(before[3], values_of(critic, rollouts, one_process[2])[3])
 
 
-def test_values_and_advantages_do_not_depend_on_micro_batches_and_find_their_tokens_again(tied_model, one_process):
+def test_values_do_not_depend_on_micro_batches_and_find_their_tokens(tied_model, one_process):
     critic = with_random_head(load_critic(tied_model, one_process[2], "float32"))
     rollouts = make_rollouts()
     whole = values_of(critic, rollouts, one_process[2])
@@ -530,7 +530,7 @@ def test_a_run_logs_the_critic_beside_all_columns_of_grpo(one_rank):
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-6) and rows[2]["kl"] > 0 and rows[0]["kl_coef"] == 0.1
 
 
-def test_the_warm_up_leaves_the_policy_bitwise_unchanged_while_the_critic_steps(one_rank):
+def test_the_warm_up_leaves_the_policy_unchanged_while_the_critic_steps(one_rank):
     weights = {e["sync"]: e["weights"] for e in one_rank[1] if "sync" in e}
     assert sorted(weights) == [0, 1, 2]  # step s samples with the weights of version s - 1
     assert weights[0] == weights[1] != weights[2]  # step 1 is the warm-up
@@ -542,7 +542,7 @@ def test_the_warm_up_leaves_the_policy_bitwise_unchanged_while_the_critic_steps(
     assert first == [None, "Critic", "Critic", "Critic", "Critic"]  # 2 epochs x 2 parts
 
 
-def test_old_logprobs_values_and_advantages_are_constant_over_epochs_and_parts(one_rank):
+def test_old_logprobs_values_and_advantages_are_fixed_within_a_step(one_rank):
     seen = []
     for e in one_rank[1] + [{"sync": None}]:
         if "sync" in e:
@@ -583,7 +583,7 @@ def test_the_estimators_without_a_critic_run_and_save_none(tied_model, tmp_path,
         assert json.load(f)["models"] == ["model"]
 
 
-def test_a_critic_with_another_vocabulary_is_refused_before_an_engine_is_made(tied_model, tmp_path):
+def test_a_critic_with_another_vocabulary_is_refused_before_the_engine(tied_model, tmp_path):
     from transformers import AutoTokenizer
 
     smaller = save_tiny_model(tmp_path / "smaller", vocab_size=120)
@@ -597,7 +597,7 @@ def test_a_critic_with_another_vocabulary_is_refused_before_an_engine_is_made(ti
         assert re.search(r"^error: critic_model .* has another vocabulary", done.stderr, re.M), done.stderr[-2000:]
 
 
-def test_a_checkpoint_without_a_value_head_is_refused_before_an_engine_is_made(tied_model, tmp_path, one_process):
+def test_a_checkpoint_without_a_critic_is_refused_before_the_engine(tied_model, tmp_path, one_process):
     first = train(tmp_path, tied_model, "--num_steps", "1", "--max_response_len", "4")
     assert first.returncode == 0, first.stderr[-3000:]
     policy = load_policy(tied_model, one_process[2], "float32")
