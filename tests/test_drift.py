@@ -12,12 +12,13 @@ import re
 import warnings
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 import sft
 import train_grpo
 import train_ppo
-from onebox.config import comments
+from onebox.config import ConfigError, comments
 
 DIFFERENT_SETTINGS = {"group_size"}  # GRPO needs a group, PPO does not
 DIFFERENT_FUNCTIONS = {
@@ -86,6 +87,20 @@ def test_ppo_lacks_only_the_settings_that_make_sense_in_groups():
 def test_the_settings_come_in_the_same_order():
     grpo, ppo = list(settings_of(train_grpo)), list(settings_of(train_ppo))
     assert [n for n in grpo if n in ppo] == [n for n in ppo if n in grpo]
+
+
+@pytest.mark.parametrize("setting", [
+    dict(top_p=0.9), dict(temperature=0.0), dict(prompts_per_step=9), dict(tensor_parallel=3), dict(shard_size=3),
+    dict(updates_per_step=7), dict(epochs_per_step=0), dict(repetition_stop=1), dict(stop=("",)), dict(lr=-1.0),
+    dict(dual_clip=0.5), dict(dynamic_sampling=2, group_size=1), dict(compile=True, checkpointing="selective"),
+], ids=lambda setting: "-".join(setting))
+def test_both_scripts_refuse_the_same_in_the_same_words(setting):
+    said = []
+    for module in (train_grpo, train_ppo):
+        with pytest.raises(ConfigError) as error:
+            module.check_config(module.Config(**setting), world=2)
+        said.append(str(error.value))
+    assert said[0] == said[1] and list(setting)[0] in said[0] and "\n" not in said[0]
 
 
 def test_both_loops_have_the_same_six_stages():

@@ -72,6 +72,10 @@ def test_a_run_leaves_everything_it_promises(one_rank):
                  "step_000003/state.json"):
         assert os.path.exists(os.path.join(run, name)), name
     assert "step    3/3" in done.stdout and "step    3/3" in open(os.path.join(run, "log.txt")).read()
+    lines = [line for line in done.stdout.splitlines() if line.startswith("step ")]
+    assert len(lines) == 6 and max(map(len, lines)) <= 160  # three steps, three evaluations
+    words = {word for line in lines for word in line.split() if word.replace("_", "").isalpha()}
+    assert words <= rows[-1].keys()  # the console calls everything as metrics.jsonl does
 
 
 def test_the_kept_rollouts_hold_what_the_step_computed_for_every_token(one_rank):
