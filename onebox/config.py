@@ -19,6 +19,7 @@ import enum
 import glob
 import inspect
 import json
+import math
 import os
 import runpy
 import sys
@@ -68,14 +69,13 @@ def load_config(cls, argv=None):
     # 2) command line: --name value, --name=value, or a bare --flag for True
     while argv:
         flag, equals, text = argv.pop(0).partition("=")
-        if not flag.startswith("--"):
-            raise ConfigError(f"command line: expected --name value, got {flag!r} (a recipe file comes first)")
+        refuse(not flag.startswith("--"),
+               f"command line: expected --name value, got {flag!r} (a recipe file comes first)")
         name = flag[2:].replace("-", "_")
         want = settings.get(name)
         if not equals:
             bare = not argv or argv[0].startswith("--")
-            if bare and want is str:
-                raise ConfigError(f"command line: {flag} wants a value")
+            refuse(bare and want is str, f"command line: {flag} wants a value")
             text = "True" if bare else argv.pop(0)
         text = text.capitalize() if text in ("true", "false") and want is bool else text
         value = text if want is str else literal(text)  # --name 1e-4 stays what was typed
@@ -96,8 +96,9 @@ def script_of(cls):
 def check_ranges(cfg):
     """Raise ConfigError for a value outside the range that its setting's type names."""
     for name, hint in typing.get_type_hints(type(cfg), include_extras=True).items():
-        if typing.get_origin(hint) is typing.Annotated and not hint.__metadata__[1](getattr(cfg, name)):
-            raise ConfigError(f"{name} = {getattr(cfg, name)} {hint.__metadata__[0]}")
+        if typing.get_origin(hint) is typing.Annotated:
+            must, holds = hint.__metadata__
+            refuse(not holds(getattr(cfg, name)), f"{name} = {getattr(cfg, name)} {must}")
 
 
 def read_recipe(path, script):
@@ -114,18 +115,17 @@ def read_recipe(path, script):
     except ConfigError:
         raise
     except SyntaxError as error:
-        where = f"{path}, line {error.lineno}" if error.lineno else path
-        raise ConfigError(f"{where}: not Python: {error.msg}") from error
+        line = f", line {error.lineno}" if error.lineno else ""
+        raise ConfigError(f"{path}{line}: not Python: {error.msg}") from error
     except SystemExit as error:
         raise ConfigError(f"{path} ends the process itself (exit); a recipe only sets names") from error
     except Exception as error:  # a recipe is the user's Python: whatever it raises becomes one line
         raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
     wants = recipe.get("_script") or inherited_script(path) or script
-    if wants != script:
-        raise ConfigError(f"{path} is a recipe for {wants}, not {script}: run `torchrun ... {wants} {path}`")
+    refuse(wants != script, f"{path} is a recipe for {wants}, not {script}: run `torchrun ... {wants} {path}`")
     names = {k: v for k, v in recipe.items() if not k.startswith("_")}
-    if not names:  # an empty file, or one with all of it below `if __name__ == "__main__":`
-        raise ConfigError(f"{path} sets nothing: write `name = value` lines, or leave the recipe out")
+    # not names: an empty file, or one with all of it below `if __name__ == "__main__":`
+    refuse(not names, f"{path} sets nothing: write `name = value` lines, or leave the recipe out")
     return names
 
 
@@ -160,9 +160,8 @@ def check(cls, name, value, where):
         hint = f"; {hint}" if (hint := suggest(name, hints)) else " (--help lists them)"
         hint += f"; a helper's name begins with an underscore: _{name}" if what else ""
         raise ConfigError(f"{where}: {script_of(cls)} has no setting {name!r}{hint}")
-    if what:
-        raise ConfigError(f"{where}: {name} is set to {what}: settings are plain values, so give the name of "
-                          f"one that exists, as in {name} = 'name'")
+    refuse(what, f"{where}: {name} is set to {what}: settings are plain values, so give the name of one that exists, as "
+                 f"in {name} = 'name'")
     value, want = plain(value), hints[name]
     if typing.get_origin(want) is typing.Literal:
         if any(value == choice and type(value) is type(choice) for choice in typing.get_args(want)):
@@ -183,8 +182,7 @@ def check(cls, name, value, where):
     if type(value) not in options and not (value is None and type(None) in options):
         wanted = " or ".join("None" if option is type(None) else option.__name__ for option in options)
         raise ConfigError(f"{where}: {name} wants {wanted}, got {value!r}")
-    if type(value) is float and not abs(value) < float("inf"):
-        raise ConfigError(f"{where}: {name} must be a finite number, got {value!r}")
+    refuse(type(value) is float and not math.isfinite(value), f"{where}: {name} must be a finite number, got {value!r}")
     return value
 
 
@@ -237,27 +235,25 @@ def comments(cls):
     return found
 
 
-def settings_in_order(cls):
-    """Return the fields of a Config, those of the script itself before inherited ones."""
+def own_and_inherited(cls):
+    """Return the fields of a Config, in two lists: those of the script itself, and those of every run."""
     own = cls.__dict__.get("__annotations__", {})
-    return sorted(dataclasses.fields(cls), key=lambda f: f.name not in own)
+    return [[f for f in dataclasses.fields(cls) if (f.name in own) == its] for its in (True, False)]
 
 
 def describe(cls, script):
     """Return the text of --help: every setting, its default and its comment; the script's own settings first."""
-    notes, own = comments(cls), cls.__dict__.get("__annotations__", {})
-    lines = [f"usage: torchrun --nproc-per-node=N {script} [recipes/NAME.py] [--setting value ...]", ""]
-    for f in settings_in_order(cls):
-        if f.name not in own and "of every run:" not in lines:
-            lines += ["", "of every run:"]
-        lines.append(f"  --{f.name:<22} {f.default!r:<18} {notes.get(f.name, '')}".rstrip())
-    return "\n".join(lines)
+    notes = comments(cls)
+    parts = ["\n".join(f"  --{f.name:<22} {f.default!r:<18} {notes.get(f.name, '')}".rstrip() for f in part)
+             for part in own_and_inherited(cls)]
+    usage = f"usage: torchrun --nproc-per-node=N {script} [recipes/NAME.py] [--setting value ...]"
+    return f"{usage}\n\n{parts[0]}" + (f"\n\nof every run:\n{parts[1]}" if parts[1] else "")
 
 
 def table(cfg, origin, only=None):
     """Return one line a setting (only: of these): name, value, and the origin of what is not a default."""
     lines = []
-    for f in settings_in_order(type(cfg)):
+    for f in sum(own_and_inherited(type(cfg)), []):
         note = f"# {origin[f.name]}; default {f.default!r}" if f.name in origin else ""
         if only is None or f.name in only:
             lines.append(f"{f.name:>22} = {getattr(cfg, f.name)!r:<28}  {note}".rstrip())
