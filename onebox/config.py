@@ -160,8 +160,8 @@ def check(cls, name, value, where):
         hint = f"; {hint}" if (hint := suggest(name, hints)) else " (--help lists them)"
         hint += f"; a helper's name begins with an underscore: _{name}" if what else ""
         raise ConfigError(f"{where}: {script_of(cls)} has no setting {name!r}{hint}")
-    refuse(what, f"{where}: {name} is set to {what}: settings are plain values, so give the name of one that exists, as "
-                 f"in {name} = 'name'")
+    refuse(what, f"{where}: {name} is set to {what}: settings are plain values, so give the name of one that exists, "
+                 f"as in {name} = 'name'")
     value, want = plain(value), hints[name]
     if typing.get_origin(want) is typing.Literal:
         if any(value == choice and type(value) is type(choice) for choice in typing.get_args(want)):
