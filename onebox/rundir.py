@@ -210,7 +210,7 @@ class Run:
 
     def __init__(self, path, cfg, origin, device, fingerprints):
         self.path, self.cfg, self.device, self.fingerprints = path, cfg, device, fingerprints
-        self.main, self.clock, self.stop_signals = dist.get_rank() == 0, Clock(device), []
+        self.main, self.clock, self.stop_signals = dist.get_rank() == 0, Clock(device), None
         self.wandb, self.reporting, self.about, self.unwritten = None, None, {}, {}  # unwritten: {file: text}
         self.failures, self.retry_at, self.saved_step = 0, math.inf, 0
         self.evaluated = None  # the newest evaluated row, which the next one is compared with
@@ -226,7 +226,6 @@ class Run:
         CONTEXT["max_tokens"] = cfg.max_tokens_per_gpu, self.max_tokens
         CONTEXT["cache_asked"] = getattr(cfg, "kv_cache_gb", 0.0)
         self.kv_cache_gb = size_left(path, "kv_cache_gb", CONTEXT["cache_asked"], self.say)
-        listen_for_signals(self.stop_signals)
 
     def start(self, origin):
         """Write config.json and the code as it is, print what is not a default, and connect to wandb."""
@@ -320,6 +319,8 @@ class Run:
 
     def begin_step(self, step):
         """Seed the global generators from (seed, step, rank), and begin the step's clock and crash report."""
+        if self.stop_signals is None:  # before the first step there is nothing to save: a signal ends the process
+            self.stop_signals = listen_for_signals()
         CONTEXT.update(step=step, rollouts=())
         self.clock.take()
         seed_generators(self.cfg.seed, step, dist.get_rank())
@@ -444,13 +445,13 @@ class Run:
             self.wandb.close()
 
 
-def listen_for_signals(seen, wanted=(signal.SIGTERM, signal.SIGUSR1)):
+def listen_for_signals(wanted=(signal.SIGTERM, signal.SIGUSR1)):
     """
-    Append the first SIGTERM or SIGUSR1 to `seen`, so that the run ends after its step; a second one ends it at once.
+    Return a list that gets the first SIGTERM or SIGUSR1: the run ends after its step. A second one ends it at once.
 
     A thread reads them from a pipe: Python's own handlers wait for the main thread, perhaps minutes in the engine.
     """
-    read, write = os.pipe()
+    seen, (read, write) = [], os.pipe()
     os.set_blocking(write, False)
     for number in wanted:
         signal.signal(number, lambda *_: None)
@@ -465,3 +466,4 @@ def listen_for_signals(seen, wanted=(signal.SIGTERM, signal.SIGUSR1)):
                 print0(f"{signal.Signals(number).name}: stopping after this step; once more: at once")
 
     threading.Thread(target=listen, daemon=True).start()
+    return seen
