@@ -79,7 +79,7 @@ def reward(reads=None, full_mark=None, perfect=None, names=()):
             REWARDS[name] = function
             if reads:
                 READS[name] = reads
-            if perfect:
+            if reads and perfect:
                 PERFECT[name] = full_mark, perfect
         return function
 
@@ -123,7 +123,7 @@ def logic_rl_kk(completion, equal):
 
 
 def is_right(completion, task):
-    """Judge what stands between the answer tags by the task's own rules: True, False, or None if it cannot be read."""
+    """Judge the text between the answer tags by the task's own rules: True, False, or None if it cannot be read."""
     text = between(completion.text, "<answer>", "</answer>")
     right, notes = TASKS[task].is_right(text, completion.answer)
     completion.notes += [("answer", text), *notes]
@@ -131,6 +131,7 @@ def is_right(completion, task):
 
 
 def equals_gold(completion, equal, prediction, rules="strict"):
+    """Ask whether the prediction equals a gold; flag a grader that gave no verdict."""
     golds = gold_answers(completion.answer)
     verdict = equal(golds, prediction, rules)
     completion.note(f"equal to the gold ({rules} rules)", f"{verdict}: {prediction} for {' or '.join(golds)}")

@@ -33,14 +33,14 @@ def hashes(folder):
 
 
 def losses(run):
-    """Those of the first 20 steps and the mean of the last 100."""
+    """Return the losses of the first 20 steps and the mean of the last 100."""
     with open(os.path.join(run, "metrics.jsonl")) as f:
         found = [json.loads(line)["loss"] for line in f]
     return {"first": found[:20], "last": sum(found[-100:]) / 100}
 
 
 def held_out_problems():
-    """The 72 problems that are never trained on, each once."""
+    """Return the 72 problems that are never trained on, each once."""
     found = {}
     for row in data.tiny_countdown(5000, 0, "test"):
         found.setdefault((tuple(sorted(row["nums"])), row["target"]), row)
@@ -49,7 +49,7 @@ def held_out_problems():
 
 @torch.no_grad()
 def right(folder, samples, seed=0):
-    """How many responses to the held-out problems are right: a greedy one each (samples 0) or so many at temperature 1."""
+    """Count the right responses to the held-out problems: a greedy one each (samples 0), or `samples` at temperature 1."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     problems = held_out_problems()

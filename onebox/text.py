@@ -6,12 +6,12 @@ import difflib
 
 
 def visible(text):
-    """Escape control characters, which could move a terminal's cursor: all but newline and tab become \\x1b and the like."""
+    """Escape control characters, which could move a cursor: all but newline and tab become \\x1b and the like."""
     return "".join(c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def excerpt(value, most=100):
-    """Shorten a text, or any value's repr, to one printable line of `most` characters: escaped, and cut in the middle."""
+    """Shorten a text, or any value's repr, to one line of `most` characters: escaped, and cut in the middle."""
     text = ascii(value)
     text = text[1:-1].replace("\\\\", "\\") if isinstance(value, str) else text
     return text if len(text) <= most else f"{text[:most // 2]} ... {text[5 + most // 2 - most:]}"

@@ -102,7 +102,8 @@ def one_step(script, recipe, folder):
     cfg, _ = load_config(script.Config, [str(recipe)])
     flags = {"model": "model", "num_steps": 1, "prompts_per_step": 2, "group_size": min(cfg.group_size, 2),
              "updates_per_step": min(cfg.updates_per_step, 2), "max_prompt_len": 4000, "max_response_len": 8,
-             "max_num_seqs": 8, "max_tokens_per_gpu": 4096, "checkpointing": False, "data_limit": 4, "eval_prompts": 1, "report_every": 0,
+             "max_num_seqs": 8, "max_tokens_per_gpu": 4096, "checkpointing": False, "data_limit": 4, "eval_prompts": 1,
+             "report_every": 0,
              "eval_samples": min(cfg.eval_samples, 1)}
     sys.argv = [script.__file__, str(recipe), *where_rows_are(cfg, "rows"),
                 *[text for name, value in flags.items() for text in (f"--{name}", str(value))]]

@@ -104,9 +104,11 @@ def edit(folder, name, **change):
 
 
 EOS = [  # eos_token_id of config.json, generation_config.json ("none": no such file), the ids at which a response ends
-    (1, {"eos_token_id": [1, 3]}, [1, 3], ""), ([1, 3], "none", [1, 3], ""), (3, "none", [1, 3], ""), ("gone", "none", [1], ""),
+    (1, {"eos_token_id": [1, 3]}, [1, 3], ""), ([1, 3], "none", [1, 3], ""), (3, "none", [1, 3], ""),
+    ("gone", "none", [1], ""),
     ([1, 3], {}, [1, 3], ""), ([1, 3], {"eos_token_id": 5}, [1, 5], ""), (None, "none", [1], ""),
-    (1, {"eos_token_id": [1, 999]}, [1], "999"), (1, {"eos_token_id": -1}, [1], "-1"), (1, {"eos_token_id": 128}, [1], "128"),
+    (1, {"eos_token_id": [1, 999]}, [1], "999"), (1, {"eos_token_id": -1}, [1], "-1"),
+    (1, {"eos_token_id": 128}, [1], "128"),
     (1, {"eos_token_id": "</s>"}, [1], "'</s>'"), (1, {"eos_token_id": [True, 1.0, 4]}, [1, 4], "True, 1.0"),
     (1, {"eos_token_id": [4, None]}, [1, 4], ""), ([-1, 7], "none", [1, 7], "-1"),
 ]
@@ -132,7 +134,8 @@ def test_a_response_ends_at_the_ids_that_transformers_and_vllm_read(tmp_path, ca
 def test_a_broken_generation_config_is_one_line(tmp_path, text, message):
     path = save_tiny_model(tmp_path / "model", layers=1)
     (tmp_path / "model" / "generation_config.json").write_text(text, encoding="latin1")
-    with pytest.raises(ConfigError, match=r"^error: [^\n]*: its generation_config.json [^\n]*: fetch it again, or repair it$") as error:
+    line = r"^error: [^\n]*: its generation_config.json [^\n]*: fetch it again, or repair it$"
+    with pytest.raises(ConfigError, match=line) as error:
         resolve_model(path, 32)
     assert message in str(error.value)
 
@@ -163,11 +166,13 @@ def test_ids_with_gaps_are_bounded_by_the_highest_not_by_their_number(tmp_path):
 
 def test_a_high_id_ends_a_response_and_an_unknown_one_does_not(tmp_path, monkeypatch, one_process):
     tokenizer, cpu = sparse_tokenizer(tmp_path, 120), torch.device("cpu")
-    made = [rollout.Rollout(0, k, [2], ids, np.zeros(len(ids)), "stop") for k, ids in enumerate(([8, 120], [8, 121, 120]))]
+    made = [rollout.Rollout(0, k, [2], ids, np.zeros(len(ids)), "stop")
+            for k, ids in enumerate(([8, 120], [8, 121, 120]))]
     monkeypatch.setattr(rollout, "generate", lambda *_, **__: made)
     monkeypatch.setattr(rollout, "make_engine", lambda *_, **__: None)
     engine = rollout.Engine("", tokenizer, [120], config=SimpleNamespace(vocab_size=128), dtype="float32", device=cpu,
-                            clock=Clock(cpu), prompt_len=4, response_len=8, max_num_seqs=2, kv_cache_gb=0, tensor_parallel=1,
+                            clock=Clock(cpu), prompt_len=4, response_len=8, max_num_seqs=2, kv_cache_gb=0,
+                            tensor_parallel=1,
                             seed=0, deadline_s=9)
     scorer = rewards.Scorer()
     prompt = SimpleNamespace(ids=(2,), source="s", uid="u", reward="verl_gsm8k", answer="3")
@@ -193,8 +198,10 @@ YARN = dict(rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_posi
     (YARN, 2049, "more than the 2048 positions"),
     ({}, 513, "with rope_scaling (yarn)"),
     (dict(model_type="mine", auto_map={"AutoConfig": "mine.Config"}), 26, "contains custom code"),
-    (dict(auto_map={"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Qwen2ForCausalLM"}), 26, ""),  # a copy of it
-    (dict(auto_map={"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}), 26, "has the architecture Model"),
+    (dict(auto_map={"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Qwen2ForCausalLM"}), 26,
+     ""),  # a copy of it
+    (dict(auto_map={"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}), 26,
+     "has the architecture Model"),
     (dict(num_attention_heads="two"), 26, "its config.json does not load"),
     ({**WINDOW, "sliding_window": 25}, 26, "sliding window of 25"),
     ({**WINDOW, "sliding_window": 26}, 26, ""),
@@ -268,7 +275,8 @@ def test_sft_takes_a_window_that_its_examples_do_not_reach(server, tmp_path):
     for window in (13, 12):
         path = changed(tmp_path / f"model{window}", **WINDOW, sliding_window=window)
         write_examples(tmp_path / f"at{window}")
-        done = server.run(tmp_path / f"at{window}", "sft.py", ["--data", "d.jsonl", "--num_steps", "1", "--tokens_per_step", "60",
+        done = server.run(tmp_path / f"at{window}", "sft.py",
+                          ["--data", "d.jsonl", "--num_steps", "1", "--tokens_per_step", "60",
                                                                "--model", path])
         assert (done.returncode == 0) == (window == 13), done.stderr[-2000:]
         assert window == 13 or "sliding window of 12 tokens" in done.stderr
@@ -276,5 +284,6 @@ def test_sft_takes_a_window_that_its_examples_do_not_reach(server, tmp_path):
 
 def test_a_critic_that_is_not_computed_is_refused_by_check_too(server, tied_model, tmp_path):
     path = changed(tmp_path / "critic", **HYBRID)
-    done = server.run(tmp_path / "at", "train_ppo.py", [*TINY, "--model", tied_model, "--critic_model", path, "--check"])
+    done = server.run(tmp_path / "at", "train_ppo.py",
+                      [*TINY, "--model", tied_model, "--critic_model", path, "--check"])
     assert done.returncode == 1 and "has layers of type linear_attention" in done.stderr, done.stderr[-2000:]

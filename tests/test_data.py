@@ -297,9 +297,11 @@ def test_chat_templates_go_through_the_tokenizer():
 
 HEAD = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 CLOCKS = {  # how published chat templates write a date
-    "llama 3.2": "{% if not date_string is defined %}{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
-                 "{% else %}{% set date_string = 'never' %}{% endif %}{% endif %}Today Date: {{ date_string }}\n" + HEAD,
-    "llama 3.1": "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}Today Date: {{ date_string }}\n" + HEAD,
+    "llama 3.2": "{% if not date_string is defined %}{% if strftime_now is defined %}"
+                 "{% set date_string = strftime_now('%d %b %Y') %}{% else %}{% set date_string = 'never' %}{% endif %}{% endif %}"
+                 "Today Date: {{ date_string }}\n" + HEAD,
+    "llama 3.1": "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}"
+                 "Today Date: {{ date_string }}\n" + HEAD,
     "smollm3": "{% set today = strftime_now('%d %B %Y') %}Today Date: {{ today }}\n" + HEAD,
     "gpt-oss": "{% macro system() %}Current date: {{ strftime_now('%Y-%m-%d') }}\n{% endmacro %}{{ system() }}" + HEAD,
 }
@@ -343,7 +345,8 @@ THINKS = HEAD + "{% if enable_thinking is defined and not enable_thinking %}<thi
 
 def test_a_chat_template_that_leaves_out_the_system_text_is_refused():
     row = {"question": "1+1?"}
-    for template in ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", "{{ messages[-1].content }}"):
+    for template in ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
+                     "{{ messages[-1].content }}"):
         tokenizer = byte_tokenizer(adds=(), chat_template=template)
         assert templates.build_prompt("chat", row, tokenizer) == "1+1?"
         with pytest.raises(ConfigError, match="leaves out the system text of prompt template 'open_r1_demo'"):
@@ -378,7 +381,8 @@ def test_arguments_that_the_chat_template_does_not_read_are_refused(kwargs, date
 
 def test_chat_arguments_without_a_chat_are_refused():
     with pytest.raises(ConfigError, match="read by nothing"):
-        templates.check_chat(ChatSettings({"a": 1}), byte_tokenizer(chat_template=THINKS), templates.is_chat("tinyzero_base"))
+        templates.check_chat(ChatSettings({"a": 1}), byte_tokenizer(chat_template=THINKS),
+                             templates.is_chat("tinyzero_base"))
     assert templates.is_chat({"a": "tinyzero_base", "b": "chat"}) and not templates.is_chat({"a": "tinyzero_base"})
     assert templates.check_chat(ChatSettings(), byte_tokenizer(), False) == {"kwargs": {}, "date": templates.CHAT_DATE}
 
@@ -480,7 +484,7 @@ def test_jsonl_json_parquet_and_directories_give_the_same_rows(tmp_path):
     pyarrow.parquet.write_table(pa.Table.from_pylist(raw), tmp_path / "a.parquet")
     (tmp_path / "hub" / "data").mkdir(parents=True)
     for shard in range(3):
-        pyarrow.parquet.write_table(pa.Table.from_pylist(raw[shard : shard + 1]),
+        pyarrow.parquet.write_table(pa.Table.from_pylist(raw[shard: shard + 1]),
                                     tmp_path / f"hub/data/train-0000{shard}-of-00003.parquet")
     write_jsonl(tmp_path / "hub/data/test.jsonl", raw[:1])
     wanted = data.load_rows("math_12k", "train", tmp_path / "a.jsonl")
@@ -496,9 +500,11 @@ def test_a_number_of_a_float32_column_is_the_one_that_was_written(tmp_path):
 
     table = pa.table({"question": ["a", "b"], "answer": pa.array([0.1, 2.7], pa.float32())})
     pyarrow.parquet.write_table(table, tmp_path / "r.parquet")
-    inside = pa.array([{"ground_truth": [0.1]}, {"ground_truth": [2.7]}], pa.struct([("ground_truth", pa.list_(pa.float32()))]))
+    inside = pa.array([{"ground_truth": [0.1]}, {"ground_truth": [2.7]}],
+                      pa.struct([("ground_truth", pa.list_(pa.float32()))]))
     pyarrow.parquet.write_table(pa.table({"question": ["a", "b"], "reward_model": inside}), tmp_path / "nested.parquet")
-    assert [row["answer"] for row in data.load_rows("custom", "train", tmp_path / "nested.parquet")] == [["0.1"], ["2.7"]]
+    nested = data.load_rows("custom", "train", tmp_path / "nested.parquet")
+    assert [row["answer"] for row in nested] == [["0.1"], ["2.7"]]
     datasets.Dataset(table).save_to_disk(tmp_path / "saved")
     for path in (tmp_path / "r.parquet", tmp_path / "saved"):
         assert [row["answer"] for row in data.load_rows("custom", "train", path)] == ["0.1", "2.7"]
@@ -571,10 +577,12 @@ def test_an_unreachable_hub_is_asked_once_and_the_local_path_named(tmp_path):
     env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
     env = {name: value for name, value in env.items() if not name.lower().endswith("_proxy")}
     code = ("import runpy, socket, sys\nconnect, asked = socket.socket.connect, []\n"
-            "class Socket(socket.socket):\n    def connect(self, to):\n        asked.append(to)\n        return super().connect(to)\n"
+            "class Socket(socket.socket):\n    def connect(self, to):\n        asked.append(to)\n"
+            "        return super().connect(to)\n"
             "socket.socket = Socket\nsys.argv = ['data.py', 'gsm8k']\n"
             "try:\n    runpy.run_path('data.py', run_name='__main__')\nfinally:\n    print('asked', len(asked))")
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(data.__file__).parent, env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(data.__file__).parent, env=env, capture_output=True,
+                          text=True)
     assert done.returncode == 1 and done.stdout == "asked 1\n", done.stdout
     assert "could not load openai/gsm8k" in done.stderr and "give a local copy as path" in done.stderr
     assert "Traceback" not in done.stderr
@@ -646,14 +654,16 @@ def test_bad_countdown_rows(row, reason, tmp_path):
         data.load_rows("countdown", "train", write_jsonl(tmp_path / "c.jsonl", [row]))
 
 
-@pytest.mark.parametrize("answer", [None, "", "  ", True, float("nan"), float("inf"), [], ["1", ""], ["1", None], {"a": 1}])
+@pytest.mark.parametrize("answer",
+                         [None, "", "  ", True, float("nan"), float("inf"), [], ["1", ""], ["1", None], {"a": 1}])
 def test_bad_golds(answer, tmp_path):
     with pytest.raises(ConfigError, match="1 of 1 rows are bad"):
         data.load_rows("custom", "train", write_jsonl(tmp_path / "c.jsonl", [{"question": "x", "answer": answer}]))
 
 
 @pytest.mark.parametrize("answer, gold", [
-    (2**2005, str(2**2005)), (-7, "-7"), (27.0, "27"), (1e23, "1" + "0" * 23), (1e-7, "0.0000001"), (0.1, "0.1"), (-0.0, "0"),
+    (2**2005, str(2**2005)), (-7, "-7"), (27.0, "27"), (1e23, "1" + "0" * 23), (1e-7, "0.0000001"), (0.1, "0.1"),
+    (-0.0, "0"),
     ([1, 2.5], ["1", "2.5"]), (" 025 ", "025"),
 ])
 def test_a_gold_is_the_number_that_was_written(answer, gold, tmp_path):
@@ -670,9 +680,11 @@ def test_a_gold_is_the_number_that_was_written(answer, gold, tmp_path):
     ({"answer": "5", "solution": "####"}, "5", False),
     ({"answer": "5", "solution": ""}, "5", False), ({"answer": "5", "solution": None}, "5", False),
     ({"answer": "5"}, "5", False), ({"answer": 5, "solution": ["a"]}, "5", False),
-    ({"answer": " ", "solution": r"\boxed{5}"}, "5", True), ({"answer": float("nan"), "solution": r"\boxed{5}"}, "5", True),
+    ({"answer": " ", "solution": r"\boxed{5}"}, "5", True),
+    ({"answer": float("nan"), "solution": r"\boxed{5}"}, "5", True),
     ({"answer": None, "solution": "2 + 3 = 5\n#### 5"}, "5", True),
-    ({"solution": "$5$"}, "5", False), ({"solution": "5"}, "5", False), ({"solution": r"\( \frac{5}{1} \)"}, r"\frac{5}{1}", False),
+    ({"solution": "$5$"}, "5", False), ({"solution": "5"}, "5", False),
+    ({"solution": r"\( \frac{5}{1} \)"}, r"\frac{5}{1}", False),
     ({"ground_truth": "5"}, "5", False), ({"ground_truth": 5.0}, "5", False),
     ({"reward_model": {"style": "rule", "ground_truth": "5"}}, "5", False),
     ({"gt_answer": "5", "answer": "five", "ground_truth": "V"}, "5", False),
@@ -688,21 +700,27 @@ def test_the_gold_is_the_answer_and_open_r1_takes_a_solution_with_one(fields, go
 
 def test_a_solution_without_an_answer_is_a_bad_row(tmp_path):
     with pytest.raises(ConfigError, match="no answer, and no closed"):
-        data.load_rows("custom", "train", write_jsonl(tmp_path / "c.jsonl", [{"question": "x", "answer": "proof", "solution": "It is clear."}]))
+        data.load_rows("custom", "train", write_jsonl(tmp_path / "c.jsonl",
+                                                      [{"question": "x", "answer": "proof",
+                                                        "solution": "It is clear."}]))
     for solution in ("Two and three make five.", r"They make \boxed{5", "a $5$ b $6$"):
         with pytest.raises(ConfigError, match="no answer, and no closed"):
-            data.load_rows("custom", "train", write_jsonl(tmp_path / "c.jsonl", [{"question": "x", "solution": solution}]))
+            data.load_rows("custom", "train",
+                           write_jsonl(tmp_path / "c.jsonl", [{"question": "x", "solution": solution}]))
 
 
 @pytest.mark.parametrize("row", [
-    {"prompt": [{"role": "user", "content": "1+1?"}], "reward_model": {"ground_truth": "2"}, "extra_info": {"index": 0}},
+    {"prompt": [{"role": "user", "content": "1+1?"}], "reward_model": {"ground_truth": "2"},
+     "extra_info": {"index": 0}},
     {"prompt": "1+1?", "solution": "$2$"}, {"problem": "1+1?", "ground_truth": "2"},
     {"prompt": [{"role": "user", "content": "1+1?"}], "solution": r"It is \boxed{2}."},
     {"prompt": "another", "question": "1+1?", "answer": "2"}, {"question": None, "problem": "1+1?", "answer": "2"},
     {"prompt": "another", "extra_info": {"question": "1+1?", "answer": "2"}},
-    {"reward_model": {"ground_truth": "2"}, "extra_info": {"question": "1+1?", "answer": "One and one make two.", "split": "train"}},
+    {"reward_model": {"ground_truth": "2"},
+     "extra_info": {"question": "1+1?", "answer": "One and one make two.", "split": "train"}},
     {"question": "1+1?", "answer": "One and one make two.", "ground_truth": "2"},
-    {"question": "1+1?", "answer": "2", "ground_truth": {"target": 2}}, {"question": "1+1?", "answer": "2", "ground_truth": True},
+    {"question": "1+1?", "answer": "2", "ground_truth": {"target": 2}},
+    {"question": "1+1?", "answer": "2", "ground_truth": True},
     {"problem": "1+1?", "answer": "notfound", "solution": r"It is \boxed{2}."},
 ])
 def test_the_columns_of_verl_trl_and_others_are_read(row, tmp_path):
@@ -732,15 +750,18 @@ LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 
 
 def table(sign):
-    return f'question{sign}answer\n'.encode() + "".join(f'"{r["question"]}"{sign}{r["answer"]}\n' for r in ROWS).encode()
+    return f'question{sign}answer\n'.encode() + "".join(f'"{r["question"]}"{sign}{r["answer"]}\n'
+                                                        for r in ROWS).encode()
 
 
 @pytest.mark.parametrize("name, raw", [
-    ("a.json", LINES), ("a.json", LINES.rstrip()), ("a.jsonl", json.dumps(ROWS, indent=1).encode()), ("a.ndjson", LINES),
+    ("a.json", LINES), ("a.json", LINES.rstrip()), ("a.jsonl", json.dumps(ROWS, indent=1).encode()),
+    ("a.ndjson", LINES),
     ("a.json", b"\xef\xbb\xbf" + LINES), ("A.JSONL", LINES), ("a.JSON", json.dumps(ROWS).encode()), ("a.txt", LINES),
     ("a.csv", table(",")), ("a.CSV", table(";")), ("a.csv", b"\xef\xbb\xbf" + table("\t")), ("a.tsv", table("\t")),
     ("a.csv", table(",").replace(b"\n", b"\r\n")), ("a.jsonl", LINES.replace(b"\n", b"\r\n")),
-    ("a.jsonl.gz", gzip.compress(LINES, mtime=0)), ("a.csv.gz", gzip.compress(table(","), mtime=0)), ("a.jsonl", gzip.compress(LINES, mtime=0)),
+    ("a.jsonl.gz", gzip.compress(LINES, mtime=0)), ("a.csv.gz", gzip.compress(table(","), mtime=0)),
+    ("a.jsonl", gzip.compress(LINES, mtime=0)),
     ("a.json.xz", lzma.compress(LINES)), ("a.jsonl.BZ2", bz2.compress(LINES)),
 ])
 def test_the_files_that_people_have_are_read(name, raw, tmp_path):
@@ -750,20 +771,28 @@ def test_the_files_that_people_have_are_read(name, raw, tmp_path):
 
 
 @pytest.mark.parametrize("name, raw, message", [
-    ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n", "Git LFS pointer.*git lfs pull"),
+    ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n",
+     "Git LFS pointer.*git lfs pull"),
     ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     ("a.arrow", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-    ("a.jsonl", LINES.decode().encode("utf-16"), "UTF-16: save it as UTF-8"), ("a.csv", table(",").decode().encode("utf-16-le"), "UTF-16"),
-    ("a.csv", table(",") + b'"caf\xe9",1\n', "line 5 is not UTF-8"), ("a.json", b'[{"question": "\xe9"}]', "line 1 is not UTF-8"),
-    ("a.jsonl", b'{"question": "\xe9", "answer": "1"}', "1 not UTF-8"), ("a.json", b'{"data": [\n{"a": 1}]}', "one object with 'data'"),
+    ("a.jsonl", LINES.decode().encode("utf-16"), "UTF-16: save it as UTF-8"),
+    ("a.csv", table(",").decode().encode("utf-16-le"), "UTF-16"),
+    ("a.csv", table(",") + b'"caf\xe9",1\n', "line 5 is not UTF-8"),
+    ("a.json", b'[{"question": "\xe9"}]', "line 1 is not UTF-8"),
+    ("a.jsonl", b'{"question": "\xe9", "answer": "1"}', "1 not UTF-8"),
+    ("a.json", b'{"data": [\n{"a": 1}]}', "one object with 'data'"),
     ("a.json", b'{"data": [{"a": 1}]}', "all rows in one object under 'data': save that list alone"),
     ("a.jsonl", LINES.decode().encode("utf-32"), "UTF-32"),
-    ("a.json", b'[{"question": "x"', "Expecting"), ("a.parquet", LINES, "no Parquet file"), ("a.arrow", LINES, "cannot read"),
+    ("a.json", b'[{"question": "x"', "Expecting"), ("a.parquet", LINES, "no Parquet file"),
+    ("a.arrow", LINES, "cannot read"),
     ("a.zip", b"PK\x03\x04xx", "ZIP archive or an Excel table"), ("a.jsonl.zst", b"(\xb5/\xfdxx", "Zstandard"),
     ("a.jsonl", b"<!DOCTYPE html>", "HTML"), ("a.pkl", b"\x80\x04x", "pickle"), ("a.jsonl", b"\0\5\x16\7", "not text"),
-    ("a.jsonl.gz", gzip.compress(LINES, mtime=0)[:-9], "cannot read"), ("a.csv", b"question,answer\nx\n", "not the 2 fields"),
-    ("a.csv", b"question,answer,answer\nx,1,2\n", "two columns have one name"), ("a.csv", b'question,answer\n"x,1\ny,2\n', "line"),
-    ("a.csv", b"q,a\nx,1\n", "the columns are q, a; read are"), ("a.json", b"", "no rows in"), ("a.csv", b"", "no rows in"),
+    ("a.jsonl.gz", gzip.compress(LINES, mtime=0)[:-9], "cannot read"),
+    ("a.csv", b"question,answer\nx\n", "not the 2 fields"),
+    ("a.csv", b"question,answer,answer\nx,1,2\n", "two columns have one name"),
+    ("a.csv", b'question,answer\n"x,1\ny,2\n', "line"),
+    ("a.csv", b"q,a\nx,1\n", "the columns are q, a; read are"), ("a.json", b"", "no rows in"),
+    ("a.csv", b"", "no rows in"),
 ])
 def test_another_file_is_refused_in_one_line_that_says_what_it_is(name, raw, message, tmp_path):
     (tmp_path / name).write_bytes(raw)
@@ -790,7 +819,8 @@ def test_what_is_hidden_or_double_in_a_directory_is_not_read_along(tmp_path):
 
 def test_a_file_of_the_other_split_is_refused_with_the_fix(tmp_path):
     (tmp_path / "train.jsonl").write_bytes(LINES)
-    with pytest.raises(ConfigError, match="called 'train.jsonl': give the held-out rows .--eval_path., or --eval_prompts 0"):
+    with pytest.raises(ConfigError,
+                       match="called 'train.jsonl': give the held-out rows .--eval_path., or --eval_prompts 0"):
         data.load_rows("custom", "test", tmp_path / "train.jsonl")
 
 
@@ -824,6 +854,16 @@ def test_a_reward_gets_its_own_rows_and_one_of_yours_any_rows():
             data.load_prompts("countdown:1", "tinyzero_base", reward, None)
 
 
+def test_rows_of_your_own_hear_which_rewards_and_templates_fit(tmp_path):
+    path = write_jsonl(tmp_path / "r.jsonl", [{"question": "1+1?", "answer": "2"}])
+    with pytest.raises(ConfigError,
+                       match=r"whose rows have .*: give one that reads math \(math, .*verl_gsm8k.*\), or your own"):
+        data.load_prompts("custom", "tinyzero_base", "tinyzero_countdown", None, paths=path)
+    with pytest.raises(ConfigError, match="wants nums; .* templates for such rows: .*boxed_text.*chat") as stopped:
+        data.load_prompts("custom", "tinyzero_base", "math", None, paths=path)
+    assert "logic_rl_base" not in str(stopped.value)
+
+
 def test_an_empty_file_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="no rows in"):
         data.load_rows("gsm8k", "train", write_jsonl(tmp_path / "g.jsonl", []))
@@ -831,7 +871,7 @@ def test_an_empty_file_is_an_error(tmp_path):
 
 def test_duplicates_long_prompts_and_unreadable_answers_are_bad_prompts(tmp_path, capsys):
     rows = [good(i) for i in range(397)] + [good(5), {"question": "x" * 60, "answer": "#### 1"},
-                                           {"question": "odd", "answer": "#### ?"}]
+                                            {"question": "odd", "answer": "#### ?"}]
     path = write_jsonl(tmp_path / "g.jsonl", rows)
 
     def check_answer(reward, answer):
@@ -948,7 +988,7 @@ def test_each_epoch_is_a_permutation_and_differs_from_the_last():
 def test_the_order_can_be_resumed_at_any_draw(sizes, start, count):
     weights = [0.5, 0.3, 0.2][: len(sizes)]
     whole = data.prompt_order(sizes, weights, 7, 0, 240)
-    assert data.prompt_order(sizes, weights, 7, start, count) == whole[start : start + count]
+    assert data.prompt_order(sizes, weights, 7, start, count) == whole[start: start + count]
 
 
 @settings(max_examples=50, deadline=None)
@@ -968,7 +1008,7 @@ def test_mixture_shares_are_exact_and_each_source_has_its_own_epochs():
     for source, size in ((0, 3), (1, 100), (2, 7)):
         rows = [row for s, row in order if s == source]
         for epoch in range(len(rows) // size):
-            assert sorted(rows[epoch * size : (epoch + 1) * size]) == list(range(size))
+            assert sorted(rows[epoch * size: (epoch + 1) * size]) == list(range(size))
     thirds = data.prompt_order([5, 5, 5], [1, 1, 1], 0, 0, 300)
     assert set(collections.Counter(source for source, _ in thirds).values()) == {100}
     odd = data.prompt_order([5, 5], [0.123456789, 1], 0, 0, 100_000)  # no short cycle: exact to 1 in 10,000
@@ -1012,7 +1052,7 @@ def test_leak_check_takes_prompts_and_names_and_compares_problems(tmp_path):
     assert [(leak["train"], leak["test"]) for leak in leak_check(train, "math500", {"math500": path})] == [
         ("custom/0", "math500/1")]
     assert len(leak_check([{"nums": [1, 2, 3], "target": 6}], [{"nums": [3, 1, 2], "target": 6},
-                                                                    {"nums": [3, 1, 2], "target": 5}])) == 1
+                                                               {"nums": [3, 1, 2], "target": 5}])) == 1
 
 
 def test_the_command_line_prints_any_row_and_stops_when_nobody_reads_on(tmp_path):
@@ -1021,7 +1061,8 @@ def test_the_command_line_prints_any_row_and_stops_when_nobody_reads_on(tmp_path
     import pyarrow as pa
     import pyarrow.parquet
 
-    rows = [{"question": f"q{i}", "answer": "5", "day": datetime.date(2024, 7, 26), "image": b"\xff"} for i in range(4000)]
+    rows = [{"question": f"q{i}", "answer": "5", "day": datetime.date(2024, 7, 26), "image": b"\xff"}
+            for i in range(4000)]
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "r.parquet")
     command = f"{sys.executable} {data.__file__} custom --path {tmp_path}/r.parquet --count 4000 | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)

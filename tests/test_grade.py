@@ -219,7 +219,7 @@ OTHER_ANSWER = [    # near misses of the same kinds
     ("x+y=5", "5"), ("xy=6", "6"), ("x^2+y^2=25", "25"), ("y=2x+1", "1"), ("2x=10", "10"), ("10", "2x=10"),
     ("25", "x^2=25"), ("5", "2x+y=5"), ("5", "6=5"), ("5", "6-1=5"), ("5", "x+y=5=6"), ("2x+1", "x+y=2x+1"),
     ("13", "x^2+y^2=13"), ("5", "x+y=5"), ("6", "xyz=6"), ("5", "a+b=6"), ("5", "a+b"), ("a+b", "a+b=5"),
-   
+
     (r"(3,\infty)", r"x\ge 3"), (r"(3,\infty)", "x<3"), (r"(3,\infty)", "x>4"), ("(0,12)", r"0<x\le 12"),
     ("x>3", r"[3,\infty)"), ("x>3", "y>3"), ("(1,3)", r"x<1 \text{ or } x>3"),
     (r"(-\infty,1)\cup(3,\infty)", r"x<1 \text{ and } x>3"), (r"(3,\infty)", "x>a"), (r"\mathbb{R}", r"\mathbb{Q}"),
@@ -313,7 +313,7 @@ def test_each_published_grader_keeps_its_tolerances(graders, rules, gold, predic
 def test_hostile_predictions_are_refused_at_once_without_sympy(prediction):
     start = time.process_time()
     assert math_equal.decide(["5"], prediction, "strict") is False
-    assert time.process_time() - start < 2  # of CPU; about 1 ms, and what is refused here would take minutes or for ever
+    assert time.process_time() - start < 2  # of CPU; about 1 ms, and what is refused here would take minutes
 
 
 def test_scrambled_latex_never_raises():
@@ -383,7 +383,7 @@ def children():
 
 
 @pytest.mark.parametrize(("bad", "verdict"), [("hang", "timeout"), ("sleep", "timeout"), ("exit", "error"),
-("memory", "wrong")])
+                                              ("memory", "wrong")])
 def test_a_misbehaving_job_ends_alone_and_leaves_no_zombie(bad, verdict):
     before, workers = set(children()), faulty()
     try:
@@ -456,7 +456,8 @@ def test_workers_that_cannot_start_answer_error_instead_of_spinning():
 
 
 def test_a_worker_ends_when_its_parent_is_killed():
-    code = ("import time, os\nfrom tasks.workers import Workers\nw = Workers(1)\nw.submit(0, ['2\\\\sqrt 2'], '\\\\sqrt 8', 'strict')\n"
+    code = ("import time, os\nfrom tasks.workers import Workers\nw = Workers(1)\n"
+            "w.submit(0, ['2\\\\sqrt 2'], '\\\\sqrt 8', 'strict')\n"
             "while not w.poll(1): pass\nprint(w.workers[0].process.pid, flush=True)\ntime.sleep(600)\n")
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE,
                               cwd=os.path.dirname(os.path.dirname(os.path.abspath(math_equal.__file__))))

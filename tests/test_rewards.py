@@ -521,7 +521,7 @@ def test_an_ill_formed_gold_is_refused(reward, answer):
 
 def test_well_formed_golds_are_accepted():
     for reward, answer in (("tinyzero_countdown", COUNTDOWN), ("logic_rl_kk", PEOPLE), ("math", "5"),
-    ("math", ["5", r"\frac12"]),
+                           ("math", ["5", r"\frac12"]),
                            ("open_r1_math", r"A long solution, so $\boxed{5}$.")):
         rewards.check_answer(reward, answer)
 
@@ -545,10 +545,14 @@ def odd_rewards():
             raise SystemExit("bye")
         return sample.finish({"own": 1.0}, True, True)
 
-    return {"index": (lambda sample, equal: sample.finish({"own": float(sample.text[3] == "e")}, True, True), "IndexError"),
-            "leaves": (leaves, "SystemExit: bye"), "nan": (of(math.nan), "own is nan"), "inf": (of(-math.inf), "own is -inf"),
-            "huge": (of(1e300), "own is 1e+300"), "text": (of("a lot"), "TypeError"), "none": (returns(None), "it returned NoneType, not a Score"),
-            "float": (returns(1.0), "it returned float"), "sum": (returns(Score(1.0, True, True, {"own": 0.5})), "not the sum of its parts"),
+    return {"index": (lambda sample, equal: sample.finish({"own": float(sample.text[3] == "e")}, True, True),
+                      "IndexError"),
+            "leaves": (leaves, "SystemExit: bye"), "nan": (of(math.nan), "own is nan"),
+            "inf": (of(-math.inf), "own is -inf"),
+            "huge": (of(1e300), "own is 1e+300"), "text": (of("a lot"), "TypeError"),
+            "none": (returns(None), "it returned NoneType, not a Score"),
+            "float": (returns(1.0), "it returned float"),
+            "sum": (returns(Score(1.0, True, True, {"own": 0.5})), "not the sum of its parts"),
             "hidden nan": (returns(Score(1.0, True, True, {"own": math.nan, "other": 1.0})), "own is nan")}
 
 
@@ -565,23 +569,27 @@ def test_where_an_own_reward_fails_the_response_is_worth_0_and_it_is_told(name, 
             scorer.submit(key, "own", text, "5")
         assert [scorer.collect()[key].total for key in range(1)] == [0.0]
         said = capsys.readouterr().err
-        assert said.count("warning: rank 0: reward 'own' failed on a response, which scores 0") == (3 if batch == 0 else 0)
+        assert said.count("warning: rank 0: reward 'own' failed on a response, which scores 0") == (3 if batch == 0
+                                                                                                    else 0)
         assert batch or told in said and "response: odd" in said
         assert f"has failed on {4 if batch == 0 else 8} responses so far" in said
     scorer.close()
 
 
 def test_an_own_reward_may_return_numpy_numbers_and_a_score_without_parts(monkeypatch):
-    monkeypatch.setitem(rewards.REWARDS, "own", lambda s, equal: s.finish({"own": np.float32(0.5)}, np.bool_(True), np.int64(1)))
+    monkeypatch.setitem(rewards.REWARDS, "own", lambda s,
+                        equal: s.finish({"own": np.float32(0.5)}, np.bool_(True), np.int64(1)))
     result = score("own", "x", "5")
     assert (result.total, result.correct, result.format_ok) == (0.5, True, True)
-    assert json.dumps([result.total, result.correct, result.format_ok, result.parts]) == '[0.5, true, true, {"own": 0.5}]'
+    assert json.dumps([result.total, result.correct, result.format_ok,
+                       result.parts]) == '[0.5, true, true, {"own": 0.5}]'
     monkeypatch.setitem(rewards.REWARDS, "own", lambda s, equal: Score(2.0, True, True, {}))
     assert rewards.add_parts(score("own", "x", "5"), {"tag_count": 1.0}, "x", 1, 2).total == 2.0
 
 
 def test_a_reward_that_changes_the_answer_changes_only_its_own_copy(monkeypatch):
-    monkeypatch.setitem(rewards.REWARDS, "mine", lambda sample, equal: sample.finish({"mine": float(sample.answer["numbers"].pop())}))
+    monkeypatch.setitem(rewards.REWARDS, "mine", lambda sample,
+                        equal: sample.finish({"mine": float(sample.answer["numbers"].pop())}))
     answer = {"target": 3, "numbers": [1, 2]}
     assert [rewards.score("mine", "x", answer).total for _ in range(3)] == [2.0, 2.0, 2.0]
     assert answer == {"target": 3, "numbers": [1, 2]}
