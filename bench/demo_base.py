@@ -49,7 +49,7 @@ def held_out_problems():
 
 @torch.no_grad()
 def right(folder, samples, seed=0):
-    """Count the right responses to the held-out problems: a greedy one each (samples 0), or `samples` at temperature 1."""
+    """Count the right responses to the held-out problems: a greedy one each (samples 0), or some at temperature 1."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     problems = held_out_problems()

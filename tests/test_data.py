@@ -298,7 +298,8 @@ def test_chat_templates_go_through_the_tokenizer():
 HEAD = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 CLOCKS = {  # how published chat templates write a date
     "llama 3.2": "{% if not date_string is defined %}{% if strftime_now is defined %}"
-                 "{% set date_string = strftime_now('%d %b %Y') %}{% else %}{% set date_string = 'never' %}{% endif %}{% endif %}"
+                 "{% set date_string = strftime_now('%d %b %Y') %}"
+                 "{% else %}{% set date_string = 'never' %}{% endif %}{% endif %}"
                  "Today Date: {{ date_string }}\n" + HEAD,
     "llama 3.1": "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}"
                  "Today Date: {{ date_string }}\n" + HEAD,
