@@ -130,7 +130,8 @@ def check_sampling(cfg, world):
         size = getattr(cfg, name) or world
         refuse(world % size, f"{name} = {size} does not divide the {world} processes")
     refuse(cfg.prompts_per_step % engines, f"prompts_per_step = {cfg.prompts_per_step} is not divisible by the "
-           f"{engines} engines ({world} processes / tensor_parallel {cfg.tensor_parallel}): make it a multiple of {engines}")
+           f"{engines} engines ({world} processes / tensor_parallel {cfg.tensor_parallel}): make it a multiple of "
+           f"{engines}")
 
 
 class Engine:
@@ -260,7 +261,7 @@ def finite(logprobs):
     logprobs = np.asarray(logprobs, dtype=np.float32)
     if not np.isfinite(logprobs).all():
         raise Broken("the engine returned a log-probability that is not finite: its weights hold NaN or inf. "
-                           "Restart from the last checkpoint with a smaller lr; the cache of this process is spoilt")
+                     "Restart from the last checkpoint with a smaller lr; the cache of this process is spoilt")
     return logprobs
 
 

@@ -4,7 +4,8 @@ Cold start: supervised fine-tuning on {"prompt": ..., "response": ...} lines, pa
     torchrun --standalone --nproc-per-node=8 sft.py --model Qwen/Qwen2.5-3B --data traces.jsonl --name cold-start
 
 Only response tokens are trained, and EOS after each. A {"messages": [...]} line goes through the model's chat template:
-the assistant's last message is trained, with its thinking. What a line holds and training would lose makes it a bad line.
+the assistant's last message is trained, with its thinking. What a line holds and training would lose makes it a bad
+line.
 """
 
 import hashlib
@@ -60,8 +61,9 @@ class Config(BasicSettings):  # what does not change what is learned: checkpoint
 
 def load_examples(path, tokenizer, max_len, chat=None):
     """
-    -> list of (prompt_ids, response_ids with EOS). Bad lines are counted and the first three shown; more than 1 %
-    stops with ConfigError.
+    Read a JSONL file into a list of (prompt_ids, response_ids with EOS). Bad lines are counted, the first three shown.
+
+    Raises ConfigError if more than 1 % of them are bad, or all.
     """
     if not os.path.isfile(path):
         what = "a directory" if os.path.isdir(path) else "not there"
@@ -74,7 +76,7 @@ def load_examples(path, tokenizer, max_len, chat=None):
         try:
             prompt_ids, response = to_prompt(row, tokenizer, chat)
             response_ids = tokenizer(response, add_special_tokens=False)["input_ids"]
-        except Exception as error:  # chat templates and tokenizers raise what they like: it is this line that cannot be used
+        except Exception as error:  # templates and tokenizers raise what they like: this line cannot be used
             kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
             bad.append(f"line {number}: {kind}{excerpt(str(error), 150)}")
             continue
@@ -89,25 +91,26 @@ def load_examples(path, tokenizer, max_len, chat=None):
     if bad:
         print0(f"{path}: {len(bad)} of {len(lines)} lines not used; first: " + "; ".join(bad[:3]))
     if len(bad) > 0.01 * len(lines) or not examples:
-        raise ConfigError(f"{path}: {len(bad)} of {len(lines)} lines cannot be used (more than 1 %); first: {'; '.join(bad[:3])}")
+        raise ConfigError(f"{path}: {len(bad)} of {len(lines)} lines cannot be used (more than 1 %); first: "
+                          f"{'; '.join(bad[:3])}")
     return examples
 
 
 def has_messages(path):
-    """Whether any line may go through the chat template."""
+    """Tell whether any line may go through the chat template."""
     if not os.path.isfile(path):
         return True  # load_examples says that
     return any(isinstance(row, dict) and "messages" in row for _, row in read_file(Path(path)))
 
 
 REASONING = ("reasoning_content", "reasoning", "thinking")  # names under which chat templates look for it
-NOT_TRAINED = ("system", "system_prompt", "instruction", "input", "history", "context", "tools", "functions", "images", "cot",
-               "rationale", "thought", *REASONING)  # beside prompt and response
+NOT_TRAINED = ("system", "system_prompt", "instruction", "input", "history", "context", "tools", "functions", "images",
+               "cot", "rationale", "thought", *REASONING)  # beside prompt and response
 MARK = "[END-OF-CONTENT]"  # which no template writes by itself
 
 
 def to_prompt(row, tokenizer, chat=None):
-    """-> (prompt ids, response text) of {"prompt", "response"} or of {"messages"} that end with the assistant."""
+    """Turn {"prompt", "response"}, or {"messages"} that end with the assistant, into (prompt ids, response text)."""
     if isinstance(row, Exception):  # a line that data.py could not read
         raise ValueError(str(row))
     if not isinstance(row, dict):
@@ -116,12 +119,15 @@ def to_prompt(row, tokenizer, chat=None):
     if row.get("messages") is None and None in pair:
         raise ValueError(f"wanted are prompt and response, or messages; the line has {', '.join(row)}")
     turns = row["messages"] if isinstance(row.get("messages"), list) else []
-    said = [*pair, *(turn.get("content") for turn in turns if isinstance(turn, dict))]
-    if lost := [key for key in NOT_TRAINED if row.get(key) and not any(isinstance(row[key], str) and isinstance(text, str)
-                                                                       and row[key] in text for text in said)]:
-        raise ValueError(f"holds {', '.join(lost)}, which would be lost: put it into the prompt, the response or the messages")
+    contents = [turn.get("content") for turn in turns if isinstance(turn, dict)]
+    said = [*pair, *contents]
+    said = [text for text in said if isinstance(text, str)]
+    if lost := [key for key in NOT_TRAINED if (value := row.get(key))
+                and not (isinstance(value, str) and any(value in text for text in said))]:
+        raise ValueError(f"holds {', '.join(lost)}, which would be lost: put it into the prompt, the response or the "
+                         "messages")
     if row.get("messages") is not None:
-        if any(text is not None and text not in said[2:] for text in pair):  # hub sets repeat the first message as `prompt`
+        if any(text is not None and text not in contents for text in pair):  # hub sets repeat a message as `prompt`
             raise ValueError("holds both messages and a prompt or response")
         prompt, response = from_messages(row["messages"], tokenizer, chat)
         return tokenizer(prompt, add_special_tokens=False)["input_ids"], response
@@ -134,11 +140,13 @@ def to_prompt(row, tokenizer, chat=None):
 
 def from_messages(messages, tokenizer, chat=None):
     """
-    -> (prompt, response): what the chat template writes up to the assistant's last message, and what from there to the
-    end of its content: that is where a template puts reasoning_content. Where it would leave thinking out of the
-    content, as it does with turns before the last, the content itself. ValueError where anything would be lost.
+    Split a chat into (prompt, response): what the template writes up to the assistant's last message, and from there to
+    the end of its content, which is where a template puts reasoning_content. If the template would leave thinking out
+    of the content, as it does with turns before the last, the response is the content itself.
+
+    Raises ValueError if anything would be lost.
     """
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages) or len(messages) < 2:
+    if not isinstance(messages, list) or len(messages) < 2 or not all(isinstance(turn, dict) for turn in messages):
         raise ValueError("messages must be a list of at least two objects")
     for message in messages:
         if not isinstance(message.get("content"), str):
@@ -147,7 +155,8 @@ def from_messages(messages, tokenizer, chat=None):
         if lost := [key for key in message if key not in known and message[key]]:
             raise ValueError(f"a message holds {', '.join(lost)}, which would be lost")
     if messages[-1].get("weight") not in (None, 1):
-        raise ValueError(f"the last message has weight {messages[-1]['weight']}, and only that message is trained, as a whole")
+        raise ValueError(
+            f"the last message has weight {messages[-1]['weight']}, and only that one is trained, as a whole")
     *before, last = messages
     content, reasoning = last["content"], [last[key] for key in REASONING if last.get(key)]
     if last.get("role") != "assistant" or not content.strip() or not all(isinstance(text, str) for text in reasoning):
@@ -162,7 +171,7 @@ def from_messages(messages, tokenizer, chat=None):
     tag, response = opened_by(prompt), written[len(prompt):] if written.startswith(prompt) else ""
     if not all("".join(text.split()) in "".join((tag + response).split()) for text in (content, *reasoning)):
         if reasoning:
-            raise ValueError("the chat template does not write the reasoning of the last message: put it into its content")
+            raise ValueError("the chat template does not write the last message's reasoning: put it into its content")
         response = content
     if tag and response.lstrip().startswith(tag):  # the prompt has it
         response = response.lstrip().removeprefix(tag).lstrip()
@@ -172,7 +181,7 @@ def from_messages(messages, tokenizer, chat=None):
 
 
 def opened_by(prompt):
-    """The <think>, or tag like it, that a prompt ends in: the response then must close it, but not open it; else ""."""
+    """Return the <think>, or tag like it, that a prompt ends in, or "". The response must close it, and not open it."""
     found = re.search(r"[<\[][\w:]*(?:think|thought|reason)\w*[>\]](?=\s*\Z)", prompt[-50:], flags=re.IGNORECASE)
     return found[0] if found else ""
 
@@ -236,8 +245,8 @@ def main():
                      "seconds_step": seconds, "tokens_per_second": tokens / seconds})
         window = [window[0] + seconds, window[1] + tokens]
         if step % 50 == 0 or step == cfg.num_steps:
-            run.say(f"step {step:5d}/{cfg.num_steps}  loss {loss:.4f}  grad_norm {grad_norm:.2f}  lr {lr:.2e}  epoch {epoch:.2f}  "
-                    f"tokens_per_second {window[1] / window[0]:.0f}")
+            run.say(f"step {step:5d}/{cfg.num_steps}  loss {loss:.4f}  grad_norm {grad_norm:.2f}  lr {lr:.2e}  "
+                    f"epoch {epoch:.2f}  tokens_per_second {window[1] / window[0]:.0f}")
             window = [0.0, 0]
         progress.step, stopped_by = step, run.stop_reason()
         if run.save_is_due(step) or stopped_by:

@@ -141,7 +141,7 @@ def leave_one_out(rewards):
 
 
 def token_rewards(reward, num_tokens, kl, repetition, gammas):
-    """Place rewards on tokens, {type: (T,)}: the task's on the last. Types share kl (T,) evenly, as demystify-long-cot."""
+    """Place rewards on tokens, {type: (T,)}: the task's on the last; types share kl (T,) evenly, as demystify does."""
     task = np.zeros(num_tokens)
     task[-1] = reward
     if "repetition" not in gammas:
@@ -172,8 +172,8 @@ def gae_of_types(rewards, values, gammas, lam, last_value):
 
 def advantages_and_returns(rollouts, rewards, values, penalties, cfg):
     """
-    Estimate {i: advantages (T,)}, not yet whitened, and {i: returns (T,)}, the critic's targets, of each response i from
-    rewards (R,) and {i: (T,)} values and penalties. Length-adaptive lambda: VAPO, arXiv 2504.05118.
+    Estimate {i: advantages (T,)}, not yet whitened, and {i: returns (T,)}, the critic's targets, of each response i
+    from rewards (R,) and {i: (T,)} values and penalties. Length-adaptive lambda: VAPO, arXiv 2504.05118.
     """
     advantages, returns, gammas = {}, {}, cfg.gammas or {"task": cfg.gamma}
     for i in sorted(values):
@@ -181,7 +181,7 @@ def advantages_and_returns(rollouts, rewards, values, penalties, cfg):
         lam = max(0.0, 1 - 1 / (alpha * len(ids))) if alpha else cfg.lam
         repetition = np.array(dense_repetition(ids, cfg.repetition_ngram, -coef)) if coef else 0.0
         bootstrap = rollouts[i].truncated and cfg.truncation_bootstrap == "value"
-        last_value = values[i][-1] if bootstrap else 0.0  # of a token before: no log-prob needs the state after the last
+        last_value = values[i][-1] if bootstrap else 0.0  # that of the state before the last token
         per_type = token_rewards(rewards[i], len(ids), penalties.get(i, 0.0), repetition, gammas)
         advantages[i] = gae_of_types(per_type, values[i], gammas, lam, last_value)
         returns[i] = gae_of_types(per_type, values[i], gammas, cfg.critic_lam, last_value) + values[i]

@@ -196,9 +196,10 @@ class StepStats:
         mean = self.total["mismatch"] / compared if compared else 0.0
         if not mean <= self.max_mismatch:  # NaN too
             raise Broken(
-                f"engine and trainer disagree: mean |rollout - trainer| log-prob {mean:.3g} (max {self.mismatch_max:.3g})"
-                f" is above mismatch_bound {self.max_mismatch:.3g}. No weight was changed. Likely causes: the weight sync"
-                " misses a tensor (a tied lm_head), a stale prefix cache, another temperature, or a dtype too coarse")
+                f"engine and trainer disagree: mean |rollout - trainer| log-prob {mean:.3g} (max "
+                f"{self.mismatch_max:.3g}) is above mismatch_bound {self.max_mismatch:.3g}. No weight was changed. "
+                "Likely causes: the weight sync misses a tensor (a tied lm_head), a stale prefix cache, another "
+                "temperature, or a dtype that is too coarse")
 
     def end_update(self, grad_norm, skipped=False):
         """

@@ -40,9 +40,9 @@ def make_engine(path, *, config, dtype, prompt_len, response_len, max_num_seqs, 
     need = kv_cache_bytes(config, max_num_seqs, max_len, dtype, tensor_parallel)
     limit = 4e9 if on_cpu else 0.35 * torch.cuda.get_device_properties(device).total_memory  # of each GPU
     kv_bytes = int(kv_cache_gb * 1e9 if kv_cache_gb else min(need, limit * tensor_parallel))
-    CONTEXT["cache"] = kv_bytes / 1e9, kv_cache_bytes(config, 0, max_len, dtype, tensor_parallel) / 1e9  # and of one sequence
+    CONTEXT["cache"] = kv_bytes / 1e9, kv_cache_bytes(config, 0, max_len, dtype, tensor_parallel) / 1e9  # of one
 
-    # vLLM takes max_position_embeddings for what YaRN has stretched already; the configs of Qwen2.5 name what it was before
+    # vLLM takes max_position_embeddings for what YaRN has stretched already; Qwen2.5's configs name what it was before
     stretched = max_len > (getattr(config, "max_position_embeddings", None) or max_len)
     overrides = {"max_position_embeddings": max_len} if stretched else {}
     if dtype != "float32":
@@ -62,13 +62,13 @@ def make_engine(path, *, config, dtype, prompt_len, response_len, max_num_seqs, 
         hf_overrides=overrides,
         max_num_seqs=max_num_seqs,
         kv_cache_memory_bytes=kv_bytes // tensor_parallel,  # vLLM counts it per GPU
-        gpu_memory_utilization=0.92 if on_cpu else 0.01,  # else vLLM wants 92 % of the GPU free, whatever the bytes above
+        gpu_memory_utilization=0.92 if on_cpu else 0.01,  # else vLLM wants 92 % of the GPU free
         enforce_eager=on_cpu,  # CUDA graphs survive weight syncs: the weights are copied into the same storage
         enable_prefix_caching=True,
         logprobs_mode="processed_logprobs",  # at the sampling temperature; the default would be at T = 1
         generation_config="vllm",  # do not take top_p and the like from the model's generation_config.json
         enable_sleep_mode=not on_cpu,  # raises on CPU
-        disable_custom_all_reduce=True,  # its CUDA graphs cannot share what lies in expandable segments (onebox/distributed.py)
+        disable_custom_all_reduce=True,  # its CUDA graphs cannot share expandable segments (distributed.py)
         disable_log_stats=True,
         use_tqdm_on_load=False,
     )
@@ -86,8 +86,8 @@ def make_engine(path, *, config, dtype, prompt_len, response_len, max_num_seqs, 
 
 def name_shared_memory(start):
     """
-    Add `start` to the name of the memory through which vLLM's CPU ranks meet. vLLM's own name is the same for every run of
-    a machine: two runs would meet in it, and what a killed one left in /dev/shm would refuse the next. (not public)
+    Add `start` to the name of the memory through which vLLM's CPU ranks meet. vLLM's own name is the same for every run
+    of a machine: two runs would meet in it, and what a killed one left in /dev/shm would refuse the next. (not public)
     """
     from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
 
@@ -98,8 +98,9 @@ def name_shared_memory(start):
 def describe_head(head_dtype):
     if head_dtype == torch.float32:
         return "engine: logits in fp32, as the trainer's"
-    return (f"engine: logits rounded to {str(head_dtype or 'the dtype of the weights').removeprefix('torch.')}, the trainer's are "
-            "fp32: this vLLM cannot compute them so; mismatch_mean is the larger for it")
+    rounded_to = str(head_dtype or "the dtype of the weights").removeprefix("torch.")
+    return (f"engine: logits rounded to {rounded_to}, the trainer's are fp32: this vLLM cannot compute them so; "
+            "mismatch_mean is the larger for it")
 
 
 def kv_cache_bytes(config, num_seqs, max_len, dtype, tensor_parallel=1):

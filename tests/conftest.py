@@ -1,5 +1,6 @@
 """
-Tiny random models, made once per test run, and `run_script`, which starts a script as a user would, with a hard timeout.
+Tiny random models, made once per test run, and `run_script`, which starts a script as a user would, with a hard
+timeout.
 """
 
 import json
@@ -26,13 +27,14 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # and scores spread by 6 (weights of std 0.3 make queries and keys of std 0.3 * sqrt(64) = 2.4, scores of 2.4^2), so
 # 2 * 6 a layer, in two layers.
 RELATIVE = 14 * 2.0**-24 * (2 * 6) ** 2  # 1.2e-4: a hidden state, a value or a gradient, by its norm
-LOGPROB = RELATIVE * 13 / 0.7            # 2.2e-3: the worst log-prob, whose logit is 13 at most, at temperature 0.7 or more
+LOGPROB = RELATIVE * 13 / 0.7            # 2.2e-3: the worst log-prob, of a logit of 13, at temperature 0.7 or more
 LOGPROB_MEAN = RELATIVE * 3 / 0.7        # 5e-4: the mean of many, whose logits have a std of 3
 COLUMN = {"rel": 24 * RELATIVE, "abs": 400 * 2.0**-24}  # of a metric: 12 updates of two models; 400 tokens that cancel
-# Found are 1e-5 (gradients), 1.3e-4 and 1e-5 at most, on AVX2, AVX-512 and without either. What is really wrong is off by
-# 0.008 to 1 (gradients) and by 3 to 16 (log-probs): see the negative twins in test_rollout.py and test_policy.py.
+# Found are 1e-5 (gradients), 1.3e-4 and 1e-5 at most, on AVX2, AVX-512 and without either. What is really wrong is off
+# by 0.008 to 1 (gradients) and by 3 to 16 (log-probs): see the negative twins in test_rollout.py and test_policy.py.
 
-WORDS = ["<pad>", "<eos>", "numbers", "target", "<think>", "</think>", "<answer>", "</answer>", "yes", "no", "+", "-", "=",
+WORDS = ["<pad>", "<eos>", "numbers", "target", "<think>", "</think>", "<answer>", "</answer>", "yes", "no", "+",
+         "-", "=",
          "*", "/", "(", ")", *map(str, range(100))]
 
 
@@ -43,8 +45,8 @@ def save_tiny_model(folder, tied=True, seed=0, pad_is_eos=False, vocab_size=128,
 
     torch.manual_seed(seed)
     config = Qwen2Config(vocab_size=vocab_size, hidden_size=64, intermediate_size=96, num_hidden_layers=layers,
-                         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512, tie_word_embeddings=tied,
-                         initializer_range=scale, eos_token_id=1, pad_token_id=1 if pad_is_eos else 0, bos_token_id=None)
+                         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512,
+                         tie_word_embeddings=tied, initializer_range=scale, eos_token_id=1, pad_token_id=1 if pad_is_eos else 0, bos_token_id=None)
     Qwen2ForCausalLM(config).save_pretrained(folder)
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<pad>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -55,7 +57,8 @@ def save_tiny_model(folder, tied=True, seed=0, pad_is_eos=False, vocab_size=128,
 
 
 TINY_SIZES = dict(vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
-                  num_key_value_heads=1, head_dim=32, max_position_embeddings=512, initializer_range=0.3, eos_token_id=1,
+                  num_key_value_heads=1, head_dim=32, max_position_embeddings=512, initializer_range=0.3,
+                  eos_token_id=1,
                   pad_token_id=0, bos_token_id=None)
 
 
@@ -104,8 +107,8 @@ def one_process():
     return init_distributed()
 
 
-LONGEST = ("test_end_to_end", "test_bad_input", "test_train_ppo", "test_rollout", "test_safety", "test_faults", "test_recipes",
-           "test_policy")  # first, so that at the end no worker waits for the other (--no-loadscope-reorder keeps this order)
+LONGEST = ("test_end_to_end", "test_bad_input", "test_train_ppo", "test_rollout", "test_safety", "test_faults",
+           "test_recipes", "test_policy")  # first, so that at the end no worker waits (--no-loadscope-reorder keeps this)
 
 
 def pytest_collection_modifyitems(items):
@@ -160,8 +163,9 @@ def run_script(*args, nproc=None, timeout=900, cwd=None, env=None):
     """-> CompletedProcess of `python args` or `torchrun --nproc-per-node=nproc args`; a hang is a failure."""
     launcher = [sys.executable] if nproc is None else [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
-    keep = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT",
-                                                            "LOCAL_WORLD_SIZE", "LD_PRELOAD")}
+    keep = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR",
+                                                             "MASTER_PORT",
+                                                             "LOCAL_WORLD_SIZE", "LD_PRELOAD")}
     keep |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT, "HF_HUB_OFFLINE": "1", **(env or {})}
     return subprocess.run([*launcher, *map(str, args)], cwd=cwd or ROOT, env=keep, timeout=timeout, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
