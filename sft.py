@@ -171,7 +171,8 @@ def from_messages(messages, tokenizer, chat=None):
     tag, response = opened_by(prompt), written[len(prompt):] if written.startswith(prompt) else ""
     if not all("".join(text.split()) in "".join((tag + response).split()) for text in (content, *reasoning)):
         if reasoning:
-            raise ValueError("the chat template does not write the last message's reasoning: put it into its content")
+            raise ValueError("the chat template does not write the reasoning of the last message: put it into its "
+                             "content")
         response = content
     if tag and response.lstrip().startswith(tag):  # the prompt has it
         response = response.lstrip().removeprefix(tag).lstrip()

@@ -46,7 +46,8 @@ def save_tiny_model(folder, tied=True, seed=0, pad_is_eos=False, vocab_size=128,
     torch.manual_seed(seed)
     config = Qwen2Config(vocab_size=vocab_size, hidden_size=64, intermediate_size=96, num_hidden_layers=layers,
                          num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512,
-                         tie_word_embeddings=tied, initializer_range=scale, eos_token_id=1, pad_token_id=1 if pad_is_eos else 0, bos_token_id=None)
+                         tie_word_embeddings=tied, initializer_range=scale, eos_token_id=1,
+                         pad_token_id=1 if pad_is_eos else 0, bos_token_id=None)
     Qwen2ForCausalLM(config).save_pretrained(folder)
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<pad>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -108,7 +109,7 @@ def one_process():
 
 
 LONGEST = ("test_end_to_end", "test_bad_input", "test_train_ppo", "test_rollout", "test_safety", "test_faults",
-           "test_recipes", "test_policy")  # first, so that at the end no worker waits (--no-loadscope-reorder keeps this)
+           "test_recipes", "test_policy")  # first: at the end no worker waits
 
 
 def pytest_collection_modifyitems(items):
