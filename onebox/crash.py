@@ -187,7 +187,10 @@ def leave(name, asked, used, half):
 
 def size_left(folder, name, asked, say):
     """Return a size as the settings ask for it, or the half that an earlier start with the same setting left."""
-    found = read_json(os.path.join(folder, "out_of_memory.json")).get(name)
+    note = read_json(os.path.join(folder, "out_of_memory.json"))
+    found = note.get(name)
+    if isinstance(found, (int, float)):  # as older code left it
+        found = [note.get("asked" if name == "max_tokens_per_gpu" else "cache_asked"), found]
     if not isinstance(found, list) or found[0] != asked:
         return asked
     say(f"{name} = {found[1]:.6g}: an earlier start ran out of memory with more")

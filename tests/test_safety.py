@@ -659,3 +659,12 @@ def test_an_engine_and_a_kernel_that_are_older_lack_nothing_that_is_called(monke
 def test_the_log_says_in_what_dtype_the_engine_computes_logits():
     assert "in fp32, as the trainer's" in describe_head(torch.float32)
     assert "rounded to bfloat16" in describe_head(torch.bfloat16) and "rounded to" in describe_head(None)
+
+
+def test_a_size_that_older_code_left_is_read(tmp_path):
+    (tmp_path / "out_of_memory.json").write_text('{"asked": 400, "max_tokens_per_gpu": 200, "cache_asked": 0, '
+                                                 '"kv_cache_gb": 1.5}')
+    say = [].append
+    assert crash.size_left(str(tmp_path), "max_tokens_per_gpu", 400, say) == 200
+    assert crash.size_left(str(tmp_path), "max_tokens_per_gpu", 300, say) == 300  # another setting: as asked
+    assert crash.size_left(str(tmp_path), "kv_cache_gb", 0, say) == 1.5
