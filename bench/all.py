@@ -24,8 +24,6 @@ BENCHMARKS = {  # name: (what it is called in the table, columns that name a cas
                   "bench/trl_whole.py --threads 2 --sizes 4 --repeats 3 --kinds ours trl",
                   "--shapes ragged --longest 64 --repeats 1"),
     "scaling": ("scaling of the trainer step", 5, "bench/scaling.py", "--tokens 1024 2048 --vocabs 32000 64000"),
-    "ppo": ("PPO step / GRPO step", 2, "bench/ppo.py --layers 4", "--vocab 16384 --repeats 1"),
-    "throughput": ("throughput, one core", 1, "bench/throughput.py", ""),
     "rewards": ("rewards, one core", 1, "bench/rewards.py", "--seconds 0.2"),
 }
 

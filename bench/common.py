@@ -21,7 +21,6 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 PROMPT_LEN = 64
-CASES = {"uniform": [192] * 8, "ragged": [384, 300, 220, 150, 100, 80, 50, 20]}  # response tokens
 
 
 def parser_of(doc, out):
