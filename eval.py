@@ -60,6 +60,7 @@ def evaluate_and_log(progress, run, engine, policy, scorer, prompts, cfg):
         row = row | evaluate(engine, scorer, prompts, cfg, run, step)  # a new row: the old one is saved without it
         engine.sleep()
     run.log(row)
+    return row
 
 
 def evaluate(engine, scorer, prompts, cfg, run, step):

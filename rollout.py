@@ -38,7 +38,7 @@ class Rollout:
     source: str = ""  # the data set of its prompt
     uid: str = ""  # data.Prompt.uid of its prompt
     asked: object = None  # data.Prompt: the prompt itself, set once all ranks have exchanged their rollouts
-    phantom: bool = False  # holds ids that the model has logits for and the tokenizer no text: scored as truncated
+    phantom: bool = False  # holds ids with logits in the model but no text in the tokenizer: scored as truncated
 
     @property
     def truncated(self):
@@ -95,7 +95,7 @@ def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, deadl
 
 
 def run_requests(engine, requests, deadline, version, desc):
-    """{(prompt, sample): (token ids, SamplingParams)} -> Rollouts, as they finish; leaves no request in the engine."""
+    """Run {(prompt, sample): (token ids, SamplingParams)}, yield Rollouts as they finish, leave no request behind."""
     names = engine.enqueue([{"prompt_token_ids": ids} for ids, _ in requests.values()],
                            [params for _, params in requests.values()], use_tqdm=False) if requests else []
     running = {request_number(name): (*key, ids) for name, (key, (ids, _)) in zip(names, requests.items(), strict=True)}
@@ -221,14 +221,16 @@ def deliver_scores(scores, rollouts, record):
 
 
 def shares_engine():
-    """Whether other ranks take part in this engine (tensor parallel)."""
+    """Tell whether other ranks take part in this engine (tensor parallel)."""
     from vllm.distributed.parallel_state import get_tp_group
 
     return get_tp_group().world_size > 1
 
 
 def too_late(deadline, steps):
-    """Ranks that share an engine must stop at the same step or hang: the first one's clock decides, every 16 steps."""
+    """
+    Tell whether the deadline is over. Ranks that share an engine must stop together: the first one's clock decides.
+    """
     from vllm.distributed.parallel_state import get_tp_group
 
     group, late = get_tp_group(), time.monotonic() > deadline
@@ -242,12 +244,12 @@ def too_late(deadline, steps):
 
 
 def request_number(name):
-    """vLLM calls a request "18" outside and "18-9f3c2a10" inside; enqueue returns the latter, outputs the former."""
+    """Return "18" of "18-9f3c2a10": enqueue returns the long name of a request, its outputs have the short one."""
     return name.split("-")[0]
 
 
 def to_rollout(index, sample, prompt_ids, completion, version):
-    """vLLM's CompletionOutput -> Rollout, with the two checks that tell a broken engine from a bad policy."""
+    """Turn vLLM's CompletionOutput into a Rollout, with the checks that tell a broken engine from a bad policy."""
     ids, logprobs = list(completion.token_ids), finite(completion.logprobs.logprobs)
     if len(logprobs) != len(ids):
         raise Broken(f"the engine returned {len(logprobs)} log-probabilities for {len(ids)} tokens")
@@ -288,7 +290,7 @@ def cut_off(engine, running):
 
 def hf_stream(model, dtype):
     """
-    (name, full tensor) of every weight, one at a time; a collective, in the same order on every rank.
+    Yield (name, full tensor) of every weight, one at a time; a collective, in the same order on every rank.
 
     state_dict and not named_parameters: it also lists lm_head.weight where that is tied to the embeddings, and
     without that entry the engine on CPU keeps its old head and samples from it without a word.
@@ -299,7 +301,7 @@ def hf_stream(model, dtype):
 
 def reload(worker, weights_iterator):
     """
-    vLLM's reload_weights, in its worker; Broken where a layer did not get all of its weights. vLLM only logs one that
+    Reload the weights in vLLM's worker. Raises Broken if a layer did not get all of them. vLLM only logs one that
     got nothing, and says nothing of a fused one that got a part: both then hold what was in memory. get_layerwise_info,
     its own count of what each layer was given, is not public.
     """
@@ -330,7 +332,7 @@ def reload(worker, weights_iterator):
 
 @memory_of("the weight sync", SIDE_BY_SIDE)
 def sync_weights(model, engine, dtype, version):
-    """The policy's weights into the engine, in place; every rank together. One reload_weights call for all of them."""
+    """Load the policy's weights into the engine, in place; every rank together. One reload_weights call for all."""
     stream = hf_stream(model, dtype)
     try:
         engine.collective_rpc(reload, kwargs={"weights_iterator": stream})
@@ -351,7 +353,9 @@ def sleep(engine, device):
 
 
 def wake_and_sync(model, engine, dtype, version, device):
-    """Order matters: weights' memory first, then the weights, then the cache's memory (all at once can run out)."""
+    """
+    Wake the engine and load the weights: first their memory, then they, then the cache's, which may not fit before.
+    """
     if device.type == "cuda":
         torch.cuda.empty_cache()
         with memory_of("waking the engine's weights up", SIDE_BY_SIDE):

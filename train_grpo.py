@@ -30,7 +30,7 @@ from rollout import Engine, check_sampling
 
 
 @dataclass(frozen=True)
-class Config(RunSettings):  # RunSettings: name, reports, checkpoints, memory: what does not change what is learned
+class Config(RunSettings):  # RunSettings, in onebox/rundir.py: what does not change what is learned
     # run
     seed: NonNegative[int] = 0           # decides data order and every sampled token
     num_steps: Positive[int] = 100       # steps of rollout + update
@@ -57,7 +57,7 @@ class Config(RunSettings):  # RunSettings: name, reports, checkpoints, memory: w
     temperature: float = 1.0             # the loss uses log-probs at this temperature too
     top_p: float = 1.0                   # must stay 1: anything less biases every ratio
     stop: tuple = ()                     # strings that end a response, e.g. ("</answer>",); EOS always does
-    repetition_stop: NonNegative[int] = 0  # a pattern so many times in a row ends a response, as truncated; 0 = off
+    repetition_stop: NonNegative[int] = 0  # a pattern so many times in a row ends a response; 0 = off
     dynamic_sampling: NonNegative[int] = 0  # extra rollout rounds to replace groups whose rewards all agree (DAPO)
 
     # algorithm
@@ -66,15 +66,15 @@ class Config(RunSettings):  # RunSettings: name, reports, checkpoints, memory: w
     adv_std: bool = True                 # divide by the group's std (GRPO); False: Dr. GRPO
     adv_eps: Positive[float] = 1e-6      # added to that std
     loss_agg: Literal["seq_mean", "token_mean", "constant"] = "token_mean"  # GRPO, DAPO, Dr. GRPO
-    clip_low: NonNegative[float] = 0.2   # ratio below 1 - clip_low ...
-    clip_high: NonNegative[float] = 0.2  # ... or above 1 + clip_high gets no gradient (DAPO 0.28)
+    clip_low: NonNegative[float] = 0.2   # ratio below 1 - clip_low, if the advantage is < 0, ...
+    clip_high: NonNegative[float] = 0.2  # ... or above 1 + clip_high, if > 0: no gradient (DAPO 0.28)
     dual_clip: NonNegative[float] = 0.0  # ratio above which a bad token gets no gradient either, e.g. 3; 0 = off
     kl_in: Literal["none", "reward_k1", "loss_k2", "loss_k3"] = "none"  # KL to the initial model: in reward or loss
     kl_coef: NonNegative[float] = 0.001  # its weight
     entropy_coef: NonNegative[float] = 0.0  # entropy bonus
-    on_truncated: Literal["keep", "mask"] = "keep"  # keep: train on the reward's failure value; mask: no gradient
+    on_truncated: Literal["keep", "mask"] = "keep"  # both score them as wrong; mask: not in the loss
     mismatch_cap: NonNegative[float] = 2.0  # truncated importance weight of trainer over engine, 0 = off
-    mismatch_bound: NonNegative[float] = 0.0  # stop above this mean |rollout - trainer|; 0 = 0.001, bf16 0.05
+    mismatch_bound: NonNegative[float] = 0.0  # stop above this mean |rollout - trainer|; 0: 0.001, in bf16 0.05
 
     # optimizer
     lr: NonNegative[float] = 1e-6        # peak
@@ -95,10 +95,10 @@ class Config(RunSettings):  # RunSettings: name, reports, checkpoints, memory: w
 
 def group_advantages(rewards, divide_by_std, eps=1e-6):
     """
-    rewards (P, G) -> advantages (P, G): the reward minus the group's mean, over the group's std if asked for.
+    Subtract the group's mean from rewards (P, G), and divide by its std if asked for: advantages (P, G).
 
     GRPO, arXiv 2402.03300, section 4.1.2 (with std, unbiased); Dr. GRPO, arXiv 2503.20783, section 3.2 (without).
-    Every row sums to 0. A group that agrees, or of one, is exactly 0: in float32 eight times 0.1 is not.
+    Every row sums to 0. If all rewards of a group are equal, its advantages are exactly 0, in spite of rounding.
     """
     rewards = rewards.double()
     advantages = rewards - rewards.mean(dim=1, keepdim=True)
@@ -216,10 +216,10 @@ def token_loss(logprobs, entropy, batch, cfg):
 
 def sample_groups(engine, scorer, prompts, mixture, progress, cfg):
     """
-    Sample group_size responses to each prompt of a step. Dynamic sampling replaces groups whose rewards all agree, in
-    at most that many more rounds (DAPO, arXiv 2503.14476, section 3.2).
+    Sample group_size responses to each prompt of a step. Dynamic sampling replaces zero-variance groups, in at most
+    dynamic_sampling further rounds (DAPO, arXiv 2503.14476, section 3.2).
 
-    Returns (groups: at most prompts_per_step lists of Rollouts, all that was sampled); progress counts the draws.
+    Returns (groups: at most prompts_per_step lists of Rollouts, all that was sampled). Adds to progress.prompts_seen.
     """
     groups, sampled = [], []
     for _ in range(1 + cfg.dynamic_sampling):
@@ -237,8 +237,8 @@ def sample_groups(engine, scorer, prompts, mixture, progress, cfg):
     return groups[:cfg.prompts_per_step], sampled
 
 
-def parts_of_step(num_responses, group_size, num_updates):
-    """Split the indices of a step's responses into one part per update, whole groups each; no group, no part."""
+def split_into_updates(num_responses, group_size, num_updates):
+    """Split the indices of a step's responses into one tensor per update, of whole groups; none without groups."""
     indices = torch.arange(num_responses).reshape(-1, group_size)
     return [part.flatten() for part in indices.chunk(num_updates) if len(part)]
 
@@ -263,7 +263,7 @@ def main():
     if cfg.check:
         from tools.check import check_recipe
         return check_recipe(cfg)
-    rank, world, device = init_distributed(cfg.rollout_deadline_s + 3600)
+    rank, world, device = init_distributed(cfg.rollout_deadline_s + 3600)  # how long ranks may wait for the slowest
     check_config(cfg, world)
     dtype = resolve_dtype(cfg.dtype, device)
     path, hf_config, tokenizer, stop_ids = resolve_model(cfg.model, cfg.max_prompt_len + cfg.max_response_len,
@@ -279,7 +279,7 @@ def main():
                          shard_size=cfg.shard_size)
     optimizer = make_adam(policy, cfg.lr, cfg.adam_beta1, cfg.adam_beta2, cfg.weight_decay)
     models = {"policy": (policy, optimizer)}
-    progress = run.resume(models)
+    progress = run.resume(models)                    # run saves these from now on
     reference = None if cfg.kl_in == "none" else load_policy(path, device, dtype, compile=cfg.compile,
                                                              shard_size=cfg.shard_size, trainable=False)
     engine = Engine(path, tokenizer, stop_ids, config=hf_config, dtype=dtype, device=device, clock=run.clock,
@@ -291,12 +291,12 @@ def main():
     if cfg.dry_step == "on" or (cfg.dry_step == "auto" and device.type == "cuda"):
         from tools.dry_step import dry_step
         dry_step(models, reference, cfg, run.max_tokens, hf_config.vocab_size, world, device, run.say)
-    scorer = Scorer(part_weights=cfg.reward_parts)
+    scorer = Scorer(part_weights=cfg.reward_parts)   # each Prompt names its own reward
     machine = machine_of(cfg, hf_config, dtype, world, device)
     max_mismatch = cfg.mismatch_bound or (1e-3 if dtype == "float32" else 0.05)
     if progress.step == 0 and eval_prompts:
         progress.row = empty_row("advantage_std")
-    if progress.row:  # before any update, or of a step that was saved but not logged
+    if progress.row:  # step 0 of a new run, or a step that a kill stopped between its save and its log
         run.begin_step(progress.step)
         evaluate_and_log(progress, run, engine, policy, scorer, eval_prompts, cfg)
 
@@ -305,14 +305,14 @@ def main():
     for step in range(progress.step + 1, cfg.num_steps + 1):
         run.begin_step(step)
 
-        # 1) sample group_size responses to each prompt; they are scored while the engine is still busy with others
-        engine.wake(policy, version=step - 1)
+        # 1) give the engine the new weights, sample group_size responses to each prompt, score each as it finishes
+        engine.wake(policy, version=step - 1)        # the number of training steps in these weights
         groups, sampled = sample_groups(engine, scorer, prompts, mixture, progress, cfg)
         engine.sleep()
-        run.keep_for_crash_report(sampled)
+        run.keep_for_crash_report(sampled)           # all of them, also groups that dynamic sampling left out
 
         # 2) rewards and advantages
-        rollouts = list(chain(*groups))                                                           # R = P * G
+        rollouts = list(chain(*groups))                                                           # R = P * G at most
         rewards = torch.tensor([r.score.total for r in rollouts], dtype=torch.float64)            # (R,)
         advantages = group_advantages(rewards.reshape(-1, cfg.group_size), cfg.adv_std, cfg.adv_eps).flatten()  # (R,)
 
@@ -321,11 +321,11 @@ def main():
         needs_grad = needs_grad_mask(advantages, cfg)                                             # (R,)
         response_lens = torch.tensor([len(r.response_ids) for r in rollouts])                     # (R,)
         updates = []
-        for part in parts_of_step(len(rollouts), cfg.group_size, cfg.updates_per_step):           # indices of responses
-            part = part[in_loss[part]]
-            loss_weights = token_weights(response_lens, len(part), int(response_lens[part].sum()), cfg.loss_agg,
+        for indices in split_into_updates(len(rollouts), cfg.group_size, cfg.updates_per_step):   # of responses
+            chosen = indices[in_loss[indices]]
+            loss_weights = token_weights(response_lens, len(chosen), int(response_lens[chosen].sum()), cfg.loss_agg,
                                          cfg.max_response_len)                                    # (R,)
-            updates.append(pack(rollouts, part, run.max_tokens, rank, world, device, needs_grad))
+            updates.append(pack(rollouts, chosen, run.max_tokens, rank, world, device, needs_grad))
             for batch in updates[-1]:
                 batch.loss_weights = loss_weights.to(device)[batch.response_index]                # (T,)
                 batch.advantages = advantages.to(device)[batch.response_index]                    # (T,)
@@ -340,26 +340,27 @@ def main():
                 if len(updates) * cfg.epochs_per_step > 1:
                     batch.old_logprobs, _ = token_logprobs(policy, batch, cfg.temperature)        # (T,)
                     stats.add_mismatch(batch)
-        stats.check_mismatch()                       # the canary: engine and trainer agree on the sampled tokens
+        stats.check_mismatch()                       # the canary, if there are several updates; else see below
 
         # 5) update the weights
         run.clock.phase("train")
         lr = learning_rate(step, cfg.lr, cfg.lr_schedule, cfg.warmup_steps, cfg.num_steps, cfg.lr_min_ratio)
-        for micro_batches in updates * cfg.epochs_per_step:
+        for micro_batches in updates * cfg.epochs_per_step:  # the same micro-batches in every epoch
             for batch in micro_batches:
                 with torch.set_grad_enabled(batch.needs_grad):
                     logprobs, entropy = token_logprobs(policy, batch, cfg.temperature)            # (T,), (T,)
-                if batch.old_logprobs is None:
+                if batch.old_logprobs is None:       # one update: these are the old ones
                     batch.old_logprobs = logprobs.detach()
                 losses, clipped = token_loss(logprobs, entropy, batch, cfg)                       # (T,), (T,)
                 loss = (batch.loss_weights * losses).sum()
                 if batch.needs_grad:
                     (loss * world).backward()        # undo FSDP's mean over ranks: loss_weights count all of them
-                stats.add(batch, logprobs, entropy, loss, clipped)
-            stats.check_mismatch()                   # before the step: a broken engine must not touch the weights
+                stats.add(batch, logprobs, entropy, loss, clipped)  # and keeps them in batch, for samples/
+            stats.check_mismatch()                   # sums over ranks; a broken engine must not touch the weights
             skip = not any(batch.needs_grad for batch in micro_batches)
             grad_norm = optimizer_step(policy, optimizer, lr, cfg.grad_clip, skip)
-            progress.count_update(stats.end_update(grad_norm, skip))  # three that are not finite end the run
+            finite = stats.end_update(grad_norm, skip)
+            progress.count_update(finite)            # three in a row that are not end the run
 
         # 6) save, evaluate, log; in this order, so that a kill in the evaluation costs nothing but its time
         run.clock.phase("other")
@@ -371,7 +372,7 @@ def main():
         progress.end_step(row, has_signal=bool(advantages.any()))
         if run.save_is_due(step):
             run.save(progress)
-        evaluate_and_log(progress, run, engine, policy, scorer, eval_prompts, cfg)
+        evaluate_and_log(progress, run, engine, policy, scorer, eval_prompts, cfg)  # evaluates only if it is due
         if stopped_by := run.stop_reason():          # "", a signal or max_hours; the same on all ranks
             run.save(progress, stopping=True)
             break

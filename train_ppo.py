@@ -4,7 +4,7 @@ PPO, from prompts to new weights: prompt -> rollout -> reward -> values -> advan
     torchrun --standalone --nproc-per-node=8 train_ppo.py recipes/tinyzero_ppo.py [--check] [--setting value ...]
 
 `diff train_grpo.py train_ppo.py` is the lesson: what the group's mean is to GRPO, a critic is here, token by token.
-REINFORCE++ has a critic that always says 0; RLOO has none either, the mean of the group in its reward, no whitening.
+REINFORCE++ has a critic that always says 0. RLOO has none either: it subtracts the mean of the group's other samples.
 Start reading at main(). Shape comments: P prompts of a step, G samples a prompt, R = P * G responses, T response
 tokens of a packed micro-batch. Every rank sees all rollouts of the step: the batch is global, only compute is shared.
 """
@@ -29,19 +29,19 @@ from policy import check_compile, learning_rate, load_policy, make_adam, optimiz
 from rewards import Scorer
 from rollout import Engine, check_sampling
 
-# what PPO needs besides
+# what PPO needs in addition
 from dataclasses import replace
 from itertools import accumulate
 import numpy as np
 from onebox.distributed import max_over_ranks
-from onebox.metrics import CRITIC_COLUMNS, explain_values
+from onebox.metrics import VALUE_COLUMNS, explain_values
 from onebox.models import check_critic
 from policy import from_responses, load_critic, to_responses, token_values
 from rewards import dense_repetition
 
 
 @dataclass(frozen=True)
-class Config(RunSettings):  # RunSettings: name, reports, checkpoints, memory: what does not change what is learned
+class Config(RunSettings):  # RunSettings, in onebox/rundir.py: what does not change what is learned
     # run
     seed: NonNegative[int] = 0           # decides data order and every sampled token
     num_steps: Positive[int] = 100       # steps of rollout + update
@@ -69,7 +69,7 @@ class Config(RunSettings):  # RunSettings: name, reports, checkpoints, memory: w
     temperature: float = 1.0             # the loss uses log-probs at this temperature too
     top_p: float = 1.0                   # must stay 1: anything less biases every ratio
     stop: tuple = ()                     # strings that end a response, e.g. ("</answer>",); EOS always does
-    repetition_stop: NonNegative[int] = 0  # a pattern so many times in a row ends a response, as truncated; 0 = off
+    repetition_stop: NonNegative[int] = 0  # a pattern so many times in a row ends a response; 0 = off
     dynamic_sampling: NonNegative[int] = 0  # extra rollout rounds to replace groups whose rewards all agree (DAPO)
 
     # algorithm
@@ -81,23 +81,23 @@ class Config(RunSettings):  # RunSettings: name, reports, checkpoints, memory: w
     lam: Share[float] = 1.0              # GAE's lambda; at 0.95 a reward 100 tokens away counts 0.6 %
     critic_lam: Share[float] = 1.0       # lambda of the returns that the critic learns
     length_adaptive_lam: NonNegative[float] = 0.0  # alpha of VAPO: lam = 1 - 1 / (alpha * length); 0 = off
-    whiten: bool | None = None           # advantages of all tokens of the step to mean 0, std 1; None: all but rloo do
+    whiten: bool | None = None           # advantages of the step to mean 0, std 1; None: on, but for rloo
     truncation_bootstrap: Literal["zero", "value"] = "zero"  # after a truncated response: 0, or its last value
     repetition_coef: NonNegative[float] = 0.0  # subtracted at each token of a repeated n-gram
     repetition_ngram: Positive[int] = 40  # its n
     value_clip: NonNegative[float] = 0.5  # how far a value may move from the old one and still get gradient; 0 = off
     loss_agg: Literal["seq_mean", "token_mean", "constant"] = "token_mean"  # GRPO, DAPO, Dr. GRPO
-    clip_low: NonNegative[float] = 0.2   # ratio below 1 - clip_low ...
-    clip_high: NonNegative[float] = 0.2  # ... or above 1 + clip_high gets no gradient (DAPO 0.28)
+    clip_low: NonNegative[float] = 0.2   # ratio below 1 - clip_low, if the advantage is < 0, ...
+    clip_high: NonNegative[float] = 0.2  # ... or above 1 + clip_high, if > 0: no gradient (DAPO 0.28)
     dual_clip: NonNegative[float] = 0.0  # ratio above which a bad token gets no gradient either, e.g. 3; 0 = off
     kl_in: Literal["none", "reward_k1", "loss_k2", "loss_k3"] = "none"  # KL to the initial model: in reward or loss
     kl_coef: NonNegative[float] = 0.001  # its weight
-    kl_target: NonNegative[float] = 0.0  # nats a token that an adaptive kl_coef aims at; 0 = kl_coef is fixed
-    kl_horizon: Positive[int] = 10000    # responses in which it may change by a fifth at most, over and over
+    kl_target: NonNegative[float] = 0.0  # KL per token that kl_coef is adapted to reach; 0 = fixed
+    kl_horizon: Positive[int] = 10000    # kl_coef changes by at most 20 % per so many responses
     entropy_coef: NonNegative[float] = 0.0  # entropy bonus
-    on_truncated: Literal["keep", "mask"] = "keep"  # keep: train on the reward's failure value; mask: no gradient
+    on_truncated: Literal["keep", "mask"] = "keep"  # both score them as wrong; mask: not in the loss
     mismatch_cap: NonNegative[float] = 2.0  # truncated importance weight of trainer over engine, 0 = off
-    mismatch_bound: NonNegative[float] = 0.0  # stop above this mean |rollout - trainer|; 0 = 0.001, bf16 0.05
+    mismatch_bound: NonNegative[float] = 0.0  # stop above this mean |rollout - trainer|; 0: 0.001, in bf16 0.05
 
     # optimizer
     lr: NonNegative[float] = 1e-6        # peak
@@ -121,10 +121,10 @@ class Config(RunSettings):  # RunSettings: name, reports, checkpoints, memory: w
 
 def group_advantages(rewards, divide_by_std, eps=1e-6):
     """
-    rewards (P, G) -> advantages (P, G): the reward minus the group's mean, over the group's std if asked for.
+    Subtract the group's mean from rewards (P, G), and divide by its std if asked for: advantages (P, G).
 
     GRPO, arXiv 2402.03300, section 4.1.2 (with std, unbiased); Dr. GRPO, arXiv 2503.20783, section 3.2 (without).
-    Every row sums to 0. A group that agrees, or of one, is exactly 0: in float32 eight times 0.1 is not.
+    Every row sums to 0. If all rewards of a group are equal, its advantages are exactly 0, in spite of rounding.
     """
     rewards = rewards.double()
     advantages = rewards - rewards.mean(dim=1, keepdim=True)
@@ -135,7 +135,7 @@ def group_advantages(rewards, divide_by_std, eps=1e-6):
 
 
 def leave_one_out(rewards):
-    """rewards (P, G) -> (P, G): each minus the mean of the others in its group. RLOO, arXiv 2402.14740, section 3.2."""
+    """Subtract from rewards (P, G) the mean of the others in the group. RLOO, arXiv 2402.14740, section 3.2."""
     group_size = rewards.shape[1]
     return group_advantages(rewards, divide_by_std=False) * (group_size / (group_size - 1))
 
@@ -189,7 +189,7 @@ def advantages_and_returns(rollouts, rewards, values, penalties, cfg):
 
 
 def whiten(advantages):
-    """{response: (T,)} -> the same with mean 0 and std 1 over all tokens; exactly 0 where all agree."""
+    """Shift and scale {response: (T,)} to mean 0 and std 1 over all tokens; exactly 0 where all are equal."""
     tokens = np.concatenate(list(advantages.values()) or [np.zeros(1)])
     if tokens.min() == tokens.max():
         return {i: np.zeros_like(a) for i, a in advantages.items()}
@@ -257,7 +257,7 @@ def clipped_tokens(logprobs, old_logprobs, advantages, clip_low, clip_high, dual
 
 
 def value_loss(values, old_values, returns, value_clip):
-    """Compute half the squared error (T,) of the value or of one within value_clip of the old, whichever is worse."""
+    """Compute half the squared error (T,) of the value, or of it clipped to value_clip around the old: the larger."""
     clipped = old_values + (values - old_values).clamp(-value_clip, value_clip) if value_clip else values
     return torch.maximum((values - returns).square(), (clipped - returns).square()) / 2
 
@@ -308,10 +308,10 @@ def token_loss(logprobs, entropy, batch, cfg):
 
 def sample_groups(engine, scorer, prompts, mixture, progress, cfg):
     """
-    Sample group_size responses to each prompt of a step. Dynamic sampling replaces groups whose rewards all agree, in
-    at most that many more rounds (DAPO, arXiv 2503.14476, section 3.2).
+    Sample group_size responses to each prompt of a step. Dynamic sampling replaces zero-variance groups, in at most
+    dynamic_sampling further rounds (DAPO, arXiv 2503.14476, section 3.2).
 
-    Returns (groups: at most prompts_per_step lists of Rollouts, all that was sampled); progress counts the draws.
+    Returns (groups: at most prompts_per_step lists of Rollouts, all that was sampled). Adds to progress.prompts_seen.
     """
     groups, sampled = [], []
     for _ in range(1 + cfg.dynamic_sampling):
@@ -329,8 +329,8 @@ def sample_groups(engine, scorer, prompts, mixture, progress, cfg):
     return groups[:cfg.prompts_per_step], sampled
 
 
-def parts_of_step(num_responses, group_size, num_updates):
-    """Split the indices of a step's responses into one part per update, whole groups each; no group, no part."""
+def split_into_updates(num_responses, group_size, num_updates):
+    """Split the indices of a step's responses into one tensor per update, of whole groups; none without groups."""
     indices = torch.arange(num_responses).reshape(-1, group_size)
     return [part.flatten() for part in indices.chunk(num_updates) if len(part)]
 
@@ -338,8 +338,7 @@ def parts_of_step(num_responses, group_size, num_updates):
 def set_advantages(updates, rollouts, rewards, train_policy, cfg):
     """
     Set advantages and returns (T,) and needs_grad of each micro-batch, from rewards (R,) and old_values. Every rank
-    gathers the numbers of all responses: whitening is over the whole step, in float64. Returns explain_values's
-    columns.
+    gathers all responses: whitening is over the whole step, in float64. Returns the columns of explain_values.
     """
     batches, penalties = list(chain(*updates)), {}
     values = to_responses(batches, "old_values")  # {response: (T,)}, as all that follows
@@ -355,9 +354,9 @@ def set_advantages(updates, rollouts, rewards, train_policy, cfg):
     for micro_batches in updates:
         for batch in micro_batches:
             batch.advantages, batch.returns = from_responses(batch, advantages), from_responses(batch, returns)
-        size = max_over_ranks(sum(batch.advantages.abs().sum() for batch in micro_batches), batch.ids.device)
-        for batch in micro_batches:
-            batch.needs_grad &= train_policy and bool(needs_grad_mask(torch.tensor(size), cfg))
+        largest = max_over_ranks(sum(batch.advantages.abs().sum() for batch in micro_batches), batch.ids.device)
+        for batch in micro_batches:  # the same on all ranks, as backward passes are collectives
+            batch.needs_grad &= train_policy and bool(needs_grad_mask(torch.tensor(largest), cfg))
     return columns
 
 
@@ -400,7 +399,7 @@ def main():
     if cfg.check:
         from tools.check import check_recipe
         return check_recipe(cfg)
-    rank, world, device = init_distributed(cfg.rollout_deadline_s + 3600)
+    rank, world, device = init_distributed(cfg.rollout_deadline_s + 3600)  # how long ranks may wait for the slowest
     check_config(cfg, world)
     dtype = resolve_dtype(cfg.dtype, device)
     path, hf_config, tokenizer, stop_ids = resolve_model(cfg.model, cfg.max_prompt_len + cfg.max_response_len,
@@ -426,8 +425,8 @@ def main():
                              shard_size=cfg.shard_size)
         critic_optimizer = make_adam(critic, cfg.critic_lr, cfg.adam_beta1, cfg.adam_beta2, cfg.weight_decay)
         models["critic"] = (critic, critic_optimizer)
-    progress = run.resume(models)
-    cfg = replace(cfg, kl_coef=progress.kl_coef)  # as the steps before adapted it
+    progress = run.resume(models)                    # run saves these from now on
+    cfg = replace(cfg, kl_coef=progress.kl_coef)     # the only setting that changes: see adapt_kl_coef
     reference = None if cfg.kl_in == "none" else load_policy(path, device, dtype, compile=cfg.compile,
                                                              shard_size=cfg.shard_size, trainable=False)
     engine = Engine(path, tokenizer, stop_ids, config=hf_config, dtype=dtype, device=device, clock=run.clock,
@@ -439,12 +438,12 @@ def main():
     if cfg.dry_step == "on" or (cfg.dry_step == "auto" and device.type == "cuda"):
         from tools.dry_step import dry_step
         dry_step(models, reference, cfg, run.max_tokens, hf_config.vocab_size, world, device, run.say)
-    scorer = Scorer(part_weights=cfg.reward_parts)
+    scorer = Scorer(part_weights=cfg.reward_parts)   # each Prompt names its own reward
     machine = machine_of(cfg, hf_config, dtype, world, device, critic and critic.trunk.config)
     max_mismatch = cfg.mismatch_bound or (1e-3 if dtype == "float32" else 0.05)
     if progress.step == 0 and eval_prompts:
-        progress.row = empty_row(*explain_values({}, {}, {}), *CRITIC_COLUMNS, "critic_lr", "kl_coef")
-    if progress.row:  # before any update, or of a step that was saved but not logged
+        progress.row = empty_row(*VALUE_COLUMNS, "critic_lr", "kl_coef")
+    if progress.row:  # step 0 of a new run, or a step that a kill stopped between its save and its log
         run.begin_step(progress.step)
         evaluate_and_log(progress, run, engine, policy, scorer, eval_prompts, cfg)
 
@@ -453,29 +452,29 @@ def main():
     for step in range(progress.step + 1, cfg.num_steps + 1):
         run.begin_step(step)
 
-        # 1) sample group_size responses to each prompt; they are scored while the engine is still busy with others
-        engine.wake(policy, version=step - 1)
+        # 1) give the engine the new weights, sample group_size responses to each prompt, score each as it finishes
+        engine.wake(policy, version=step - 1)        # the number of training steps in these weights
         groups, sampled = sample_groups(engine, scorer, prompts, mixture, progress, cfg)
         engine.sleep()
-        run.keep_for_crash_report(sampled)
+        run.keep_for_crash_report(sampled)           # all of them, also groups that dynamic sampling left out
 
-        # 2) rewards and advantages
-        rollouts = list(chain(*groups))                                                           # R = P * G
+        # 2) rewards; advantages need the values of 4
+        rollouts = list(chain(*groups))                                                           # R = P * G at most
         rewards = torch.tensor([r.score.total for r in rollouts], dtype=torch.float64)            # (R,)
 
         # 3) pack: one list of micro-batches per update; loss weights count the responses of all ranks
         in_loss = in_loss_mask(rollouts, cfg.on_truncated)                                        # (R,)
         response_lens = torch.tensor([len(r.response_ids) for r in rollouts])                     # (R,)
         updates = []
-        for part in parts_of_step(len(rollouts), cfg.group_size, cfg.updates_per_step):           # indices of responses
-            part = part[in_loss[part]]
-            loss_weights = token_weights(response_lens, len(part), int(response_lens[part].sum()), cfg.loss_agg,
+        for indices in split_into_updates(len(rollouts), cfg.group_size, cfg.updates_per_step):   # of responses
+            chosen = indices[in_loss[indices]]
+            loss_weights = token_weights(response_lens, len(chosen), int(response_lens[chosen].sum()), cfg.loss_agg,
                                          cfg.max_response_len)                                    # (R,)
-            updates.append(pack(rollouts, part, run.max_tokens, rank, world, device))
+            updates.append(pack(rollouts, chosen, run.max_tokens, rank, world, device))
             for batch in updates[-1]:
                 batch.loss_weights = loss_weights.to(device)[batch.response_index]                # (T,)
 
-        # 4) before any weight changes: log-probs; with one update the training pass itself yields the old ones
+        # 4) before any weight changes: log-probs, unless the training pass itself yields them; values; advantages
         run.clock.phase("logprobs")
         stats = StepStats(device, max_mismatch)
         with torch.no_grad():
@@ -485,11 +484,11 @@ def main():
                 if len(updates) * cfg.epochs_per_step > 1 or cfg.kl_in == "reward_k1":
                     batch.old_logprobs, _ = token_logprobs(policy, batch, cfg.temperature)        # (T,)
                     stats.add_mismatch(batch)
-        stats.check_mismatch()                       # the canary: engine and trainer agree on the sampled tokens
+        stats.check_mismatch()                       # the canary, if there are several updates; else see below
         run.clock.phase("values")
         with torch.no_grad():
             for batch in chain(*updates):
-                batch.old_values = token_values(critic, batch) if critic else 0 * batch.rollout_logprobs  # (T,)
+                batch.old_values = token_values(critic, batch) if critic else torch.zeros_like(batch.rollout_logprobs)
         train_policy = step > cfg.critic_warmup_steps  # before, it is only measured
         value_columns = set_advantages(updates, rollouts, rewards, train_policy, cfg)
 
@@ -499,31 +498,32 @@ def main():
                            cfg.num_steps - cfg.critic_warmup_steps, cfg.lr_min_ratio)
         critic_lr = learning_rate(step, cfg.critic_lr, cfg.critic_lr_schedule, cfg.warmup_steps, cfg.num_steps,
                                   cfg.lr_min_ratio)
-        for micro_batches in updates * cfg.epochs_per_step:
+        for micro_batches in updates * cfg.epochs_per_step:  # the same micro-batches in every epoch
             for batch in micro_batches:
                 with torch.set_grad_enabled(batch.needs_grad):
                     logprobs, entropy = token_logprobs(policy, batch, cfg.temperature)            # (T,), (T,)
-                if batch.old_logprobs is None:
+                if batch.old_logprobs is None:       # one update: these are the old ones
                     batch.old_logprobs = logprobs.detach()
                 losses, clipped = token_loss(logprobs, entropy, batch, cfg)                       # (T,), (T,)
                 loss = (batch.loss_weights * losses).sum()
                 if batch.needs_grad:
                     (loss * world).backward()        # undo FSDP's mean over ranks: loss_weights count all of them
-                stats.add(batch, logprobs, entropy, loss, clipped)
+                stats.add(batch, logprobs, entropy, loss, clipped)  # and keeps them in batch, for samples/
                 if critic is not None:
                     values = token_values(critic, batch)                                          # (T,)
                     errors = value_loss(values, batch.old_values, batch.returns, cfg.value_clip)  # (T,)
                     loss = (batch.loss_weights * errors).sum()
                     (loss * world).backward()
                     stats.add_values(batch, values, loss, cfg.value_clip)
-            stats.check_mismatch()                   # before the step: a broken engine must not touch the weights
+            stats.check_mismatch()                   # sums over ranks; a broken engine must not touch the weights
             skip = not any(batch.needs_grad for batch in micro_batches)
             grad_norm = optimizer_step(policy, optimizer, lr, cfg.grad_clip, skip)
+            critic_norm = None
             if critic is not None:
                 empty = not any(batch.tokens_of_all for batch in micro_batches)
-                norm = optimizer_step(critic, critic_optimizer, critic_lr, cfg.grad_clip, skip=empty)
-                stats.critic_grad_norms.append(norm)
-            progress.count_update(stats.end_update(grad_norm, skip and train_policy))
+                critic_norm = optimizer_step(critic, critic_optimizer, critic_lr, cfg.grad_clip, skip=empty)
+            finite = stats.end_update(grad_norm, skip and train_policy, critic_norm)  # warm-up is no skipped update
+            progress.count_update(finite)            # three in a row that are not end the run
 
         # 6) save, evaluate, log; in this order, so that a kill in the evaluation costs nothing but its time
         run.clock.phase("other")
@@ -538,7 +538,7 @@ def main():
         progress.end_step(row, has_signal=len(rewards.unique()) > 1)
         if run.save_is_due(step):
             run.save(progress)
-        evaluate_and_log(progress, run, engine, policy, scorer, eval_prompts, cfg)
+        evaluate_and_log(progress, run, engine, policy, scorer, eval_prompts, cfg)  # evaluates only if it is due
         if stopped_by := run.stop_reason():          # "", a signal or max_hours; the same on all ranks
             run.save(progress, stopping=True)
             break

@@ -340,11 +340,12 @@ def changed_contents(folder, before, now, allow_data_change):
 
 
 @memory_of("the export of the model", HOST)
-def export_hf(policy, tokenizer, folder, dtype, step, stop_ids=(), say=print0):
+def export_hf(policy, tokenizer, folder, dtype, step, stop_ids=(), say=print0, num_steps=0):
     """
     Write a plain Hugging Face directory that transformers and vLLM load as it is, and that stops at stop_ids.
 
     Collective. It is written beside and renamed. ConfigError with exit code 3, on all ranks, if the disk refuses it.
+    num_steps: what the run was to reach; a run that ended for good before that is complete.
     """
     fitting, changes = generation_config(policy.hf.generation_config, stop_ids)
     if changes:
@@ -364,7 +365,7 @@ def export_hf(policy, tokenizer, folder, dtype, step, stop_ids=(), say=print0):
         policy.hf.config.dtype, policy.hf.generation_config = dtype, fitting
         policy.hf.save_pretrained(tmp, state_dict=weights)
         tokenizer.save_pretrained(tmp)
-        write_atomic(os.path.join(tmp, "trained.json"), json.dumps({"step": step}))
+        write_atomic(os.path.join(tmp, "trained.json"), json.dumps({"step": step, "num_steps": num_steps}))
         for name in os.listdir(tmp):
             sync_folder(os.path.join(tmp, name))
         if os.path.exists(folder):
@@ -413,7 +414,7 @@ def fit(fields):
     return fitting, left_out
 
 
-def exported_step(folder):
+def exported_step(folder, key="step"):
     """Return the step whose weights lie in an exported directory, -1 if there is none or nobody can tell."""
-    step = read_json(os.path.join(folder, "trained.json")).get("step")
-    return step if isinstance(step, int) else -1
+    value = read_json(os.path.join(folder, "trained.json")).get(key)
+    return value if isinstance(value, int) else -1

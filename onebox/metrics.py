@@ -19,7 +19,8 @@ from policy import to_responses
 FLAGS = ("several_answers", "answer_in_thinking", "several_boxes", "empty_thinking", "non_ascii_answer", "timeout",
          "error")
 PHASES = ("rollout", "reward", "logprobs", "train", "sync", "eval", "save")
-CRITIC_COLUMNS = ("value_loss", "value_clip_frac", "critic_grad_norm")
+VALUE_COLUMNS = ("explained_variance", "value_mean", "return_mean", "advantage_std", "value_loss", "value_clip_frac",
+                 "critic_grad_norm")  # of PPO
 TOKEN_VALUES = ("logprobs", "old_logprobs", "entropy", "ratio", "clipped", "old_values", "advantages")
 
 
@@ -201,15 +202,16 @@ class StepStats:
                 "Likely causes: the weight sync misses a tensor (a tied lm_head), a stale prefix cache, another "
                 "temperature, or a dtype that is too coarse")
 
-    def end_update(self, grad_norm, skipped=False):
+    def end_update(self, grad_norm, skipped=False, critic_grad_norm=None):
         """
-        Record the gradient norm of one update and tell whether it, and the critic's, is finite (others were not
-        applied).
+        Record the gradient norm of one update. Return whether it and the critic's are finite; if not, it was not
+        applied.
 
         skipped: there was nothing to learn from, so the policy stayed as it was.
         """
-        finite = all(map(math.isfinite, [grad_norm, *self.critic_grad_norms[-1:]]))
+        finite = math.isfinite(grad_norm) and math.isfinite(critic_grad_norm or 0.0)
         self.grad_norms.append(grad_norm)
+        self.critic_grad_norms += [] if critic_grad_norm is None else [critic_grad_norm]
         self.skipped_updates += skipped or not finite
         return finite
 
@@ -257,7 +259,7 @@ def mean_of_finite(norms):
 
 
 def empty_row(*names):
-    """Make the row of step 0, before any update: null where there is nothing to tell yet, `names` among it."""
+    """Make the row of step 0, before any update. Columns without a value yet, `names` included, are null."""
     nulls = dict.fromkeys([*StepStats().row(), *COLUMNS, "zero_variance_groups", *names])
     return {"step": 0, "lr": 0.0, "prompts_seen": 0, **nulls, **seconds({"step": 0.0})}
 

@@ -111,7 +111,8 @@ def open_run(cfg, origin, device, fingerprints):
     holds a run of other settings, data or models, if it is in use, or if no checkpoint in it can be used.
     """
     path = run_folder(cfg, fingerprints)
-    if (done := checkpoint.exported_step(f"{path}/model")) < cfg.num_steps:
+    done, reached = (checkpoint.exported_step(f"{path}/model", key) for key in ("step", "num_steps"))
+    if max(done, reached) < cfg.num_steps:
         return Run(path, cfg, origin, device, fingerprints)
     print0(f"{path} is complete: step {done} of {cfg.num_steps}. Its model is {path}/model")
 
@@ -436,7 +437,8 @@ class Run:
             self.say(f"stopped by {stopped_by} after step {step}; the same command continues")
         else:
             dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
-            checkpoint.export_hf(policy, tokenizer, f"{self.path}/model", dtype, step, stop_ids, self.say)
+            checkpoint.export_hf(policy, tokenizer, f"{self.path}/model", dtype, step, stop_ids, self.say,
+                                 self.cfg.num_steps)
             if getattr(self.cfg, "report_every", 0):
                 self.report(wait=True)
             self.say(f"done: {self.path}  (metrics.jsonl, log.txt, report.html, samples/, code/, and the model as a "

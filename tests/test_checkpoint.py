@@ -670,3 +670,13 @@ def test_the_generators_follow_from_seed_step_and_rank_alone():
     for other in ((1, 3, 1), (0, 4, 1), (0, 3, 0)):
         distributed.seed_generators(*other)
         assert all(a != b for a, b in zip(draw(), first, strict=True))
+
+
+def test_a_run_that_ended_early_for_good_is_complete(tmp_path, monkeypatch, capsys):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "trained.json").write_text('{"step": 40, "num_steps": 100}')
+    monkeypatch.setattr(rundir, "run_folder", lambda cfg, fingerprints: str(tmp_path))
+    monkeypatch.setattr(rundir, "Run", lambda *_: "goes on")
+    assert rundir.open_run(SimpleNamespace(num_steps=100), {}, None, {}) is None
+    assert "is complete: step 40 of 100" in capsys.readouterr().out
+    assert rundir.open_run(SimpleNamespace(num_steps=200), {}, None, {}) == "goes on"

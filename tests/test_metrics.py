@@ -269,8 +269,7 @@ def test_an_update_without_signal_or_finite_gradient_counts_as_skipped():
     stats = StepStats()
     assert stats.end_update(3.0) and stats.end_update(0.0, skipped=True) and stats.end_update(6.0)
     assert not stats.end_update(math.nan)
-    stats.critic_grad_norms.append(math.inf)
-    assert not stats.end_update(9.0)
+    assert not stats.end_update(9.0, critic_grad_norm=math.inf)
     row = stats.row()
     assert row["skipped_updates"] == 3 and row["grad_norm"] == (3 + 0 + 6 + 9) / 4  # of those that are finite
 

@@ -19,7 +19,7 @@ from train_grpo import (
     kl_penalty,
     mismatch_weights,
     needs_grad_mask,
-    parts_of_step,
+    split_into_updates,
     policy_loss,
     sample_groups,
     token_loss,
@@ -83,7 +83,7 @@ def test_a_step_without_a_group_that_varies_is_empty_and_uses_its_draws():
     engine = ScriptedEngine([[1, 1], [1, 1], [0, 0]], [[0, 0], [0, 0], [1, 1]])
     groups, sampled, seen = sample_step(engine, prompts_seen=30, dynamic_sampling=1)
     assert groups == [] and len(sampled) == 12 and seen == 36
-    assert parts_of_step(0, 2, 4) == []
+    assert split_into_updates(0, 2, 4) == []
     rewards = torch.tensor([], dtype=torch.float64).reshape(-1, 2)  # as main() does it
     assert group_advantages(rewards, True).flatten().tolist() == []
 
@@ -100,7 +100,7 @@ def test_prompts_and_seeds_follow_from_the_number_of_the_draw():
 
 def test_the_parts_of_a_step_hold_whole_groups_and_every_response_once():
     def parts(*args):
-        return [part.tolist() for part in parts_of_step(*args)]
+        return [part.tolist() for part in split_into_updates(*args)]
 
     assert parts(6, 2, 3) == [[0, 1], [2, 3], [4, 5]] and parts(6, 3, 1) == [[0, 1, 2, 3, 4, 5]]
     assert parts(10, 2, 2) == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]]  # five groups
