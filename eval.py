@@ -96,7 +96,7 @@ def evaluate(engine, scorer, prompts, cfg, run, step):
         rows = [rollout_row(r, step, "held-out", engine.tokenizer) for r in sampled if r.prompt < KEPT_PROMPTS]
         rows += [rollout_row(r, step, "held-out", engine.tokenizer) | {"sample": "greedy"}
                  for r in greedy if r.prompt < KEPT_PROMPTS]
-        run.keep_rollouts(step, rows)
+        run.write_samples(step, rows)
     return columns if step else summary | columns
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from onebox.config import refuse
-from onebox.distributed import Broken, gather, print0, progress, visible, whole
+from onebox.distributed import Broken, gather, print0, progress_bar, visible, whole
 from onebox.crash import SIDE_BY_SIDE, NoMemory, halve_cache, memory_of, out_of_memory
 from onebox.models import token_bound
 from onebox.vllm_start import make_engine
@@ -101,7 +101,7 @@ def run_requests(engine, requests, deadline, version, desc):
     running = {request_number(name): (*key, ids) for name, (key, (ids, _)) in zip(names, requests.items(), strict=True)}
     steps = 0
     try:
-        with memory_of("sampling", halve_cache), progress(total=len(running), desc=desc, unit="seq") as bar:
+        with memory_of("sampling", halve_cache), progress_bar(total=len(running), desc=desc, unit="seq") as bar:
             while running:
                 for output in engine.llm_engine.step():
                     bar.update()

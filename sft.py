@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Literal
 
 from onebox.distributed import Broken, init_distributed, print0, sum_over_ranks  # first: sets what libraries read
-from onebox.distributed import progress as progress_bar
+from onebox.distributed import progress_bar
 
 import numpy as np
 import torch
@@ -242,7 +242,7 @@ def main():
         # 3) log and save
         loss = sum_over_ranks({"loss": loss_sum}, device)["loss"]
         seconds, epoch = run.clock.take()["step"], progress.prompts_seen / len(examples)
-        run.metrics({"step": step, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens, "epoch": epoch,
+        run.write_row({"step": step, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens, "epoch": epoch,
                      "seconds_step": seconds, "tokens_per_second": tokens / seconds})
         window = [window[0] + seconds, window[1] + tokens]
         if step % 50 == 0 or step == cfg.num_steps:

@@ -368,7 +368,7 @@ def main():
                "advantage_std": float(advantages.std()) if len(rollouts) > 1 else 0.0,
                **summarize(sampled, tokenizer, cfg.group_size), **stats.row(),
                **speed(run.clock, machine, sampled, updates)}
-        run.keep_rollouts(step, trained_rows(step, rollouts, updates, cfg.keep_rollouts, cfg.group_size, tokenizer))
+        run.write_samples(step, trained_rows(step, rollouts, updates, cfg.keep_rollouts, cfg.group_size, tokenizer))
         progress.end_step(row, has_signal=bool(advantages.any()))
         if run.save_is_due(step):
             run.save(progress)

@@ -177,7 +177,7 @@ def seed_generators(*parts):
     torch.manual_seed(seed)
 
 
-def progress(items=None, desc="", **kwargs):
+def progress_bar(items=None, desc="", **kwargs):
     """Show a progress bar on rank 0, on a terminal only; iterate plainly everywhere else."""
     quiet = os.environ.get("RANK", "0") != "0" or not sys.stderr.isatty()
     return tqdm(items, desc=desc, disable=quiet, leave=False, dynamic_ncols=True, mininterval=0.5, **kwargs)

@@ -368,7 +368,7 @@ class Run:
         code = int(max_over_ranks(self.stop_signals[0] if self.stop_signals else late, self.device))
         return f"max_hours = {self.cfg.max_hours:g}" if code == 1 else signal.Signals(code).name if code else ""
 
-    def keep_rollouts(self, step, rows):
+    def write_samples(self, step, rows):
         """Write rollouts of one split to samples/step_000010.jsonl.gz, beside those of the other (train, held-out)."""
         if not self.main or not rows:
             return
@@ -392,7 +392,7 @@ class Run:
         row = row | metrics.more_seconds(row, self.clock.take())
         if not self.main:
             return
-        self.metrics(row)  # after all else that a step writes: it says that the step is finished
+        self.write_row(row)  # after all else that a step writes: it says that the step is finished
         warnings = [metrics.no_signal(self.progress.silent_steps, row)]
         if row["step"] and row.get("eval_correct") is not None:
             warnings.append(metrics.hacked(self.evaluated, row))
@@ -403,7 +403,7 @@ class Run:
         if every and 0 < row["step"] < self.cfg.num_steps and row["step"] % every == 0:
             self.report()
 
-    def metrics(self, row):
+    def write_row(self, row):
         """Append a row to metrics.jsonl. NaN and infinity become null, so that the file stays JSON."""
         if self.main:
             row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}

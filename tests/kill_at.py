@@ -74,7 +74,7 @@ def at(point, step=None, action=kill, rank=None):
         "backward": (torch.Tensor, "backward", None, here()),
         "optimizer": (policy, "optimizer_step", None, here()),
         "evaluate": (evaluation, "evaluate", None, here()),
-        "metrics": (rundir.Run, "metrics", None, here()),
+        "metrics": (rundir.Run, "write_row", None, here()),
         "save_write": (checkpoint.dcp, "save", None, here()),
         "save_manifest": (checkpoint, "write_atomic", here(lambda path, *_: path.endswith("MANIFEST.json")), None),
         "after_rename": (os, "rename", None, here(leads_to(r"^step_\d+$"))),

@@ -604,7 +604,7 @@ def make_run(folder, **settings):
 def test_a_resumed_run_forgets_the_rows_and_samples_after_its_checkpoint(tmp_path, monkeypatch):
     run = make_run(tmp_path)
     for step in range(5):
-        run.metrics({"step": step, "loss": 1.0})
+        run.write_row({"step": step, "loss": 1.0})
         for name in (f"step_{step:06d}.jsonl", f"rollouts_{step:06d}.jsonl.gz"):
             (tmp_path / "samples" / name).write_text("x")
         with open(tmp_path / "samples" / "held_out.jsonl", "a") as f:
@@ -635,23 +635,23 @@ def test_a_state_of_today_and_of_older_code_is_read(tmp_path, one_process, monke
 
 def test_held_out_rollouts_join_those_of_the_step_once(tmp_path):
     run = make_run(tmp_path)
-    run.keep_rollouts(3, [{"split": "train", "uid": "a"}])
+    run.write_samples(3, [{"split": "train", "uid": "a"}])
     for _ in range(2):  # an evaluation that is made again
-        run.keep_rollouts(3, [{"split": "held-out", "uid": "b"}])
+        run.write_samples(3, [{"split": "held-out", "uid": "b"}])
     with gzip.open(tmp_path / "samples" / "step_000003.jsonl.gz", "rt") as f:
         assert [json.loads(line)["uid"] for line in f] == ["a", "b"]
 
 
 def test_rows_that_a_full_disk_refuses_are_written_when_there_is_room_again(tmp_path, monkeypatch, capsys):
     run = make_run(tmp_path)
-    run.metrics({"step": 1})
+    run.write_row({"step": 1})
     write = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:5]))  # half a row, then nothing: as ENOSPC does
-    run.metrics({"step": 2})
-    run.metrics({"step": 3})
+    run.write_row({"step": 2})
+    run.write_row({"step": 3})
     assert open(tmp_path / "metrics.jsonl").read() == '{"step": 1}\n' and "cannot be written" in capsys.readouterr().out
     monkeypatch.setattr(os, "write", write)
-    run.metrics({"step": 4})
+    run.write_row({"step": 4})
     assert [json.loads(line)["step"] for line in open(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
 
 

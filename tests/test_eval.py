@@ -486,7 +486,7 @@ class StubRun:
     def held_out(self, step, per_problem):
         self.correct[step] = per_problem
 
-    def keep_rollouts(self, step, rows):
+    def write_samples(self, step, rows):
         self.rows += rows
 
     def log(self, row):
@@ -545,7 +545,7 @@ def test_a_resumed_run_drops_what_held_out_says_of_later_steps(tmp_path):
     (tmp_path / "samples").mkdir()
     for step in (0, 10, 20):
         run.held_out(step, {"p/0": [0.5, 1]})
-        run.metrics({"step": step, "eval_correct": 0.5})
+        run.write_row({"step": step, "eval_correct": 0.5})
     with open(tmp_path / "samples/held_out.jsonl", "a") as f:
         f.write('{"step": 30, "corr')
     run.forget_after(10)
@@ -559,7 +559,7 @@ def test_an_evaluation_whose_row_was_not_written_any_more_is_forgotten(tmp_path)
     (tmp_path / "samples").mkdir()
     for step in (0, 10):
         run.held_out(step, {"p/0": [0.5, 1]})
-    run.metrics({"step": 0, "eval_correct": 0.5})
+    run.write_row({"step": 0, "eval_correct": 0.5})
     assert run.forget_after(10) == [0]  # the checkpoint of step 10 is there, its row is not
     with open(tmp_path / "samples/held_out.jsonl") as f:
         assert [json.loads(line)["step"] for line in f] == [0]
