@@ -19,6 +19,7 @@ import bisect
 import contextlib
 import dataclasses
 import functools
+import glob
 import importlib
 import math
 import os
@@ -36,18 +37,13 @@ from onebox.models import check_architecture, check_positions, check_tensor_para
 from onebox.vllm_start import kv_cache_bytes
 from tasks.sources import hub_reachable
 
-# layers, hidden, heads, key-value heads, intermediate, vocabulary, tied, family; from the models' config.json
-QWEN_1P5B = (28, 1536, 12, 2, 8960, 151936, True, "qwen2")
-QWEN_7B = (28, 3584, 28, 4, 18944, 152064, False, "qwen2")
-MODELS = {
-    "Qwen2.5-0.5B": (24, 896, 14, 2, 4864, 151936, True, "qwen2"),
-    "Qwen2.5-1.5B": QWEN_1P5B, "Qwen2.5-Math-1.5B": QWEN_1P5B,
-    "DeepSeek-R1-Distill-Qwen-1.5B": (*QWEN_1P5B[:6], False, "qwen2"),
-    "Qwen2.5-3B": (36, 2048, 16, 2, 11008, 151936, True, "qwen2"),
-    "Qwen2.5-7B": QWEN_7B, "Qwen2.5-Math-7B": QWEN_7B, "DeepSeek-R1-Distill-Qwen-7B": QWEN_7B,
-    "Llama-3.1-8B": (32, 4096, 32, 8, 14336, 128256, False, "llama"),
-    "out/smollm2": (30, 576, 9, 3, 1536, 49152, True, "llama"),  # SmolLM2-135M, as `make demo-smollm` makes it
-}
+# layers, hidden, heads, key-value heads, intermediate, vocabulary, tied; from the models' config.json
+MODELS = {"Qwen2.5-0.5B": (24, 896, 14, 2, 4864, 151936, True), "Qwen2.5-1.5B": (28, 1536, 12, 2, 8960, 151936, True),
+          "Qwen2.5-3B": (36, 2048, 16, 2, 11008, 151936, True), "Qwen2.5-7B": (28, 3584, 28, 4, 18944, 152064, False),
+          "Llama-3.1-8B": (32, 4096, 32, 8, 14336, 128256, False)}
+SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size",
+         "vocab_size", "tie_word_embeddings")
+SAME_SIZES = re.compile(r"^(Qwen2\.5-Math|DeepSeek-R1-Distill-Qwen)(?=-[\d.]+B)")  # as the Qwen2.5 of that size
 # Names that go on like this have another config than the one they begin with: it is asked for.
 NOT_THAT = re.compile(r"awq|gptq|fp8|bnb|gguf|mlx|qlora|int[48]|[48]-?bit|moe|1m\b", re.IGNORECASE)
 
@@ -60,20 +56,17 @@ GRAPHS_GB = 2.0  # CUDA graphs and work space of vLLM
 
 def main():
     options, argv = parse(sys.argv[1:])
-    if not argv or argv[0].startswith("-"):
-        raise ConfigError("tools.plan wants a recipe first: python -m tools.plan recipes/NAME.py --gpus 8 "
-                          "--gpu_memory_gb 80")
+    refuse(not argv or argv[0].startswith("-"),
+           "tools.plan wants a recipe first: python -m tools.plan recipes/NAME.py --gpus 8 --gpu_memory_gb 80")
     script = script_of(argv[0])
     cfg, _ = load_config(importlib.import_module(script[:-3]).Config, argv)
     found = predict(cfg, script, options)
     print(report(cfg, found, options))
-    if found["fits"]:
-        return
-    changes = suggest(cfg, script, options)
-    if changes is None:
-        raise ConfigError("it does not fit, and no setting of these makes it fit: take a smaller model, or larger GPUs")
-    flags = " ".join(f"--{name} {value}" for name, value in changes.items())
-    raise ConfigError(f"it does not fit; it does with {flags}")
+    if not found["fits"]:
+        changes = suggest(cfg, script, options)
+        refuse(changes is None,
+               "it does not fit, and no setting of these makes it fit: take a smaller model, or larger GPUs")
+        raise ConfigError(f"it does not fit; it does with {' '.join(f'--{k} {v}' for k, v in changes.items())}")
 
 
 class Parser(argparse.ArgumentParser):
@@ -90,15 +83,13 @@ def parse(argv):
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     options, rest = parser.parse_known_args(argv)
-    for name in ("gpus", "gpu_memory_gb", "mfu", "mbu"):
-        refuse(not 0 < getattr(options, name) < math.inf,
-               f"tools.plan: {name} = {getattr(options, name)} must be greater than 0")
-    for name in ("mean_response_len", "mean_prompt_len"):
-        refuse(not 0 <= getattr(options, name) < math.inf,
-               f"tools.plan: {name} = {getattr(options, name)} must not be negative")
-    for name in ("mfu", "mbu", "agreeing"):
-        refuse(not 0 <= getattr(options, name) <= 1,
-               f"tools.plan: {name} = {getattr(options, name)} is a share: from 0 to at most 1")
+    limits = [(("gpus", "gpu_memory_gb", "mfu", "mbu"), lambda x: 0 < x < math.inf, "must be greater than 0"),
+              (("mean_response_len", "mean_prompt_len"), lambda x: 0 <= x < math.inf, "must not be negative"),
+              (("mfu", "mbu", "agreeing"), lambda x: 0 <= x <= 1, "is a share: from 0 to at most 1")]
+    for names, allowed, said in limits:
+        for name in names:
+            value = getattr(options, name)
+            refuse(not allowed(value), f"tools.plan: {name} = {value} {said}")
     refuse(known_gpu(options.gpu, "bfloat16") is None,
            f"tools.plan: no peaks known for --gpu {options.gpu!r}; known: {', '.join(GPUS)}")
     return options, rest
@@ -113,7 +104,7 @@ def script_of(path):
         except ConfigError as error:
             if "is a recipe for" not in str(error):
                 raise
-    raise ConfigError(f"{path} is a recipe neither for train_grpo.py nor for train_ppo.py: tools.plan predicts those")
+    raise ConfigError(f"{path} is a recipe neither for train_grpo.py nor for train_ppo.py")
 
 
 # ---- models ----------------------------------------------------------------------------------------------------------
@@ -141,24 +132,19 @@ def architecture(name, need_len=0, tensor_parallel=1):
 def config_of(name, depth=0):
     """Return the config of a model. For out/<run>/model that is not there: that of what its recipe starts from."""
     file = os.path.join(os.path.expanduser(name), "config.json")
-    base = name.rsplit("/", 1)[-1].removeprefix("Meta-")
-    known = [key for key in MODELS
-             if key in (name, base) or base.startswith(key + "-") and not NOT_THAT.search(base)]
-    if not os.path.isfile(file) and known:
-        names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size",
-                 "vocab_size", "tie_word_embeddings")
-        *sizes, family = MODELS[max(known, key=len)]
-        return AutoConfig.for_model(family, **dict(zip(names, sizes, strict=True)), max_position_embeddings=2**17)
-    if not os.path.isfile(file) and name.startswith("out/") and depth < 9:
-        folder = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "recipes")
-        for recipe in sorted(os.listdir(folder)):
-            for script in ("train_grpo.py", "train_ppo.py", "sft.py") if recipe.endswith(".py") else ():
-                with contextlib.suppress(ConfigError):
-                    settings = read_recipe(os.path.join(folder, recipe), script)
-                    if f"out/{settings.get('name')}/model" == name and settings.get("model") != name:
-                        return config_of(settings["model"], depth + 1)
-        raise ConfigError(f"model {name!r} is not there, and no recipe makes it: give --model with what it starts from")
     if not os.path.isfile(file):
+        base = name.rsplit("/", 1)[-1].removeprefix("Meta-")
+        plain = SAME_SIZES.sub("Qwen2.5", base)
+        known = next((k for k in MODELS if f"{plain}-".startswith(f"{k}-") and not NOT_THAT.search(base)), None)
+        if known:
+            sizes = dict(zip(SIZES, MODELS[known], strict=True), max_position_embeddings=2**17)
+            sizes["tie_word_embeddings"] &= "Distill" not in base
+            return AutoConfig.for_model("llama" if known.startswith("Llama") else "qwen2", **sizes)
+        if name.startswith("out/"):
+            start = start_of(name) if depth < 9 else None
+            refuse(start is None,
+                   f"model {name!r} is not there, and no recipe makes it: give --model with what it starts from")
+            return config_of(start, depth + 1)
         try:
             from huggingface_hub import hf_hub_download
 
@@ -172,6 +158,16 @@ def config_of(name, depth=0):
     except Exception as error:  # a config can be wrong in many ways, each with a type of its own
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"{file} is not the config of a Llama-like model: {reason}") from error
+
+
+def start_of(model):
+    """Return the model from which the recipe that makes out/<run>/model starts; None without such a recipe."""
+    for recipe in sorted(glob.glob(os.path.join(os.path.dirname(__file__), "..", "recipes", "*.py"))):
+        for script in ("train_grpo.py", "train_ppo.py", "sft.py"):
+            with contextlib.suppress(ConfigError):
+                settings = read_recipe(recipe, script)
+                if f"out/{settings.get('name')}/model" == model != settings.get("model"):
+                    return settings["model"]
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
@@ -199,25 +195,27 @@ def micro_batch_memory(model, tokens, bytes_each, checkpointing, head=True, shar
     if nothing is sharded (one process in fp32), there are none, and each gradient goes where it stays.
     """
     shape, b, block = model.shape, bytes_each, activation_bytes(model, bytes_each)
-    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    # as policy.keep_products has it
-    products = b * (2 * q + 2 * kv + 2 * shape.hidden + 2 * shape.intermediate) + 4 * shape.heads
+    width = shape.heads * shape.head_dim + shape.kv_heads * shape.head_dim + shape.hidden + shape.intermediate
+    products = 2 * b * width + 4 * shape.heads  # as policy.keep_products has it
     of_block = {True: b * shape.hidden, "selective": b * shape.hidden + products, False: block}[checkpointing]
     kept = tokens * (shape.layers * of_block + (4 + 3 * b) * shape.hidden)
-    gathered = b * sharded
+    gathered, reduced = b * sharded, 4 * sharded
     embeddings = shape.vocab * shape.hidden
     root = embeddings * (1 if model.params == model.trunk_params or not head else 2)
-    chunk = min(CHUNK_LOGITS_CUDA, tokens * shape.vocab)
+    inside = "one block recomputed" if checkpointing else "gradients inside a block"
     moments = [
-        {"activations": kept, "chunks of logits": head * 2 * 4 * chunk,
+        {"activations": kept, "chunks of logits": head * 2 * 4 * min(CHUNK_LOGITS_CUDA, tokens * shape.vocab),
          "gradient of the head": head * (4 + b) * embeddings, "gathered weights": gathered * root},
-        {"activations": kept, "one block recomputed" if checkpointing else "gradients inside a block":
-         tokens * (block if checkpointing else 0) + 3 * b * tokens * shape.intermediate,
+        {"activations": kept, inside: tokens * ((block if checkpointing else 0) + 3 * b * shape.intermediate),
          "gradient of the head": head * b * embeddings,
          "gathered weights": gathered * (root + 2 * shape.block_weights),
-         "gradient of a block": (gathered + 4 * sharded) * shape.block_weights},
-        {"gathered weights": gathered * root, "gradient of embeddings and head": (b + 4 * sharded) * root}]
-    return max(moments, key=lambda parts: sum(parts.values()))
+         "gradient of a block": (gathered + reduced) * shape.block_weights},
+        {"gathered weights": gathered * root, "gradient of embeddings and head": (b + reduced) * root}]
+    return max(moments, key=total)
+
+
+def total(parts):
+    return sum(parts.values())
 
 
 def kv_cache(model, cfg, options):
@@ -241,16 +239,15 @@ def memory(cfg, model, critic, options, tokens=None):
     full = cfg.max_prompt_len + cfg.max_response_len - 1
     held = math.ceil(cfg.prompts_per_step * cfg.group_size / options.gpus)  # may be less than max_tokens_per_gpu
     tokens = tokens or min(max(cfg.max_tokens_per_gpu, full), held * full)
-    weights = {"CUDA context, NCCL": CONTEXT_GB * 1e9, "policy, fp32": 4 * model.params / ranks}
-    training = {"policy: gradient, Adam": 12 * model.params / ranks}
-    resting = {"policy: Adam": 8 * model.params / ranks}
+    weights, training, resting = {"CUDA context, NCCL": CONTEXT_GB * 1e9}, {}, {}
+    for name, params in (("policy", model.params), *([("critic", critic.trunk_params)] if critic else [])):
+        weights[f"{name}, fp32"] = 4 * params / ranks
+        training[f"{name}: gradient, Adam"] = 12 * params / ranks
+        resting[f"{name}: Adam"] = 8 * params / ranks
     parts = micro_batch_memory(model, tokens, b, cfg.checkpointing, sharded=sharded)
     if critic is not None:
-        weights["critic, fp32"] = 4 * critic.trunk_params / ranks
-        training["critic: gradient, Adam"] = 12 * critic.trunk_params / ranks
-        resting["critic: Adam"] = 8 * critic.trunk_params / ranks
         of_critic = micro_batch_memory(critic, tokens, b, cfg.checkpointing, head=False, sharded=sharded)
-        parts = max(parts, of_critic, key=lambda parts: sum(parts.values()))
+        parts = max(parts, of_critic, key=total)
     if cfg.kl_in != "none":
         weights["reference"] = b * model.params / ranks
     engine = {"engine: weights": b * model.params / cfg.tensor_parallel,
@@ -262,38 +259,33 @@ def memory(cfg, model, critic, options, tokens=None):
 
 def tokens_that_fit(cfg, model, critic, options):
     """Return the largest max_tokens_per_gpu, in steps of 256, that fits while training; 0 if none does."""
-    def used(tokens):
-        return sum(memory(cfg, model, critic, options, tokens)["training"].values())
-
-    return 256 * bisect.bisect_right(range(256, 2**20 + 1, 256), options.gpu_memory_gb * 1e9, key=used)
+    return 256 * bisect.bisect_right(range(256, 2**20 + 1, 256), options.gpu_memory_gb * 1e9,
+                                     key=lambda tokens: total(memory(cfg, model, critic, options, tokens)["training"]))
 
 
 # ---- time ------------------------------------------------------------------------------------------------------------
 
 def seconds(cfg, script, model, critic, options):
     """Predict {phase: seconds} of one step from assumed shares of the peaks; no evaluation, checkpoint or reward."""
-    dtype = "float32" if cfg.dtype == "float32" else "bfloat16"
-    peaks, world, ranks = known_gpu(options.gpu, dtype), options.gpus, cfg.shard_size or options.gpus
-    rate = peaks.flops * options.mfu
-    response = options.mean_response_len or max(1, cfg.max_response_len // 2)
-    prompt = options.mean_prompt_len or max(1, cfg.max_prompt_len // 2)
-    spread = response_lens(response, cfg.max_response_len, math.ceil(cfg.prompts_per_step * cfg.group_size / world))
+    peaks, ranks = peaks_of(cfg, options), cfg.shard_size or options.gpus
+    prompt, response = mean_lens(cfg, options)
+    each = math.ceil(cfg.prompts_per_step * cfg.group_size / options.gpus)
+    spread, epochs = response_lens(response, cfg.max_response_len, each), cfg.epochs_per_step
     lens, scored = [prompt + n - 1 for n in spread], sum(spread)
-    epochs = cfg.epochs_per_step
 
     def forward(model, scored=scored):
-        return forward_flops(model.shape, lens, scored) / rate
+        return forward_flops(model.shape, lens, scored) / peaks.flops
 
     def train(model, scored=scored):  # recomputation costs one more forward of the blocks
         return 3 * forward(model, scored) + (forward(model, 0) if cfg.checkpointing is True else 0)
 
     def adam(params):
-        return epochs * cfg.updates_per_step * 28 * params / ranks / (peaks.bandwidth * options.mbu)
+        return epochs * cfg.updates_per_step * 28 * params / ranks / peaks.bandwidth
 
     old = cfg.updates_per_step * epochs > 1 or (script == "train_ppo.py" and cfg.kl_in == "reward_k1")
     only_forward = script == "train_grpo.py" and not cfg.entropy_coef and not (cfg.kl_in != "none" and cfg.kl_coef)
     agreeing = options.agreeing if only_forward else 0.0  # as train_grpo.needs_grad_mask has it
-    found = {"rollout": rollout_seconds(cfg, model.shape, options, peaks, prompt, response),
+    found = {"rollout": rollout_seconds(cfg, model.shape, options),
              "logprobs": (old + (cfg.kl_in != "none")) * forward(model),
              "train": epochs * ((1 - agreeing) * train(model) + agreeing * forward(model)) + adam(model.params),
              "sync": bytes_of(cfg) * model.params / SYNC_BYTES_PER_S}
@@ -301,6 +293,18 @@ def seconds(cfg, script, model, critic, options):
         found["values"] = forward(critic, 0)
         found["train"] += epochs * train(critic, 0) + adam(critic.trunk_params)
     return found
+
+
+def peaks_of(cfg, options):
+    """Return the FLOP/s and the bytes/s that are assumed: shares of the GPU's peaks."""
+    peaks = known_gpu(options.gpu, "float32" if cfg.dtype == "float32" else "bfloat16")
+    return peaks._replace(flops=peaks.flops * options.mfu, bandwidth=peaks.bandwidth * options.mbu)
+
+
+def mean_lens(cfg, options):
+    """Return the assumed mean lengths of prompts and responses."""
+    return (options.mean_prompt_len or max(1, cfg.max_prompt_len // 2),
+            options.mean_response_len or max(1, cfg.max_response_len // 2))
 
 
 def response_lens(mean, longest, count):
@@ -313,13 +317,14 @@ def response_lens(mean, longest, count):
     return sorted((max(1, round(n * mean / (sum(found) / count))) for n in found), reverse=True)
 
 
-def rollout_seconds(cfg, shape, options, peaks, prompt, response):
+def rollout_seconds(cfg, shape, options):
     """Predict one engine's share of a step; a group's prompt is read once."""
+    peaks, (prompt, response) = peaks_of(cfg, options), mean_lens(cfg, options)
     prompts = cfg.prompts_per_step // (options.gpus // cfg.tensor_parallel)
     lens = response_lens(response, cfg.max_response_len, prompts * cfg.group_size)
     read, flops = decode_work(shape, [prompt] * len(lens), lens, cfg.max_num_seqs, bytes_of(cfg))
-    decode = max(read / (peaks.bandwidth * options.mbu), flops / (peaks.flops * options.mfu))
-    return (decode + forward_flops(shape, [prompt] * prompts, 0) / (peaks.flops * options.mfu)) / cfg.tensor_parallel
+    read_prompts = forward_flops(shape, [prompt] * prompts, 0) / peaks.flops
+    return (max(read / peaks.bandwidth, flops / peaks.flops) + read_prompts) / cfg.tensor_parallel
 
 
 # ---- the answer ------------------------------------------------------------------------------------------------------
@@ -341,30 +346,29 @@ def predict(cfg, script, options, times=True):
 
 def report(cfg, found, options):
     """Write the text of a prediction."""
-    size, room, together = found["kv"]
+    (size, room, together), tokens, full = found["kv"], found["tokens"], cfg.max_prompt_len + cfg.max_response_len
     lines = [f"{cfg.name}: {cfg.model}, {found['params'] / 1e9:.3g} G parameters, {options.gpus} x GPU of "
              f"{options.gpu_memory_gb:.3g} GB", ""]
     for phase, parts in found["memory"].items():
-        total = sum(parts.values()) / 1e9
-        verdict = "" if total <= options.gpu_memory_gb else "   DOES NOT FIT"
-        lines += [f"while {phase}, GB per GPU", *(f"  {k:<34} {v / 1e9:8.2f}" for k, v in parts.items())]
-        lines += [f"  {'all':<34} {total:8.2f} of {options.gpu_memory_gb:.3g}{verdict}", ""]
-    full = cfg.max_prompt_len + cfg.max_response_len
-    lines.append(f"max_tokens_per_gpu {cfg.max_tokens_per_gpu:,}; up to {found['tokens']:,} would fit while training"
-                 + (f", less than the longest sequence ({full:,})" if found["tokens"] < full else ""))
+        used = total(parts) / 1e9
+        verdict = "" if used <= options.gpu_memory_gb else "   DOES NOT FIT"
+        lines += [f"while {phase}, GB per GPU", *(f"  {k:<34} {v / 1e9:8.2f}" for k, v in parts.items()),
+                  f"  {'all':<34} {used:8.2f} of {options.gpu_memory_gb:.3g}{verdict}", ""]
+    short = f", less than the longest sequence ({full:,})" if tokens < full else ""
     warning = (": vLLM does not start with room for less than one" if room < 1 else "" if room >= together else
                ": near full length some are preempted and computed again; raise --kv_cache_gb or lower --max_num_seqs")
-    lines.append(f"KV cache {size / 1e9:.2f} GB an engine: {room:,} sequences of full length ({full:,}); "
-                 f"{together:,} run together{warning}")
-    spent, response = found["seconds"], options.mean_response_len or max(1, cfg.max_response_len // 2)
-    lines += ["", f"seconds a step, at a mean of {response:,.0f} response tokens"
-              + ("" if options.mean_response_len else " (assumed: half of the longest; --mean_response_len)")]
-    total = sum(spent.values())
-    lines += [f"  {name:<10} {value:10.2f}" for name, value in [*spent.items(), ("all", total)]]
-    tokens = cfg.prompts_per_step * cfg.group_size * response
-    lines.append(f"  {tokens / max(1e-9, total):,.0f} response tokens/s; without reward, evaluation and checkpoints")
-    lines.append(f"  assumed, not measured: MFU {options.mfu:g}, MBU {options.mbu:g} of {options.gpu}, "
-                 f"{SYNC_BYTES_PER_S / 1e9:g} GB/s weight sync, {GRAPHS_GB:g} + {CONTEXT_GB:g} GB of overheads")
+    _, response = mean_lens(cfg, options)
+    assumed = "" if options.mean_response_len else " (assumed: half of the longest; --mean_response_len)"
+    seconds_all = total(found["seconds"])
+    rate = cfg.prompts_per_step * cfg.group_size * response / max(1e-9, seconds_all)
+    lines += [f"max_tokens_per_gpu {cfg.max_tokens_per_gpu:,}; up to {tokens:,} would fit while training{short}",
+              f"KV cache {size / 1e9:.2f} GB an engine: {room:,} sequences of full length ({full:,}); "
+              f"{together:,} run together{warning}", "",
+              f"seconds a step, at a mean of {response:,.0f} response tokens{assumed}",
+              *(f"  {k:<10} {v:10.2f}" for k, v in [*found["seconds"].items(), ("all", seconds_all)]),
+              f"  {rate:,.0f} response tokens/s; without reward, evaluation and checkpoints",
+              f"  assumed, not measured: MFU {options.mfu:g}, MBU {options.mbu:g} of {options.gpu}, "
+              f"{SYNC_BYTES_PER_S / 1e9:g} GB/s weight sync, {GRAPHS_GB:g} + {CONTEXT_GB:g} GB of overheads"]
     return "\n".join(lines) + "\n"
 
 
@@ -380,28 +384,22 @@ def suggest(cfg, script, options):
         try:
             return predict(dataclasses.replace(cfg, **changes), script, trial, times=False)["fits"]
         except ConfigError:  # does not divide
-            return False
+            return None
 
-    full, tokens, steps = cfg.max_prompt_len + cfg.max_response_len, cfg.max_tokens_per_gpu, []
-    if cfg.checkpointing is not True:
-        steps.append({"checkpointing": True})
-    while tokens // 2 >= full:
-        tokens //= 2
-        steps.append({"max_tokens_per_gpu": tokens})
-    if tokens > full:
-        steps.append({"max_tokens_per_gpu": full})
-    if cfg.shard_size:
-        steps.append({"shard_size": 0})
+    full, tokens = cfg.max_prompt_len + cfg.max_response_len, cfg.max_tokens_per_gpu
     cache = kv_cache(architecture(cfg.model), cfg, options)[0] / 1e9
+    steps = [{"checkpointing": True}] * (cfg.checkpointing is not True)
+    steps += [{"max_tokens_per_gpu": max(full, tokens >> k)} for k in range(1, 20) if tokens >> (k - 1) > full]
+    steps += [{"shard_size": 0}] * bool(cfg.shard_size)
     steps += [{"kv_cache_gb": round(cache * share, 2)} for share in (0.75, 0.5, 0.25)]
     steps += [{"tensor_parallel": tp, "kv_cache_gb": round(0.25 * cache * tp / cfg.tensor_parallel, 2)}
-              for tp in (2, 4, 8)
-              if tp > cfg.tensor_parallel and options.gpus % tp == 0 and divides_heads(cfg.model, tp)]
+              for tp in (2, 4, 8) if tp > cfg.tensor_parallel]
     steps += [{"gpus": options.gpus * more} for more in (2, 4, 8, 16, 32)]
     changes = {}
     for step in steps:
-        changes |= step
-        if fits(changes):
+        fit = fits(changes | step)
+        changes |= step if fit is not None else {}
+        if fit:
             break
     else:
         return None
@@ -412,13 +410,6 @@ def suggest(cfg, script, options):
     for name in list(changes):
         changes = changes | next((step for step in steps if name in step and fits(changes | step)), {})
     return changes
-
-
-def divides_heads(name, tensor_parallel):
-    try:
-        return bool(architecture(name, tensor_parallel=tensor_parallel))
-    except ConfigError:
-        return False
 
 
 if __name__ == "__main__":
