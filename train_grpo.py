@@ -311,7 +311,7 @@ def main():
         engine.sleep()
         run.keep_for_crash_report(sampled)           # all of them, also groups that dynamic sampling left out
 
-        # 2) rewards and advantages
+        # 2) rewards, and the advantages of GRPO; those of PPO need the values of 4
         rollouts = list(chain(*groups))                                                           # R = P * G at most
         rewards = torch.tensor([r.score.total for r in rollouts], dtype=torch.float64)            # (R,)
         advantages = group_advantages(rewards.reshape(-1, cfg.group_size), cfg.adv_std, cfg.adv_eps).flatten()  # (R,)
@@ -330,7 +330,7 @@ def main():
                 batch.loss_weights = loss_weights.to(device)[batch.response_index]                # (T,)
                 batch.advantages = advantages.to(device)[batch.response_index]                    # (T,)
 
-        # 4) before any weight changes: log-probs; with one update the training pass itself yields the old ones
+        # 4) before any weight changes: old log-probs, unless the training pass yields them; in PPO values, advantages
         run.clock.phase("logprobs")
         stats = StepStats(device, max_mismatch)
         with torch.no_grad():

@@ -458,7 +458,7 @@ def main():
         engine.sleep()
         run.keep_for_crash_report(sampled)           # all of them, also groups that dynamic sampling left out
 
-        # 2) rewards; advantages need the values of 4
+        # 2) rewards, and the advantages of GRPO; those of PPO need the values of 4
         rollouts = list(chain(*groups))                                                           # R = P * G at most
         rewards = torch.tensor([r.score.total for r in rollouts], dtype=torch.float64)            # (R,)
 
@@ -474,7 +474,7 @@ def main():
             for batch in updates[-1]:
                 batch.loss_weights = loss_weights.to(device)[batch.response_index]                # (T,)
 
-        # 4) before any weight changes: log-probs, unless the training pass itself yields them; values; advantages
+        # 4) before any weight changes: old log-probs, unless the training pass yields them; in PPO values, advantages
         run.clock.phase("logprobs")
         stats = StepStats(device, max_mismatch)
         with torch.no_grad():
