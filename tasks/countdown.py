@@ -261,8 +261,9 @@ SLOTS = {  # of a prompt template: the fields that fill it, and how a value is w
 
 
 def holds(row):
-    """Whether this task made the row."""
-    return isinstance(row["answer"], dict) if "answer" in row else "nums" in row
+    """Tell whether the row is a Countdown problem."""
+    answer = row.get("answer")
+    return "nums" in row if answer is None else isinstance(answer, dict) and bool(answer.keys() & {"numbers", "target"})
 
 
 def generate(name, argument, split, limit=None):

@@ -187,7 +187,7 @@ ANSWER = ("solution_text_format", "names", "solution")  # the fields that a rewa
 
 
 def holds(row):
-    """Whether this task made the row."""
+    """Tell whether the row is such a puzzle."""
     return "solution_text_format" in row
 
 

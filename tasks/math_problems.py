@@ -92,7 +92,7 @@ SLOTS = {"problem": (("problem", "question"), str), "question": (("question", "p
 
 
 def holds(row):
-    """Whether the row is such a problem: all rows are that the other tasks did not make."""
+    """Return True: a row that no other task claims is a math problem."""
     return True
 
 
