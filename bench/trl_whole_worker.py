@@ -26,6 +26,22 @@ def reward(text):
     return zlib.crc32(text.encode()) % 1009 / 1009
 
 
+def shared_settings(case, lens):
+    """Return the settings of TRL that both comparisons have; lens: of the responses."""
+    return dict(
+        output_dir="out/bench/trl", use_cpu=True, bf16=case["dtype"] == "bfloat16", gradient_accumulation_steps=1,
+        per_device_train_batch_size=len(lens), num_generations=case["group_size"], max_completion_length=max(lens),
+        temperature=1.0, loss_type="dapo", beta=0.0, epsilon=0.2, scale_rewards="group", max_grad_norm=1.0,
+        learning_rate=case["lr"], lr_scheduler_type="constant", weight_decay=0.01, logging_steps=1, save_strategy="no",
+        report_to="none", max_steps=10**6, shuffle_dataset=False, disable_tqdm=True,
+        model_init_kwargs={"dtype": "float32"})
+
+
+def peak_gb():
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) for line in f if line.startswith("VmHWM")) / 1e6
+
+
 class Steps:
     """
     A training loop told when to go. `between` stands where a step begins: it answers for the step before, seconds and
@@ -48,8 +64,7 @@ class Steps:
                 self.seen = dict.fromkeys(("generate", "train", "sync"), 0.0)
                 self.begun = time.perf_counter()
                 return
-            with open("/proc/self/status") as f:
-                self.answer({"peak_gb": next(int(row.split()[1]) for row in f if row.startswith("VmHWM")) / 1e6})
+            self.answer({"peak_gb": peak_gb()})
         sys.exit()
 
     def answer(self, what):
@@ -148,14 +163,9 @@ def main(case_path, side):
             steps.seen["grad_norm"] = float(logs["grad_norm"])
 
     config = GRPOConfig(
-        output_dir="out/bench/trl", use_cpu=True, bf16=case["dtype"] == "bfloat16", gradient_accumulation_steps=1,
-        per_device_train_batch_size=len(case["lens"]), num_generations=case["group_size"],
-        max_completion_length=max(case["lens"]), temperature=1.0, use_vllm=True, vllm_mode="colocate",
+        **shared_settings(case, case["lens"]), use_vllm=True, vllm_mode="colocate",
         vllm_max_model_length=case["max_prompt_len"] + max(case["lens"]),
-        vllm_importance_sampling_correction=side == "trl", loss_type="dapo", beta=0.0, epsilon=0.2,
-        scale_rewards="group", max_grad_norm=1.0, learning_rate=case["lr"], lr_scheduler_type="constant",
-        weight_decay=0.01, gradient_checkpointing=False, logging_steps=1, save_strategy="no", report_to="none",
-        max_steps=10**6, shuffle_dataset=False, disable_tqdm=True, model_init_kwargs={"dtype": "float32"})
+        vllm_importance_sampling_correction=side == "trl", gradient_checkpointing=False)
     trainer = Trainer(
         model=case["model"], args=config, callbacks=[Watch()],
         reward_funcs=lambda completions, **kwargs: [reward(text) for text in completions],

@@ -1,6 +1,6 @@
 """
 TRL's GRPOTrainer on fixed rollouts, for bench/trl_step.py; run by the Python of TRL's own environment, imports
-nothing of ours.
+nothing of ours but trl_whole_worker.
 
     out/bench/trl-venv/bin/python bench/trl_worker.py CASE.json [GRADIENTS.pt]
 
@@ -21,11 +21,7 @@ import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from transformers import AutoTokenizer, TrainerCallback  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
-
-
-def peak_gb():
-    with open("/proc/self/status") as f:
-        return next(int(line.split()[1]) for line in f if line.startswith("VmHWM")) / 1e6
+from trl_whole_worker import peak_gb, shared_settings  # noqa: E402
 
 
 def main(case_path, gradients_path=""):
@@ -60,19 +56,12 @@ def main(case_path, gradients_path=""):
             if "grad_norm" in (logs or {}) and not seen:
                 seen.update(loss=float(logs["loss"]), grad_norm=float(logs["grad_norm"]))
 
-    size = len(case["response_ids"])
-    args = GRPOConfig(
-        output_dir="out/bench/trl", use_cpu=True, bf16=case["dtype"] == "bfloat16", per_device_train_batch_size=size,
-        gradient_accumulation_steps=1, num_generations=case["group_size"],
-        max_completion_length=max(map(len, case["response_ids"])), temperature=1.0, loss_type="dapo", beta=0.0,
-        epsilon=0.2, scale_rewards="group", max_grad_norm=1.0, learning_rate=1e-6, lr_scheduler_type="constant",
-        weight_decay=0.01, gradient_checkpointing=case["checkpointing"], logging_steps=1, save_strategy="no",
-        report_to="none", max_steps=10**6, shuffle_dataset=False, disable_tqdm=True,
-        model_init_kwargs={"dtype": "float32"})
+    lens = [len(ids) for ids in case["response_ids"]]
+    args = GRPOConfig(**shared_settings(case, lens), gradient_checkpointing=case["checkpointing"])
     trainer = GRPOTrainer(
         model=case["model"], args=args, callbacks=[Answer()],
         reward_funcs=lambda completions, **kwargs: case["rewards"],
-        train_dataset=Dataset.from_dict({"prompt": ["x"] * (64 * size)}),
+        train_dataset=Dataset.from_dict({"prompt": ["x"] * (64 * len(lens))}),
         processing_class=AutoTokenizer.from_pretrained(case["model"]), rollout_func=rollout_func)
     trainer.train()
 
