@@ -288,8 +288,7 @@ def generate(name, argument, split, limit=None):
 def complete(row):
     """Add the fields that all rows have to one with `nums` and `target`."""
     question = f"Using the numbers {row['nums']}, create an equation that equals {row['target']}."
-    return {**row, "question": question, "answer": {"target": row["target"], "numbers": row["nums"]},
-            "level": len(row["nums"]), "subject": None}
+    return {**row, "question": question, "answer": answer_of(row), "level": len(row["nums"]), "subject": None}
 
 
 def clean(row, source):
