@@ -70,7 +70,7 @@ def evaluate(engine, scorer, prompts, cfg, run, step):
 
     Each prompt gets cfg.eval_samples responses at cfg.temperature and a greedy one. Their seeds depend on cfg.seed, the
     prompt and the index alone: the same weights give the same result, and training is not touched. run.held_out records
-    every problem; run.keep_rollouts keeps the responses to the first few. All of it counts as phase "eval".
+    every problem; run.write_samples keeps the responses to the first few. All of it counts as phase "eval".
     """
     with engine.clock.all_as("eval"):
         sampled = []

@@ -209,13 +209,13 @@ def pack(rollouts, chosen, max_tokens, rank, world, device, needs_grad=None):
     lens = {i: len(rollouts[i].prompt_ids) + len(rollouts[i].response_ids) - 1
             for i in map(int, chosen) if len(rollouts[i].response_ids)}
     order = sorted(lens, key=lambda i: (-lens[i], i))
-    limit = max([max_tokens, *lens.values()])
     with_grad = [i for i in order if needs_grad is None or needs_grad[i]]
     forward_only = [i for i in order if needs_grad is not None and not needs_grad[i]]
     batches = []
     for part, grad in ((with_grad, True), (forward_only, False)):
         if not part and (grad or with_grad):  # an update without any token is one empty micro-batch
             continue
+        limit = max([max_tokens, *(lens[i] for i in part)])
         count = max(1, math.ceil(sum(lens[i] for i in part) / (limit * world)))
         while (bins := fill(part, lens, count * world, limit)) is None:
             count += 1

@@ -163,6 +163,8 @@ class Engine:
         self.clock.phase("sync")
         if self.version != version:
             wake_and_sync(policy.hf, self.llm, self.dtype, version, self.device)
+        else:
+            self.llm.reset_prefix_cache()  # a resumed run starts without one, and must sample the same
         self.version = version
 
     def sleep(self):
@@ -204,11 +206,12 @@ class Engine:
         self.clock.phase("reward")
         deliver_scores(scorer.collect(), rollouts, record)
         self.clock.phase("rollout")  # waits for the slowest engine
-        everyone = sorted(gather(rollouts.values() if self.is_leader else ()), key=lambda r: (r.prompt, r.sample))
+        with memory_of("sampling", halve_cache):
+            everyone = gather(rollouts.values() if self.is_leader else ())
         self.clock.phase("other")
         for r in everyone:
             r.asked = prompts[r.prompt]
-        return everyone
+        return sorted(everyone, key=lambda r: (r.prompt, r.sample))
 
 
 def deliver_scores(scores, rollouts, record):

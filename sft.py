@@ -225,6 +225,7 @@ def main():
                                           rollout_logprobs=np.zeros(len(response_ids), np.float32)))
             tokens += len(prompt_ids) + len(response_ids)
             progress.prompts_seen += 1
+        run.keep_for_crash_report(chosen)
 
         # 2) mean negative log-likelihood over the response tokens of all ranks
         num_tokens = sum(len(example.response_ids) for example in chosen)

@@ -16,10 +16,10 @@ from onebox.distributed import init_distributed, stable_seed  # first: sets what
 
 import torch
 
-from data import draw, fingerprint, load_train_and_eval
+from data import check_rewards, draw, fingerprint, load_train_and_eval
 from eval import evaluate_and_log
 from onebox.checkpoint import fingerprint_of_model
-from onebox.config import NonNegative, Positive, Share, check_ranges, load_config, refuse
+from onebox.config import BelowOne, NonNegative, Positive, Share, check_ranges, load_config, refuse
 from onebox.flops import machine_of
 from onebox.metrics import StepStats, empty_row, speed, summarize, trained_rows
 from onebox.models import resolve_dtype, resolve_model
@@ -81,8 +81,8 @@ class Config(RunSettings):  # RunSettings, in onebox/rundir.py: what does not ch
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"  # after the warm-up
     lr_min_ratio: Share[float] = 0.0     # where linear and cosine end, as a share of lr
     warmup_steps: NonNegative[int] = 0   # linear, from lr / (warmup_steps + 1)
-    adam_beta1: Share[float] = 0.9
-    adam_beta2: Share[float] = 0.999
+    adam_beta1: BelowOne[float] = 0.9
+    adam_beta2: BelowOne[float] = 0.999
     weight_decay: NonNegative[float] = 0.01
     grad_clip: NonNegative[float] = 1.0  # 0 = off
 
@@ -248,6 +248,7 @@ def check_config(cfg, world):
     check_ranges(cfg)
     check_sampling(cfg, world)
     check_compile(cfg.compile, cfg.checkpointing)
+    check_rewards(cfg.reward, cfg.reward_parts)
     refuse(cfg.prompts_per_step % cfg.updates_per_step, f"updates_per_step = {cfg.updates_per_step} does not divide "
            f"prompts_per_step = {cfg.prompts_per_step}")
     refuse(0 < cfg.dual_clip <= 1, f"dual_clip = {cfg.dual_clip} must be above 1 (3 is usual), or 0 for off")

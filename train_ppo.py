@@ -17,10 +17,10 @@ from onebox.distributed import init_distributed, stable_seed  # first: sets what
 
 import torch
 
-from data import draw, fingerprint, load_train_and_eval
+from data import check_rewards, draw, fingerprint, load_train_and_eval
 from eval import evaluate_and_log
 from onebox.checkpoint import fingerprint_of_model
-from onebox.config import NonNegative, Positive, Share, check_ranges, load_config, refuse
+from onebox.config import BelowOne, NonNegative, Positive, Share, check_ranges, load_config, refuse
 from onebox.flops import machine_of
 from onebox.metrics import StepStats, empty_row, speed, summarize, trained_rows
 from onebox.models import resolve_dtype, resolve_model
@@ -29,8 +29,7 @@ from policy import check_compile, learning_rate, load_policy, make_adam, optimiz
 from rewards import Scorer
 from rollout import Engine, check_sampling
 
-# what PPO needs in addition
-from dataclasses import replace
+from dataclasses import replace  # this and what follows: what PPO needs in addition
 from itertools import accumulate
 import numpy as np
 from onebox.distributed import max_over_ranks
@@ -107,8 +106,8 @@ class Config(RunSettings):  # RunSettings, in onebox/rundir.py: what does not ch
     critic_lr: Positive[float] = 1e-5
     critic_lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     critic_warmup_steps: NonNegative[int] = 0  # steps in which only the critic learns; lr_schedule begins after them
-    adam_beta1: Share[float] = 0.9
-    adam_beta2: Share[float] = 0.999
+    adam_beta1: BelowOne[float] = 0.9
+    adam_beta2: BelowOne[float] = 0.999
     weight_decay: NonNegative[float] = 0.01
     grad_clip: NonNegative[float] = 1.0  # 0 = off
 
@@ -136,8 +135,7 @@ def group_advantages(rewards, divide_by_std, eps=1e-6):
 
 def leave_one_out(rewards):
     """Subtract from rewards (P, G) the mean of the others in the group. RLOO, arXiv 2402.14740, section 3.2."""
-    group_size = rewards.shape[1]
-    return group_advantages(rewards, divide_by_std=False) * (group_size / (group_size - 1))
+    return group_advantages(rewards, divide_by_std=False) * (rewards.shape[1] / (rewards.shape[1] - 1))
 
 
 def token_rewards(reward, num_tokens, kl, repetition, gammas):
@@ -351,12 +349,13 @@ def set_advantages(updates, rollouts, rewards, train_policy, cfg):
     columns = explain_values(values, returns, advantages)
     if cfg.whiten or (cfg.whiten is None and cfg.estimator != "rloo"):
         advantages = whiten(advantages)
+    loss_cfg = replace(cfg, kl_in="none") if cfg.kl_in == "reward_k1" else cfg  # that penalty is in the advantages
     for micro_batches in updates:
         for batch in micro_batches:
             batch.advantages, batch.returns = from_responses(batch, advantages), from_responses(batch, returns)
         largest = max_over_ranks(sum(batch.advantages.abs().sum() for batch in micro_batches), batch.ids.device)
         for batch in micro_batches:  # the same on all ranks, as backward passes are collectives
-            batch.needs_grad &= train_policy and bool(needs_grad_mask(torch.tensor(largest), cfg))
+            batch.needs_grad &= train_policy and bool(needs_grad_mask(torch.tensor(largest), loss_cfg))
     return columns
 
 
@@ -371,6 +370,7 @@ def check_config(cfg, world):
     check_ranges(cfg)
     check_sampling(cfg, world)
     check_compile(cfg.compile, cfg.checkpointing)
+    check_rewards(cfg.reward, cfg.reward_parts)
     refuse(cfg.prompts_per_step % cfg.updates_per_step, f"updates_per_step = {cfg.updates_per_step} does not divide "
            f"prompts_per_step = {cfg.prompts_per_step}")
     refuse(0 < cfg.dual_clip <= 1, f"dual_clip = {cfg.dual_clip} must be above 1 (3 is usual), or 0 for off")
@@ -521,13 +521,13 @@ def main():
             critic_norm = None
             if critic is not None:
                 empty = not any(batch.tokens_of_all for batch in micro_batches)
-                critic_norm = optimizer_step(critic, critic_optimizer, critic_lr, cfg.grad_clip, skip=empty)
+                critic_norm = optimizer_step(critic, critic_optimizer, critic_lr, cfg.grad_clip, empty) or None
             finite = stats.end_update(grad_norm, skip and train_policy, critic_norm)  # warm-up is no skipped update
             progress.count_update(finite)            # three in a row that are not end the run
 
         # 6) save, evaluate, log; in this order, so that a kill in the evaluation costs nothing but its time
         run.clock.phase("other")
-        row = {"step": step, "lr": lr, "prompts_seen": progress.prompts_seen,
+        row = {"step": step, "lr": lr, "prompts_seen": progress.prompts_seen, **dict.fromkeys(VALUE_COLUMNS),
                "critic_lr": critic_lr if critic is not None else 0.0, "kl_coef": cfg.kl_coef, **value_columns,
                **summarize(sampled, tokenizer, cfg.group_size), **stats.row(),
                **speed(run.clock, machine, sampled, updates)}

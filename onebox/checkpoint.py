@@ -161,7 +161,7 @@ def prune(folder, keep):
     """
     def remove():
         rows, steps = read_rows(os.path.join(folder, "metrics.jsonl")), saved_steps(folder)
-        scores = {row["step"]: row["eval_correct"] for _, row in rows if row.get("eval_correct") is not None}
+        scores = {row.get("step"): row["eval_correct"] for _, row in rows if row.get("eval_correct") is not None}
         best = max((step for step in steps if step in scores), key=lambda step: (scores[step], step), default=None)
         if best is not None:
             write_atomic(os.path.join(folder, "best"), json.dumps({"step": best, "score": scores[best]}))

@@ -32,6 +32,7 @@ T = typing.TypeVar("T")  # ranges, as in `lr: NonNegative[float]`; check_ranges 
 Positive = typing.Annotated[T, "must be greater than 0", lambda x: x > 0]
 NonNegative = typing.Annotated[T, "must not be negative", lambda x: x >= 0]
 Share = typing.Annotated[T, "must lie in 0 ... 1", lambda x: 0 <= x <= 1]
+BelowOne = typing.Annotated[T, "must lie in 0 ... 1, without 1", lambda x: 0 <= x < 1]
 
 
 class ConfigError(SystemExit):

@@ -181,13 +181,14 @@ def lock(folder):
     file, problem = None, ""
     if dist.get_rank() == 0:
         try:
-            CONTEXT["made"] = "" if os.path.isdir(folder) else folder
+            new = not os.path.isdir(folder)
             os.makedirs(folder, exist_ok=True)
             file = open(os.path.join(folder, "lock"), "a+")
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.truncate(0)
             file.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
             file.flush()
+            CONTEXT["made"] = folder if new else ""  # only now: another run's directory is not ours to remove
         except BlockingIOError:
             file.seek(0)
             problem = f"{folder} is in use by {file.read()}: wait for it, stop it, or give this run another --name"
@@ -320,10 +321,11 @@ class Run:
 
     def begin_step(self, step):
         """Seed the global generators from (seed, step, rank), and begin the step's clock and crash report."""
-        if self.stop_signals is None:  # before the first step there is nothing to save: a signal ends the process
+        if self.stop_signals is None and step:  # before the first step nothing is to save: a signal ends the process
             self.stop_signals = listen_for_signals()
+        if "step" not in CONTEXT:
+            self.clock.take()  # the start-up is no part of the first step
         CONTEXT.update(step=step, rollouts=())
-        self.clock.take()
         seed_generators(self.cfg.seed, step, dist.get_rank())
 
     def keep_for_crash_report(self, rollouts):
@@ -417,8 +419,8 @@ class Run:
         if not self.main or (self.reporting and self.reporting.poll() is None and not wait):
             return  # the one before is still at work
         if self.reporting:
-            self.reporting.wait()
-        command = ["timeout", "-k", "5", "600", "nice", "-n", "10", sys.executable, "-m", "tools.report"]
+            self.reporting_ended()
+        command = ["nice", "-n", "10", sys.executable, "-m", "tools.report"]
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("LD_PRELOAD", "WANDB"))}
         try:
             with open(os.path.join(self.path, "report.log"), "w") as log:
@@ -426,8 +428,16 @@ class Run:
                                                   stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         except OSError as error:  # a full disk
             return self.say(f"WARNING: no report.html was made ({error})")
-        if wait and self.reporting.wait():
+        if wait and self.reporting_ended():
             self.say(f"no report.html was made: see {self.path}/report.log")
+
+    def reporting_ended(self):
+        """Wait for the report that is being made, return its exit code. One that hangs is killed after 10 minutes."""
+        try:
+            return self.reporting.wait(600)
+        except subprocess.TimeoutExpired:
+            self.reporting.kill()  # itself, not a child of it: `nice` has become the report
+            return self.reporting.wait()
 
     def finish(self, policy, tokenizer, stop_ids, stopped_by=""):
         """End the run: say that it was stopped, or export the model to model/ and make the last report. Collective."""
@@ -441,8 +451,8 @@ class Run:
                                  self.cfg.num_steps)
             if getattr(self.cfg, "report_every", 0):
                 self.report(wait=True)
-            self.say(f"done: {self.path}  (metrics.jsonl, log.txt, report.html, samples/, code/, and the model as a "
-                     f"Hugging Face directory: {self.path}/model)")
+            kept = "metrics.jsonl, log.txt, code/" + ", report.html, samples/" * hasattr(self.cfg, "keep_rollouts")
+            self.say(f"done: {self.path}  ({kept}, and the model as a Hugging Face directory: {self.path}/model)")
         if self.wandb is not None:
             self.wandb.close()
 

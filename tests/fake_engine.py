@@ -33,6 +33,9 @@ class FakeEngine:
 
         self.model, self.version = AutoModelForCausalLM.from_pretrained(path, dtype="float32"), None
 
+    def reset_prefix_cache(self):
+        return True  # it has none
+
 
 def make_engine(path, **_):
     return FakeEngine(path)

@@ -680,3 +680,16 @@ def test_a_run_that_ended_early_for_good_is_complete(tmp_path, monkeypatch, caps
     assert rundir.open_run(SimpleNamespace(num_steps=100), {}, None, {}) is None
     assert "is complete: step 40 of 100" in capsys.readouterr().out
     assert rundir.open_run(SimpleNamespace(num_steps=200), {}, None, {}) == "goes on"
+
+
+def test_a_directory_that_cannot_be_made_is_one_line(tmp_path, monkeypatch, one_process):
+    from onebox import crash
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(crash, "CONTEXT", {})
+    monkeypatch.setattr(rundir, "CONTEXT", crash.CONTEXT)
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(ConfigError, match="out/run cannot be written"):
+        rundir.lock("out/run")
+    crash.remove_new_folder()  # there is none, and nothing of another run is removed
+    assert "made" not in crash.CONTEXT

@@ -289,6 +289,18 @@ def test_a_table_keeps_what_a_later_sweep_does_not_make_again(tmp_path):
         results.read_table(folder + "/table.json")
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_each_missing_completion_is_asked_for_once(tmp_path, monkeypatch, temperature, one_process):
+    keys = [("p/0", "greedy"), ("p/1", "greedy")] + [("p/0", 0)] * (temperature > 0)
+    task = SimpleNamespace(name="kk", keys=lambda: keys, settings={"temperature": temperature})
+    asked = []
+    monkeypatch.setattr(suite, "generate_missing", lambda task, keys, t, *_: asked.extend((key, t) for key in keys))
+    monkeypatch.setattr(suite, "finish", lambda folder, name, settings, rows, order: (rows, 0.0))
+    monkeypatch.setattr(suite, "summarize", lambda *_: {})
+    suite.run_benchmark(task, str(tmp_path), {"model": "w"}, lambda: None, None)
+    assert sorted(asked, key=str) == sorted(((key, 0.0 if key[1] == "greedy" else 0.7) for key in keys), key=str)
+
+
 def test_results_of_another_benchmark_stay_with_the_same_weights_only(tmp_path):
     def result(name):
         return {"benchmark": name, **statistics.summarize(completions((1, 0)), 1.0)}

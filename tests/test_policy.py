@@ -120,6 +120,12 @@ def test_the_mask_decides_which_responses_need_a_backward(needs_grad):
     assert kinds == sorted(kinds, reverse=True)
 
 
+def test_a_long_response_without_gradient_lifts_no_limit_of_those_with_one():
+    rollouts = make_rollouts(prompt_lens=[1] * 5, response_lens=[400, 50, 50, 50, 50])
+    batches = pack(rollouts, range(5), 100, 0, 1, "cpu", torch.tensor([False, True, True, True, True]))
+    assert [(batch.needs_grad, sum(batch.lens)) for batch in batches] == [(True, 100), (True, 100), (False, 400)]
+
+
 def test_an_update_without_a_response_is_one_empty_micro_batch_on_every_rank():
     for rank in range(2):
         (batch,) = pack(make_rollouts(), [], 100, rank, 2, "cpu", torch.ones(5, dtype=torch.bool))

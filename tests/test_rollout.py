@@ -79,7 +79,9 @@ def test_weights_that_the_engine_has_are_not_loaded_again(one_process, monkeypat
     for version in (0, 0, 1, 1, 2):  # evaluation before step 1, its samples; evaluation after it, samples of step 2 ...
         engine.wake(POLICY, version)
         engine.sleep()
-    assert engine.llm.calls == [*SYNC, "version 0", *SYNC, "version 1", *SYNC, "version 2"] and engine.version == 2
+    again = "no prefix cache"  # also then: a run that resumes here starts without one, and must sample the same
+    assert engine.llm.calls == [*SYNC, "version 0", again, *SYNC, "version 1", again, *SYNC, "version 2"]
+    assert engine.version == 2
 
 
 def test_a_gpu_that_slept_gets_weights_before_memory_for_the_cache(one_process, monkeypatch):
@@ -90,9 +92,9 @@ def test_a_gpu_that_slept_gets_weights_before_memory_for_the_cache(one_process, 
         engine.llm.calls.clear()
         engine.wake(POLICY, 3)
         assert engine.llm.calls == ["memory of weights", *SYNC, "version 3", "memory of kv_cache", "no prefix cache"]
-        engine.wake(POLICY, 3)  # awake with these weights: nothing to do
+        engine.wake(POLICY, 3)  # awake with these weights: nothing to load
         engine.sleep()
-        assert engine.llm.calls[6:] == ["sleep 2"] and engine.version is None
+        assert engine.llm.calls[6:] == ["no prefix cache", "sleep 2"] and engine.version is None
 
 
 def test_rollouts_are_scored_while_sampling_goes_on_and_come_in_order(one_process, monkeypatch):

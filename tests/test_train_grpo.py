@@ -325,7 +325,8 @@ def test_learning_rate_of_every_step_by_hand():
     (dict(group_size=0), "group_size"), (dict(shard_size=3), "shard_size"), (dict(eval_every=-1), "eval_every"),
     (dict(seed=-1), "seed"), (dict(repetition_stop=1), "repetition_stop = 1"), (dict(stop=("</answer>", "")), "stop"),
     (dict(stop=(5,)), "as in ('</answer>',)"), (dict(dual_clip=0.5), "dual_clip"),
-    (dict(epochs_per_step=0), "epochs_per_step"),
+    (dict(epochs_per_step=0), "epochs_per_step"), (dict(adam_beta2=1.0), "adam_beta2"),
+    (dict(reward="tinyzero_countdwn"), "did you mean"),
     (dict(group_size=1), "group_size"), (dict(group_size=1, kl_in="loss_k2", kl_coef=0.0), "group_size"),
     (dict(group_size=1, kl_in="loss_k3", dynamic_sampling=2), "dynamic_sampling"),
 ])

@@ -228,6 +228,8 @@ def test_the_kl_penalty_in_the_reward_is_of_its_token_and_of_all_before_it(one_p
 def test_no_gradient_in_the_warm_up_nor_for_an_update_of_zero_advantages(one_process):
     def needs_grad(rewards, train_policy=True, parts=([0, 1], [2, 3], []), **settings):
         rollouts, updates = packed([2, 3, 1, 4], parts, one_process[2], max_tokens=6)
+        for batch in (batch for micro_batches in updates for batch in micro_batches):
+            batch.old_logprobs = batch.ref_logprobs = torch.zeros_like(batch.rollout_logprobs)  # the initial model
         assert [len(micro_batches) for micro_batches in updates] == [2, 2, 1]  # one decision for all of an update
         cfg = Config(estimator="rloo", group_size=2, **settings)
         set_advantages(updates, rollouts, torch.tensor(rewards).flatten(), train_policy, cfg)
@@ -236,6 +238,7 @@ def test_no_gradient_in_the_warm_up_nor_for_an_update_of_zero_advantages(one_pro
     varied, agreeing = [1.0, 0.0], [1.0, 1.0]
     assert needs_grad([varied, varied]) == [{True}, {True}, {False}]  # nothing to learn from without a token
     assert needs_grad([varied, agreeing]) == [{True}, {False}, {False}]
+    assert needs_grad([varied, agreeing], kl_in="reward_k1") == [{True}, {False}, {False}]  # k1 is in the advantages
     assert needs_grad([varied, varied], train_policy=False) == [{False}, {False}, {False}]
     for settings in (dict(entropy_coef=0.01), dict(kl_in="loss_k2")):
         assert needs_grad([varied, agreeing], **settings) == [{True}, {True}, {False}]

@@ -310,9 +310,9 @@ def run_benchmark(task, folder, settings, get_engine, scorer):
             def append(row):
                 f.write(json.dumps(row | {"session": session, "at": round(time.monotonic() - start, 3)}) + "\n")
 
-            for temperature in (task.settings["temperature"], 0.0):
-                keys = [key for key in missing if (key[1] == "greedy") == (temperature == 0)]
-                generate_missing(task, keys, temperature, engine, scorer, append)
+            for greedy in (False, True):
+                keys = [key for key in missing if (key[1] == "greedy") == greedy]
+                generate_missing(task, keys, 0.0 if greedy else task.settings["temperature"], engine, scorer, append)
     dist.barrier()
     if rank != 0:
         return None
