@@ -62,7 +62,7 @@ class RunSettings(BasicSettings):
     """Settings of a run with rollouts."""
 
     eval_every: NonNegative[int] = 10    # held-out evaluation every N steps; 0 = only before and after
-    keep_rollouts: NonNegative[int] = 16  # responses of each step kept token by token in samples/; 0 = none
+    keep_rollouts: NonNegative[int] = 16  # responses of a step kept in samples/, see metrics.trained_rows; 0 = none
     report_every: NonNegative[int] = 20  # renew report.html every N steps and at the end; 0 = never
     dry_step: Literal["auto", "on", "off"] = "auto"  # a micro-batch of full length before the run; auto: on GPUs
     max_num_seqs: Positive[int] = 256    # sequences decoded together in one engine
