@@ -11,7 +11,7 @@ STAMP  := .venv/.installed-$(DEVICE)
 
 ifeq ($(DEVICE),cpu)
 # One process of one thread per core, at most two: faster than threads, because the engine is bound by Python.
-NPROC  ?= $(shell n=$$(nproc); echo $$((n < 2 ? 1 : 2)))
+NPROC  ?= $(shell n=$$(env -u OMP_NUM_THREADS nproc); echo $$((n < 2 ? 1 : 2)))
 RUN    := OMP_NUM_THREADS=1 .venv/bin/torchrun --standalone --nproc-per-node=$(NPROC)
 REQS   := requirements-cpu.txt
 else

@@ -244,7 +244,7 @@ def main():
         loss = sum_over_ranks({"loss": loss_sum}, device)["loss"]
         seconds, epoch = run.clock.take()["step"], progress.prompts_seen / len(examples)
         run.write_row({"step": step, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens, "epoch": epoch,
-                     "seconds_step": seconds, "tokens_per_second": tokens / seconds})
+                       "seconds_step": seconds, "tokens_per_second": tokens / seconds})
         window = [window[0] + seconds, window[1] + tokens]
         if step % 50 == 0 or step == cfg.num_steps:
             run.say(f"step {step:5d}/{cfg.num_steps}  loss {loss:.4f}  grad_norm {grad_norm:.2f}  lr {lr:.2e}  "

@@ -43,6 +43,9 @@ def entry(main):
         print(error, file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, BrokenPipeError) and "step" not in CONTEXT:  # --check | head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
         end_if_orphaned()  # then the error is only what ranks that died a moment earlier leave behind
         sys.exit(report_crash(error))
     finally:

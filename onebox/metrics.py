@@ -216,7 +216,7 @@ class StepStats:
         return finite
 
     def row(self):
-        """Average into columns."""
+        """Average into columns; null without an update."""
         tokens, compared, updates = (max(1, n) for n in (self.total.get("tokens", 0), self.total.get("compared", 0),
                                                          len(self.grad_norms)))
         total = {name: self.total.get(name, 0.0) for name in ("loss", "entropy", "clipped", "approx_kl", "mismatch")}
@@ -233,7 +233,7 @@ class StepStats:
             row |= {"value_loss": self.total["value_loss"] / updates,
                     "value_clip_frac": self.total["value_clipped"] / tokens,
                     "critic_grad_norm": mean_of_finite(self.critic_grad_norms)}
-        return row
+        return row if self.grad_norms else dict.fromkeys(row)
 
 
 def explain_values(values, returns, advantages):

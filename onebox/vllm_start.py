@@ -20,6 +20,7 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())  # it logs before it looks at its variable
+logging.getLogger("vllm.logging_utils.dump_input").setLevel(logging.CRITICAL)  # at an error, all ids of the batch
 
 
 @memory_of("the start of the engine", halve_cache)
@@ -45,6 +46,9 @@ def make_engine(path, *, config, dtype, prompt_len, response_len, max_num_seqs, 
     # vLLM takes max_position_embeddings for what YaRN has stretched already; Qwen2.5's configs name what it was before
     stretched = max_len > (getattr(config, "max_position_embeddings", None) or max_len)
     overrides = {"max_position_embeddings": max_len} if stretched else {}
+    more = {}
+    if on_cpu:  # a prompt in several pieces needs a generator with an offset, which a CPU has not: never split one
+        more = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, max_len)}
     if dtype != "float32":
         overrides["head_dtype"] = "float32"  # logits rounded to bf16 add to the mismatch with the trainer
     # LLM() reseeds every global generator, and on CPU overwrites LOCAL_WORLD_SIZE: undo both
@@ -71,6 +75,7 @@ def make_engine(path, *, config, dtype, prompt_len, response_len, max_num_seqs, 
         disable_custom_all_reduce=True,  # its CUDA graphs cannot share expandable segments (distributed.py)
         disable_log_stats=True,
         use_tqdm_on_load=False,
+        **more,
     )
     random.setstate(rng[0])
     np.random.set_state(rng[1])

@@ -198,6 +198,10 @@ def test_eos_is_in_the_response_when_it_was_sampled_and_never_added(report):
     assert report["eos_only_at_the_end"] and "length" in report["finish_reasons"]
 
 
+def test_more_prompt_tokens_than_one_step_takes_are_sampled(report):
+    assert report["many_long_prompts"] == 32
+
+
 def test_the_deadline_returns_everything_and_the_engine_goes_on(report):
     count, reasons, lengths_match = report["deadline"]
     assert count == 12 and "deadline" in reasons and lengths_match
