@@ -20,7 +20,6 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())  # it logs before it looks at its variable
-logging.getLogger("vllm.logging_utils.dump_input").setLevel(logging.CRITICAL)  # at an error, all ids of the batch
 
 
 @memory_of("the start of the engine", halve_cache)
@@ -33,6 +32,7 @@ def make_engine(path, *, config, dtype, prompt_len, response_len, max_num_seqs, 
     """
     from vllm import LLM
 
+    logging.getLogger("vllm.logging_utils.dump_input").setLevel(logging.CRITICAL)  # after an error, all ids of a batch
     older.complete(LLM)
     on_cpu = device.type == "cpu"
     if on_cpu and tensor_parallel > 1:

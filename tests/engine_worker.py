@@ -148,7 +148,8 @@ report["deadline"] = [len(cut), sorted({r.finish_reason for r in cut}),
                       all(len(r.rollout_logprobs) == len(r.response_ids) for r in cut)]
 # more tokens of new prompts than vLLM takes into one step: none of them may be split, as a CPU generator has no offset
 many = [(i, [5 + (7 * i + j) % 90 for j in range(190)]) for i in range(32)]
-report["many_long_prompts"] = len(sample(6, seeds=[[i] for i in range(32)], prompts=many))
+asked_again, rollout.visible = [], lambda text: asked_again.append(text) or text  # what a retry prints
+report["many_long_prompts"] = [len(sample(6, seeds=[[i] for i in range(32)], prompts=many)), len(asked_again)]
 report["gap_after_deadline"] = gap(sample(6))
 
 

@@ -199,7 +199,7 @@ def test_eos_is_in_the_response_when_it_was_sampled_and_never_added(report):
 
 
 def test_more_prompt_tokens_than_one_step_takes_are_sampled(report):
-    assert report["many_long_prompts"] == 32
+    assert report["many_long_prompts"] == [32, 0]  # at the first try
 
 
 def test_the_deadline_returns_everything_and_the_engine_goes_on(report):
