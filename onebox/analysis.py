@@ -30,7 +30,7 @@ REFLECTION_PUBLISHED = ("recheck", "rethink", "reassess", "reevaluate", "re-eval
 
 
 def split_thinking(text):
-    """-> (thinking, answer part): at the first </think>, else at the first <answer>; the answer part holds the tag."""
+    """Split a text into (thinking, answer part) at the first </think>, else at the first <answer>."""
     for tag in ("</think>", "<answer>"):
         at = text.find(tag)
         if at >= 0:
@@ -40,8 +40,8 @@ def split_thinking(text):
 
 def word_counts(thinking):
     """
-    -> {column: how often the words of a group stand in one thinking}. The published lists count as they were published,
-    as parts of lower-case text ("rechecked" holds "recheck").
+    Count how often the words of each group stand in one thinking: {column: count}. The published lists count as they
+    were published, as parts of lower-case text ("rechecked" holds "recheck").
     """
     lower = thinking.lower().replace("\u2019", "'")
     return {"reasoning_words": len(STEPS.findall(thinking)) + len(ITEMS.findall("\n" + thinking)),
@@ -52,8 +52,8 @@ def word_counts(thinking):
 
 def word_columns(thinkings):
     """
-    Texts -> {column: number}: words of each group per response (`reasoning_words`, ...) and the share of responses with
-    at least one (`reasoning_share`, ...). Per 1,000 thinking tokens: 1000 * words / think_len.
+    Average over texts: words of each group per response (`reasoning_words`, ...) and the share of responses with at
+    least one (`reasoning_share`, ...). Per 1,000 thinking tokens: 1000 * words / think_len.
     """
     row, counts = {}, [word_counts(text) for text in thinkings]
     for column in word_counts(""):

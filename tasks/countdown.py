@@ -78,7 +78,7 @@ def tiny_countdown(count, seed, split="train", max_number=9):
 
 @functools.lru_cache(maxsize=1 << 16)
 def held_out(numbers, target):
-    """Whether a problem (numbers: a sorted tuple) belongs to the test split."""
+    """Tell whether a problem (numbers: a sorted tuple) belongs to the test split."""
     text = f"{' '.join(map(str, numbers))} = {target}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % HELD_OUT == 0
 
@@ -88,7 +88,7 @@ def held_out(numbers, target):
 
 def solvable(nums, target):
     """
-    Whether some tree of a+b, a*b, larger-smaller and exact larger/smaller makes target of nums, each used once.
+    Tell whether some tree of a+b, a*b, larger-smaller and exact larger/smaller makes target of nums, each used once.
 
     All intermediate values are integers >= 0, as in the published set. Up to four numbers the search goes backward
     from the target, where few values are possible, and the two ends meet in one set intersection.
@@ -231,7 +231,7 @@ def is_right(expression, answer):
     """
     Judge an expression by its answer {"target", "numbers"}: exact value, each number used exactly once.
 
-    -> (right, [(rule, finding)]). right is None where the text is no expression.
+    Return (right, [(rule, finding)]). right is None where the text is no expression.
     """
     try:
         value, numbers = evaluate(expression)

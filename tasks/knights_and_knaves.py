@@ -29,7 +29,7 @@ def knights_and_knaves(n_people, start, count):
     """
     Make the puzzles number start .. start+count-1 of n_people (2..8), equal to the published ones byte for byte.
 
-    -> rows {"quiz", "names", "solution", "solution_text_format", "index"}: solution is one bool per name (True: a
+    Make rows {"quiz", "names", "solution", "solution_text_format", "index"}: solution is one bool per name (True: a
     knight), solution_text_format the lines "(1) Zoey is a knight". Index 0-99 is the official test split and
     100-1099 the train split of K-and-K/knights-and-knaves. An own, shorter implementation of the algorithm of
     AlphaPav/mem-kk-logic @35385cf, lib_kk.py (MIT); the order of the draws is part of the data.
@@ -145,8 +145,8 @@ def read_roles(text, names):
     """
     Read who is what in an answer such as "(1) Zoey is a knight (2) ...", by Logic-RL's rules.
 
-    -> ({name: "knight" | "knave"}, [(rule, finding)]). The words knight and knave must occur once a person, else nobody
-    is read.
+    Return ({name: "knight" | "knave"}, [(rule, finding)]). The words knight and knave must occur once a person, else
+    nobody is read.
     """
     count = 0 if len(text) > MAX_ANSWER else text.lower().count("knight") + text.lower().count("knave")
     notes = [("'knight' and 'knave' occur", f"{count} times for {len(names)} people")]

@@ -475,7 +475,7 @@ def every(verdicts):
 
 
 def same_elements(gold, prediction, rules, cas):
-    """Whether both have the same elements in any order, each as often; None if unsure."""
+    """Tell whether both have the same elements in any order, each as often; None if unsure."""
     left, unsure = list(prediction), False
     for g in gold:
         verdicts = []
@@ -530,7 +530,7 @@ PRINTABLE = re.compile(r"[ -~\n]*")
 
 
 def askable(gold, prediction):
-    """Whether sympy may see this. Refuse within microseconds most of what could hang it (the rest is killed)."""
+    """Tell whether sympy may see this. Refuse within microseconds most of what could hang it (the rest is killed)."""
     return bool(PRINTABLE.fullmatch(prediction) and PRINTABLE.fullmatch(gold) and not LONG.search(prediction)
                 and not (NESTED_POWER.search(prediction) and not NESTED_POWER.search(gold))
                 and not (RISKY.search(prediction) and not RISKY.search(gold))

@@ -52,7 +52,7 @@ class BadRow(Exception):
 
 
 def filled(value):
-    """Whether a field holds something: it is not null, blank or NaN, which is how tables write null."""
+    """Tell whether a field holds something: it is not null, blank or NaN, which is how tables write null."""
     return value is not None and value == value and bool(value.strip() if isinstance(value, str) else True)
 
 

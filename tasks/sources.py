@@ -179,7 +179,7 @@ def read_hub(kind, source, split):
 
 
 def hub_reachable():
-    """Whether the Hugging Face hub, or the mirror of HF_ENDPOINT, answers; behind a proxy it is taken to."""
+    """Tell whether the Hugging Face hub, or the mirror of HF_ENDPOINT, answers; behind a proxy it is taken to."""
     if any(name.lower() in ("https_proxy", "all_proxy") for name in os.environ):
         return True
     host = urllib.parse.urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))

@@ -275,7 +275,7 @@ def chat_variables(tokenizer):
 
 
 def reads_clock(tokenizer):
-    """Whether the model's chat template writes a date."""
+    """Tell whether the model's chat template writes a date."""
     return "strftime_now" in str(getattr(tokenizer, "chat_template", None))
 
 
@@ -304,7 +304,7 @@ def control_tokens(tokenizer, named):
 
 
 def is_chat(template):
-    """Whether any of these prompt templates, a name or {source: name}, goes through the model's chat template."""
+    """Tell whether any of these prompt templates, a name or {source: name}, goes through the model's chat template."""
     names = [template] if isinstance(template, str) else template.values()
     return any("text" not in TEMPLATES.get(name, {}) for name in names)
 
@@ -329,7 +329,7 @@ def fill(template, text, row):
 
 
 def fits(text, row):
-    """Whether a row fills all slots of a text."""
+    """Tell whether a row fills all slots of a text."""
     return all(any(row.get(field) is not None for field in SLOTS[slot][0]) for slot in SLOT.findall(text))
 
 

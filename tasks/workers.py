@@ -72,7 +72,7 @@ def is_expression(*sides):
 
 
 def same_number(a, b, rules):
-    """Whether two sympy numbers are equal; None if they are no numbers, or no finite ones."""
+    """Tell whether two sympy numbers are equal; None if they are no numbers, or no finite ones."""
     from sympy import I, Integral, Limit, Product, Sum
     from sympy.core.evalf import PrecisionExhausted
     if not is_expression(a, b):
@@ -100,8 +100,8 @@ def same_at(a, b, sign):
 
 def same_roots(a, b):
     """
-    Whether two formulas are the same for positive letters, and for negative ones equal or not real: '\\sqrt{1/n}' and
-    '\\frac{1}{\\sqrt{n}}', which sympy keeps apart because of n < 0. |x| is not x.
+    Tell whether two formulas are the same for positive letters, and for negative ones equal or not real: '\\sqrt{1/n}'
+    and '\\frac{1}{\\sqrt{n}}', which sympy keeps apart because of n < 0. |x| is not x.
     """
     from sympy import Dummy, Pow, log, simplify
     if not is_expression(a, b) or a.free_symbols != b.free_symbols or not a.free_symbols or not any(

@@ -81,8 +81,8 @@ def charts_of(groups):
     """
     Plan the charts of {group: runs}: for one group a chart per figure, for several groups a chart per column.
 
-    -> (charts, empty). A chart is {name, part, title, unit, share, log, lines}, lines [(label, color, column, series)].
-    empty: the columns whose chart would hold nothing, because all its values are 0 or null.
+    Return (charts, empty). A chart is {name, part, title, unit, share, log, lines}, lines [(label, color, column,
+    series)]. empty: the columns whose chart would hold nothing, because all its values are 0 or null.
     """
     rows = [row for runs in groups.values() for run in runs for row in run["rows"]]
     known, figures, charts, empty = {name for row in rows for name in row}, figures_of(rows), [], []
