@@ -289,10 +289,10 @@ def unsloth_gsm8k(completion, equal):
     unslothai/notebooks @bdda2ef Llama3.1_(8B)-GRPO, except that in soft and strict '.' matches a newline (as published
     they exclude each other) and 1,000 is 1000. xmlcount falls without bound: see xml_count.
     """
-    text, gold = completion.text, gold_answers(completion.answer)[0]
-    names = ("xmlcount", "soft_format", "strict_format", "integer", "answer")
+    text, names = completion.text, ("xmlcount", "soft_format", "strict_format", "integer", "answer")
     if completion.truncated:
         return completion.finish(dict.fromkeys(names, 0.0))
+    gold = gold_answers(completion.answer)[0]
     said = text.rpartition("<answer>")[2].partition("</answer>")[0].strip()
     completion.note("answer: after the last <answer>, else all", said)
     soft = two_blocks(text, "<reasoning>", r"</reasoning>\s*<answer>", "</answer>", to_the_end=False)

@@ -111,7 +111,7 @@ MEMORY = re.compile(r"out of memory|can(no|')t allocate memory(?! in static TLS)
                     r"cudaErrorMemoryAllocation|failed to (cuda |host )*[cm]?alloc|bad_alloc", re.IGNORECASE)
 SIDE_BY_SIDE = ("the weights of trainer and engine do not fit beside each other, and neither smaller micro-batches nor "
                 "a smaller cache helps: take more GPUs, or --tensor_parallel")
-MODELS = "the models do not fit, and smaller micro-batches do not help: take more GPUs, or ask tools/plan.py"
+MODELS = "the models do not fit, and smaller micro-batches do not help: take more GPUs, or ask python -m tools.plan"
 HOST = "a checkpoint is written from the host's memory: give the run more of it; the same command continues"
 
 
@@ -163,7 +163,7 @@ def halve_tokens():
     (asked, used), longest = CONTEXT["max_tokens"], CONTEXT.get("longest", 1)
     if used <= longest:  # half of it would still be a micro-batch of one sequence
         return (f"max_tokens_per_gpu = {used} is no more than the longest sequence, {longest} tokens: take more GPUs, "
-                "checkpointing or shorter responses, or ask tools/plan.py")
+                "checkpointing or shorter responses, or ask python -m tools.plan")
     return leave("max_tokens_per_gpu", asked, used, used // 2)
 
 

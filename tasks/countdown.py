@@ -255,7 +255,7 @@ SOURCES = {
 }
 SLOTS = {  # of a prompt template: the fields that fill it, and how a value is written
     "nums": (("nums",), lambda nums: str([int(n) for n in nums])),  # [44, 19, 35]
-    "numbers": (("nums",), lambda nums: " ".join(map(str, nums))),  # 44 19 35
+    "numbers": (("nums",), lambda nums: " ".join(str(int(n)) for n in nums)),  # 44 19 35
     "target": (("target",), str),
 }
 

@@ -326,10 +326,13 @@ def ask_now(golds, prediction, rules):
     with _lock:
         if _owner != os.getpid():  # after a fork the pipes belong to the parent
             _verdicts, _owner = Verdicts(num_workers=1), os.getpid()
-        verdict = _verdicts.ask(None, golds, prediction, rules)
-        while _verdicts.undecided():
-            verdict = dict(_verdicts.poll(wait_s=1.0)).get(None, verdict)
-        return verdict
+        try:
+            verdict = _verdicts.ask(None, golds, prediction, rules)
+            while _verdicts.undecided():
+                verdict = dict(_verdicts.poll(wait_s=1.0)).get(None, verdict)
+            return verdict
+        finally:
+            _verdicts.drop()  # after Ctrl-C the question would be answered to whoever asks next
 
 
 if __name__ == "__main__":

@@ -846,3 +846,21 @@ def test_published_countdown_rows_are_well_formed():
         answer = {"target": row["target"], "numbers": row["nums"]}
         rewards.check_answer("tinyzero_countdown", answer)
         assert score("tinyzero_countdown", T("1+1"), answer).total == 0.1
+
+
+def test_an_interrupted_question_is_not_answered_to_the_next_asker(monkeypatch):
+    from tasks import workers
+
+    assert rewards.score("math", r"\boxed{5}", "5").correct
+    poll, calls = workers.Verdicts.poll, []
+
+    def interrupted(self, *arguments, **settings):
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return poll(self, *arguments, **settings)
+
+    monkeypatch.setattr(workers.Verdicts, "poll", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        workers.ask_now([r"2\sqrt{2}+x"], r"\sqrt{8}+y", "strict")
+    assert workers.ask_now([r"3\sqrt{2}+x"], r"\sqrt{18}+x", "strict") == "right"

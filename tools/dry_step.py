@@ -74,7 +74,7 @@ def dry_step(models, reference, cfg, max_tokens, vocab_size, world, device, say)
 def advice_for(lens, max_tokens):
     """Return what to do when a micro-batch of these sequences did not fit."""
     if len(lens) == 1:
-        return "that is one sequence: take more GPUs, checkpointing or a shorter max_response_len, or ask tools/plan.py"
+        return "that is one sequence: take more GPUs, checkpointing or a shorter max_response_len, or ask tools.plan"
     return halve_tokens() if "max_tokens" in CONTEXT else f"halve max_tokens_per_gpu (now {max_tokens})"
 
 
