@@ -47,6 +47,9 @@ class Completion:
     truncated: bool = False
     num_tokens: int | None = None  # of the response
     max_tokens: int | None = None  # it was allowed
+    row: dict = field(default_factory=dict)  # of the data set
+    prompt: str = ""  # as the model read it
+    token_ids: list = ()  # of the response
     flags: set = field(default_factory=set)
     notes: list = field(default_factory=list)  # (rule, finding) pairs for --why
 
@@ -374,7 +377,8 @@ def perfect_response(reward, answer, prefilled=False):
     return response.replace("{think}", think).replace("{answer}", text), full_mark
 
 
-def run(reward, equal, response, answer, truncated=False, num_tokens=None, max_tokens=None, notes=None):
+def run(reward, equal, response, answer, truncated=False, num_tokens=None, max_tokens=None, row=None, prompt="",
+        token_ids=(), notes=None):
     """
     Call the reward function, whatever it does. Where it raises, or returns no Score of finite numbers, the score is 0,
     of a published reward its failing value, with the flag 'error' and a note that says what went wrong. Neither a bad
@@ -383,7 +387,8 @@ def run(reward, equal, response, answer, truncated=False, num_tokens=None, max_t
     notes = [] if notes is None else notes
     try:
         # a copy: a reward that changes the answer must not change what the next response is graded against
-        completion = Completion(strip_eos(response), copy.deepcopy(answer), bool(truncated), num_tokens, max_tokens)
+        completion = Completion(strip_eos(response), copy.deepcopy(answer), bool(truncated), num_tokens, max_tokens,
+                                dict(row or {}), prompt, token_ids)
         completion.flags |= tag_monitors(completion.text) | ({"truncated"} if truncated else set())
         completion.notes = notes
         return checked(REWARDS[reward](completion, equal))
@@ -447,9 +452,10 @@ class Scorer:
         self.failed = {}  # {key: (reward, what went wrong, response, total)}, not printed yet
         self.failures = {}  # {reward: how many responses}
 
-    def submit(self, key, reward, response, answer, truncated=False, num_tokens=None, max_tokens=None):
+    def submit(self, key, reward, response, answer, truncated=False, num_tokens=None, max_tokens=None, row=None,
+               prompt="", token_ids=()):
         check(reward)
-        self.submitted[key] = (reward, response, answer, truncated, num_tokens, max_tokens)
+        self.submitted[key] = (reward, response, answer, truncated, num_tokens, max_tokens, row, prompt, token_ids)
         self.keep(key, lambda *question: self.verdicts.ask(key, *question))
         self.poll()
 
@@ -457,7 +463,7 @@ class Scorer:
         notes, (reward, response, *rest) = [], self.submitted[key]
         score = run(reward, equal, response, *rest, notes=notes)
         if self.part_weights:
-            score = add_parts(score, self.part_weights, response, *rest[2:], notes)
+            score = add_parts(score, self.part_weights, response, *rest[2:4], notes)
         self.scores[key] = score
         self.failed.pop(key, None)  # a reward runs again when its verdict is in
         if problem := next((finding for rule, finding in notes if rule == "error"), None):

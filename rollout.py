@@ -197,7 +197,7 @@ class Engine:
             r.source, r.uid, r.phantom = prompt.source, prompt.uid, max(r.response_ids, default=0) >= self.token_bound
             scorer.submit((r.prompt, r.sample), prompt.reward, r.text, prompt.answer,
                           truncated=r.truncated or r.phantom, num_tokens=len(r.response_ids),
-                          max_tokens=self.response_len)
+                          max_tokens=self.response_len, row=prompt.row, prompt=prompt.text, token_ids=r.response_ids)
             rollouts[r.prompt, r.sample] = r
             if record is not None:
                 deliver_scores(scorer.settled(), rollouts, record)

@@ -77,7 +77,8 @@ def explain(prompt, cfg, tokenizer):
         print0(f"reward         {prompt.reward} {score.total:g} = {sums(score)}: the full mark")
     else:
         response, notes = "<think>I worked it out.</think> <answer> 1 </answer>", []
-        score = rewards.run(prompt.reward, ask_now, response, prompt.answer, False, 16, cfg.max_response_len, notes)
+        score = rewards.run(prompt.reward, ask_now, response, prompt.answer, False, 16, cfg.max_response_len,
+                            prompt.row, prompt.text, notes=notes)
         failed = "error" in score.flags
         found = f"fails: {excerpt(notes[-1][1], 200)}" if failed else f"{score.total:g} = {sums(score)}"
         print0(f"made up        {response}")
