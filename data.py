@@ -9,8 +9,9 @@ Rows -> prompts: what to ask, its token ids, and the answer that the reward comp
     countdown, countdown:N  N generated rows (20,480), TinyZero's task; with a path, rows of the published set
     tiny_countdown          the demo's task, three numbers with + and -
     kk:3, kk:3-7            Knights and Knaves of 3 (3 to 7) people; splits train, test, official_test
-    custom                  a file of your own (--data_path) with `question`, `problem` or `prompt`, and `answer`,
-                            `ground_truth`, verl's `reward_model` or a \\boxed{} in `solution`
+    custom, custom:NAME     a file of your own (--data_path) with `question`, `problem` or `prompt`, and `answer`,
+                            `ground_truth`, verl's `reward_model` or a \\boxed{} in `solution`; or --columns
+    ORGANIZATION/NAME       any set of the hub, with :CONFIG and :SPLIT where it needs them
 
 tasks/ knows what the rows of each task hold; it reads JSON Lines, JSON, Parquet, Arrow, CSV and TSV. Bad rows are
 counted, shown and left out; more than 1 % of them is an error. No torch here.
@@ -28,17 +29,19 @@ import numpy as np
 import rewards
 from onebox.config import ConfigError
 from onebox.text import excerpt
-from tasks import math_problems, task_of
+from tasks import math_problems, own, task_of
 from tasks.countdown import countdown, solvable, tiny_countdown
 from tasks.knights_and_knaves import knights_and_knaves
 from tasks.order import prompt_order
+from tasks.own import fingerprint as reward_fingerprint
 from tasks.rows import BadRow, DataError, report_bad
-from tasks.sources import GENERATED, SOURCES, load_rows, parse_name, read_rows
-from tasks.templates import (TEMPLATES, build_prompt, check_chat, encode_prompt, is_chat, special_tokens,
-                             warn_of_plain_markers)
+from tasks.sources import GENERATED, columns_of, load_rows, parse_name, read_rows, source_of
+from tasks.templates import (TEMPLATES, build_prompt, check_chat, encode_prompt, is_chat, is_entry, render,
+                             special_tokens, warn_of_plain_markers)
 
-__all__ = ["Prompt", "Part", "load_train_and_eval", "load_prompts", "fingerprint", "draw", "prompt_order", "load_rows",
-           "build_prompt", "encode_prompt", "countdown", "solvable", "tiny_countdown", "knights_and_knaves"]
+__all__ = ["Prompt", "Part", "load_train_and_eval", "load_prompts", "fingerprint", "reward_fingerprint", "draw",
+           "prompt_order", "load_rows", "build_prompt", "encode_prompt", "countdown", "solvable", "tiny_countdown",
+           "knights_and_knaves"]
 
 
 @dataclass(frozen=True)
@@ -71,16 +74,15 @@ def load_train_and_eval(cfg, tokenizer, vocab_size):
     """
     Load and check the prompts of a run -> (prompts, mixture, held-out prompts). tokenizer None: only to look at them.
 
-    ConfigError for an unknown reward or template, for rewards that fail their own golds, for bad data, and where
-    held-out prompts are training prompts.
+    ConfigError for rewards that fail their own golds, for bad data, and where held-out prompts are training prompts.
     """
-    check_rewards(cfg.reward, cfg.reward_parts)
     chat = check_chat(cfg, tokenizer, is_chat(cfg.template))
     load = functools.partial(load_prompts, template=cfg.template, reward=cfg.reward, tokenizer=tokenizer, chat=chat,
                              max_prompt_len=cfg.max_prompt_len, vocab_size=vocab_size, seed=cfg.seed,
-                             check_answer=rewards.check_answer)
+                             check_answer=rewards.check_answer, columns=cfg.columns)
     prompts, mixture = load(cfg.data, split="train", paths=cfg.data_path or None, limit=cfg.data_limit or None)
     check_golds(prompts)
+    own.check_all(prompts)
     held_out = []
     if cfg.eval_prompts:
         held_out, _ = load(cfg.eval_data or cfg.data, split="test", paths=cfg.eval_path or cfg.data_path or None,
@@ -94,7 +96,7 @@ def load_train_and_eval(cfg, tokenizer, vocab_size):
 def check_rewards(reward, parts=None):
     """Raise ConfigError for an unknown reward or part: at start-up, never inside a run."""
     try:
-        for name in [reward] if isinstance(reward, str) else reward.values():
+        for name in reward.values() if isinstance(reward, dict) else [reward]:
             rewards.check(name, parts or ())
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -105,12 +107,11 @@ def check_golds(prompts, count=32):
     Score a perfect response to `count` of the prompts, spread over all. ConfigError with exit code 5 if more than a
     tenth miss the full mark: a verifier that fails its own golds teaches nothing, or worse. (rewards.PERFECT)
     """
-    known = [p for p in prompts if p.reward in rewards.PERFECT]
-    chosen = known[::max(1, len(known) // count)][:count]
-    failures = []
-    for prompt in chosen:
+    known = [(p, name) for p in prompts for _, name in rewards.terms(p.reward) if name in rewards.PERFECT]
+    chosen, failures = known[::max(1, len(known) // count)][:count], []
+    for prompt, name in chosen:
         try:
-            score_gold(prompt)
+            score_gold(prompt, name)
         except ConfigError as error:
             failures.append(str(error).removeprefix("error: "))
     if len(failures) > 0.1 * len(chosen):
@@ -118,25 +119,26 @@ def check_golds(prompts, count=32):
                           + failures[0], exit_code=5)
 
 
-def score_gold(prompt):
-    """Return (perfect response, its score); ConfigError unless that is the reward's full mark."""
+def score_gold(prompt, name=None):
+    """Return (perfect response, its score); ConfigError unless that is the full mark of its reward (or of `name`)."""
+    name = name or prompt.reward
     prefilled = prompt.text.rstrip().endswith("<think>")
-    response, full = rewards.perfect_response(prompt.reward, prompt.answer, prefilled)
-    score = rewards.score(prompt.reward, response, prompt.answer)
+    response, full = rewards.perfect_response(name, prompt.answer, prefilled)
+    score = rewards.score(name, response, prompt.answer)
     if abs(score.total - full) > 1e-9 or not score.correct or not score.format_ok:
-        parts = " + ".join(f"{name} {value:g}" for name, value in score.parts.items())
-        raise ConfigError(f"{prompt.uid}: a perfect response scores {score.total:g} with reward {prompt.reward!r}, not "
+        parts = " + ".join(f"{part} {value:g}" for part, value in score.parts.items())
+        raise ConfigError(f"{prompt.uid}: a perfect response scores {score.total:g} with reward {name!r}, not "
                           f"{full:g} ({parts}): the reward does not fit the template or the data; the response "
                           f"was {excerpt(response, 200)}, the prompt ends in {excerpt(prompt.text[-40:])}")
     return response, score
 
 
 def load_prompts(data, template, reward, tokenizer, *, split="train", limit=None, seed=0, max_prompt_len=None,
-                 paths=None, vocab_size=None, check_answer=None, chat=None):
+                 paths=None, vocab_size=None, check_answer=None, chat=None, columns=None):
     """
     Load prompts -> ([Prompt], mixture: [Part]), source after source in the order of `data`.
 
-    data      a source name, or {name: weight}        template, reward   a name for all sources, or {source name: name}
+    data      a source name, or {name: weight}     template, reward, columns   one for all sources, or {source: such}
     limit     how many prompts of each source at most: a subset chosen by `seed` (a generator's first ones)
     paths     a local path for all sources, or {source name: path}; the name without its "@3-5" will do
     check_answer   (reward, answer): raises ValueError where the reward cannot read this answer
@@ -147,7 +149,7 @@ def load_prompts(data, template, reward, tokenizer, *, split="train", limit=None
     if not data:
         raise DataError("no data set is named")
     for setting in (template, reward, paths):
-        for name in setting if isinstance(setting, dict) else ():
+        for name in setting if isinstance(setting, dict) and not is_entry(setting) else ():
             parse_name(name)  # a misspelled one would be passed over, and the hub asked instead of the path
     prompts, mixture = [], []
     for name, weight in data.items():
@@ -155,11 +157,14 @@ def load_prompts(data, template, reward, tokenizer, *, split="train", limit=None
             raise DataError(f"data {name!r}: the weight must be a positive number, got {weight!r}")
         base = parse_name(name)[0]
         kind = base.partition(":")[0]
-        its_template, its_reward = per_source(template, name, "template"), per_source(reward, name, "reward")
+        its_template = per_source(template, name, "template")
+        its_reward = rewards.named(per_source(reward, name, "reward"))
         warn_of_plain_markers(its_template, tokenizer)
         path = paths.get(name, paths.get(base)) if isinstance(paths, dict) else paths
         generated = path is None and kind in GENERATED
-        rows = read_rows(name, split, path, limit if generated else None)
+        needs = {"answer"} if rewards.reads(its_reward) else set()
+        needs |= {"question"} if its_template in list(TEMPLATES) else set()  # a template may be a dict
+        rows = read_rows(name, split, path, limit if generated else None, columns_of(columns, name), needs)
         spare = 0
         if limit is not None and limit < len(rows):
             spare = 2  # a few rows are a poor measure of 1 %
@@ -168,7 +173,7 @@ def load_prompts(data, template, reward, tokenizer, *, split="train", limit=None
         for index, row in rows:
             if limit is not None and len(found) >= limit:
                 break
-            uid = (SOURCES[kind].uid or base).format_map(row) + f"/{split}" * (split != "train") + f"/{index}"
+            uid = (source_of(base).uid or base).format_map(row) + f"/{split}" * (split != "train") + f"/{index}"
             try:
                 prompt = make_prompt(uid, name, its_template, its_reward, row, tokenizer, max_prompt_len, check_answer,
                                      chat)
@@ -192,7 +197,7 @@ def load_prompts(data, template, reward, tokenizer, *, split="train", limit=None
 
 def per_source(setting, name, what):
     """Return the value of a setting for one source: itself, or its entry under the name with or without @."""
-    if isinstance(setting, str):
+    if not isinstance(setting, dict) or is_entry(setting):
         return setting
     if name in setting:
         return setting[name]
@@ -209,12 +214,16 @@ def make_prompt(uid, name, template, reward, row, tokenizer, max_prompt_len, che
             check_answer(reward, answer)
         except ValueError as error:
             raise BadRow("answer that the reward cannot read") from error
-    text = build_prompt(template, row, tokenizer, chat)
+    if row.get("conversation") and template != "conversation" and not own.is_own(template):
+        raise BadRow('prompt of several messages; template = "conversation" asks them as they are')
+    text, is_chat_text = render(template, row, tokenizer, chat)
     if tokenizer is None:  # to look at prompts only
         return Prompt(uid, name, text, (), reward, answer, row)
-    if any(token in row["question"] for token in special_tokens(tokenizer)):
+    shown = [row["question"], *(value for value in row.values() if isinstance(value, str) and value in text)]
+    shown += [turn["content"] for turn in row.get("conversation", ())]
+    if any(token in part for token in special_tokens(tokenizer) for part in shown):
         raise BadRow("special token in the question")  # it would end the user's turn, or the prompt
-    ids = tuple(encode_prompt(tokenizer, text, chat="text" not in TEMPLATES[template]))
+    ids = tuple(encode_prompt(tokenizer, text, chat=is_chat_text))
     if not ids:
         raise BadRow("empty prompt")
     if max_prompt_len is not None and len(ids) > max_prompt_len:
@@ -228,18 +237,21 @@ def answer_for(reward, row, name="row"):
     it holds an answer; a reward of your own (not in rewards.READS) gets what the row holds. DataError for a misfit.
     """
     holds, task = task_of(row)
-    if rewards.READS.get(reward, holds) != holds:
+    if (rewards.reads(reward) or holds) != holds:
         fitting = ", ".join(name for name, reads in rewards.READS.items() if reads == holds)
         raise DataError(f"reward {reward!r} does not fit data {name!r}, whose rows have {', '.join(row)}: give one "
                         f"that reads {holds} ({fitting}), or your own")
-    return math_problems.solution_of(row) if reward in rewards.WANTS_SOLUTION else task.answer_of(row)
+    wants_solution = any(term in rewards.WANTS_SOLUTION for _, term in rewards.terms(reward))
+    return math_problems.solution_of(row) if wants_solution else task.answer_of(row)
 
 
 def fingerprint(prompts):
     """Return sha256 over all prompts in order: equal only if a resumed run would ask and grade the same."""
-    digest = hashlib.sha256()
+    digest, own_sources = hashlib.sha256(), own.sources({p.reward for p in prompts})
     for p in prompts:
-        digest.update(json.dumps([p.uid, p.source, p.text, p.ids, p.reward, p.answer], sort_keys=True).encode())
+        reward = own_sources.get(p.reward, p.reward)
+        digest.update(json.dumps([p.uid, p.source, p.text, p.ids, reward, p.answer], sort_keys=True,
+                                 default=str).encode())
     return digest.hexdigest()
 
 

@@ -16,7 +16,7 @@ from typing import Literal
 from onebox import distributed  # first: it looks for its launcher and sets what libraries read when they are imported
 
 from onebox.crash import entry
-from onebox.config import NonNegative, Positive, load_config
+from onebox.config import NonNegative, OrFunction, Positive, load_config
 from onebox.metrics import rollout_row, summarize
 from onebox.models import resolve_model  # noqa: F401  others import it from here
 
@@ -32,10 +32,13 @@ class Config:
     data_path: str | dict = ""           # directory with gsm8k_test.jsonl etc., a file, {name: path}; else the hub
     split: str = ""                      # of the data; empty = the benchmark's, mostly test
     limit: int | dict = 0                # problems of each benchmark, chosen by seed; 0 = the benchmark's default
-    template: str | dict = ""            # prompt template, or {name: template}; empty = the benchmark's default
+    columns: dict | None = None          # {"question": "their name of it", "answer": ...} of your own rows
+    template: OrFunction[str | dict] = ""  # prompt template, or {name: template}; empty = the benchmark's default
+    system_prompt: str | None = None     # instead of the template's own, in chats
+    few_shot: tuple = ()                 # worked examples before the question: (("2 + 2?", "4"), ...)
     chat_template_kwargs: dict | None = None  # arguments of the model's chat template, e.g. {"enable_thinking": False}
     chat_date: str = "2024-07-26"        # the date that a chat template is told; prompts must not depend on the day
-    reward: str | dict = ""              # reward that says what is correct; empty = the benchmark's default
+    reward: OrFunction[str | dict | tuple] = ""  # reward that says what is correct; empty = the benchmark's default
     samples: int | dict | None = None    # per problem at `temperature`, or {name: samples}; 0 = greedy only
     greedy: bool = True                  # one greedy response beside the samples
     temperature: float = 1.0             # of the samples; 0 = greedy only

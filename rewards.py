@@ -9,8 +9,9 @@ A completion and its reference answer -> a score. Every reward of the published 
 texts are hostile: no eval, no regex that can backtrack, time linear in the length, sympy only in processes that can be
 killed (tasks/workers.py). A truncated completion is never correct and gets the failing value of its format.
 
-To add a reward, write a function of (completion, equal) with @reward() above it; recipes then name it. To add a part
-that recipes weigh beside a reward, put a function into PARTS.
+A reward of your own is a function in your recipe: docs/your_own.md. To add one here, write a function of (completion,
+equal) with @reward() above it; recipes then name it. To add a part that recipes weigh beside a reward, put a function
+into PARTS. Several with weights: [("math", 1.0), (my_reward, 0.5)], or "math + 0.5 * recipes/mine.py:my_reward".
 """
 
 import copy
@@ -18,50 +19,22 @@ import os
 import re
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
+from onebox.config import ConfigError
 from onebox.text import excerpt, suggest
-from tasks import TASKS
+from tasks import TASKS, own
 from tasks.formats import (BLANKS, EOS_TEXTS, between, boxes, filled_boxes, formula_after_answer, outside_thinking,
                            strip_eos, tag_error, tag_monitors, think_answer_format, two_blocks, xml_count)
+from tasks.judged import Completion, Score, checked, finite
 from tasks.math_problems import gold_answers
-from tasks.parts import MAX_REWARD, PARTS, check_weights, cosine, dense_repetition  # noqa: F401
+from tasks.own import named, own_reward, terms  # noqa: F401  recipes take own_reward from here
+from tasks.parts import PARTS, check_weights, cosine, dense_repetition  # noqa: F401
 from tasks.workers import Verdicts, ask_now
 
 
-@dataclass(frozen=True)
-class Score:
-    total: float  # the sum of parts
-    correct: bool
-    format_ok: bool  # the published format condition held
-    parts: dict  # name -> what it added
-    flags: frozenset = frozenset()  # monitors: tag_monitors, several_boxes, truncated, timeout, error, no_length
-
-
-@dataclass
-class Completion:
-    """What a reward function judges."""
-
-    text: str  # one trailing end-of-text stripped
-    answer: object
-    truncated: bool = False
-    num_tokens: int | None = None  # of the response
-    max_tokens: int | None = None  # it was allowed
-    row: dict = field(default_factory=dict)  # of the data set
-    prompt: str = ""  # as the model read it
-    token_ids: list = ()  # of the response
-    flags: set = field(default_factory=set)
-    notes: list = field(default_factory=list)  # (rule, finding) pairs for --why
-
-    def note(self, rule, finding):
-        self.notes.append((rule, finding))
-
-    def finish(self, parts, correct=False, format_ok=False):
-        return Score(float(sum(parts.values())), correct, format_ok, parts, frozenset(self.flags))
-
-
 # ---------------------------------------------------------------- rewards
-# `equal(golds, prediction, rules)` is "right", "wrong", "timeout" or "error"; a reward asks it at most once.
+# `equal(golds, prediction, rules)` is "right", "wrong", "timeout" or "error".
 
 REWARDS = {}  # name -> function
 READS = {}  # name -> what the rows must hold (tasks.TASKS); a reward of your own that is not here gets what they hold
@@ -335,30 +308,38 @@ def add_parts(score, weights, response, num_tokens, max_tokens, notes=None):
     return replace(score, parts=parts, total=float(sum(parts.values())), flags=frozenset(flags))
 
 
-def finite(value, name):
-    """Return it as a float; raise ValueError if it is not finite, or larger than MAX_REWARD."""
-    value = float(value)
-    if not abs(value) <= MAX_REWARD:
-        raise ValueError(f"{name} is {value}")
-    return value
+def reads(reward):
+    """Return the name in tasks.TASKS of what rows must hold for this reward; None for any."""
+    return next((READS[name] for _, name in terms(reward) if name in READS), None)
 
 
 def check(reward, part_weights=()):
     """Raise ValueError unless there are such a reward and such parts, with finite weights: for start-up."""
-    for what, names, known in (("reward", [reward], REWARDS), ("reward part", part_weights, PARTS)):
-        for name in names:
-            if not isinstance(name, str) or name not in known:
+    try:
+        names = [name for _, name in terms(named(reward))]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"no reward {reward!r}: {error}") from error
+    for what, wanted, known in (("reward", names, REWARDS), ("reward part", part_weights, PARTS)):
+        for name in wanted:
+            if what == "reward" and own.is_own(name):
+                try:
+                    own.load(name)
+                except ConfigError as error:
+                    raise ValueError(str(error).removeprefix("error: ")) from error
+            elif not isinstance(name, str) or name not in known:
                 hint = f"{suggest(name, known)} known: {', '.join(known)}"
                 raise ValueError(f"no {what} {name!r}; {hint.strip()}")
+    if len({READS[name] for name in names if name in READS}) > 1:
+        raise ValueError(f"reward {named(reward)!r} reads rows of two kinds: {', '.join(map(repr, names))}")
     check_weights(part_weights)
 
 
 def check_answer(reward, answer):
     """Raise ValueError unless this reward can read `answer`: for loading data. A reward of your own may read any."""
     check(reward)
-    if reward in READS:
+    if task := reads(reward):
         try:
-            TASKS[READS[reward]].check_answer(answer)
+            TASKS[task].check_answer(answer)
         except ValueError as error:
             raise ValueError(f"{reward}: {error}, not {excerpt(answer, 200)}") from error
 
@@ -368,11 +349,14 @@ def perfect_response(reward, answer, prefilled=False):
     Return (response, full mark): a response that this reward must give its full mark, or (None, None) if none is known.
     prefilled: the prompt ends in <think>, so the response must not repeat the tag.
     """
+    think = ("" if prefilled else "<think>") + "I worked it out.\n</think>"
+    if own.is_own(reward) and own.options_of(reward).perfect is not None:
+        options = own.options_of(reward)
+        return options.perfect.replace("{think}", think).replace("{answer}", str(answer)), options.full_mark
     if reward not in PERFECT:
         return None, None
     full_mark, response = PERFECT[reward]
     text = TASKS[READS[reward]].perfect_answer(answer)
-    think = ("" if prefilled else "<think>") + "I worked it out.\n</think>"
     full_mark = full_mark(text) if callable(full_mark) else full_mark
     return response.replace("{think}", think).replace("{answer}", text), full_mark
 
@@ -380,40 +364,50 @@ def perfect_response(reward, answer, prefilled=False):
 def run(reward, equal, response, answer, truncated=False, num_tokens=None, max_tokens=None, row=None, prompt="",
         token_ids=(), notes=None):
     """
-    Call the reward function, whatever it does. Where it raises, or returns no Score of finite numbers, the score is 0,
-    of a published reward its failing value, with the flag 'error' and a note that says what went wrong. Neither a bad
-    row nor a bug may end a run of days; Scorer counts and prints such failures.
+    Call the reward function, whatever it does. Where it raises, or returns no Score of finite numbers, the score is 0
+    (own_reward(on_error=...) sets another value), of a published reward its failing value, with the flag 'error' and a
+    note that says what went wrong. Neither a bad row nor a bug may end a run of days; Scorer counts and prints such
+    failures. Of several rewards, `correct` and `format_ok` are the first one's.
     """
     notes = [] if notes is None else notes
+    judged = [(weight, name, run_one(name, equal, response, answer, truncated, num_tokens, max_tokens, row, prompt,
+                                     token_ids, notes)) for weight, name in terms(reward)]
+    if len(judged) == 1 and judged[0][0] == 1:
+        return judged[0][2]
+    parts = {}
+    for weight, name, score in judged:
+        for part, value in score.parts.items():
+            part = own.short(name) if len(score.parts) == 1 else f"{own.short(name)}/{part}"
+            parts[part] = parts.get(part, 0.0) + weight * value
+    first = judged[0][2]
+    return Score(float(sum(parts.values())), first.correct, first.format_ok, parts,
+                 frozenset().union(*(score.flags for _, _, score in judged)))
+
+
+def run_one(name, equal, response, answer, truncated, num_tokens, max_tokens, row, prompt, token_ids, notes):
+    """Call one reward function, as run() describes."""
+    failed = Score(0.0, False, False, {})
     try:
         # a copy: a reward that changes the answer must not change what the next response is graded against
         completion = Completion(strip_eos(response), copy.deepcopy(answer), bool(truncated), num_tokens, max_tokens,
-                                dict(row or {}), prompt, token_ids)
+                                dict(row or {}), prompt, token_ids, equal=equal)
         completion.flags |= tag_monitors(completion.text) | ({"truncated"} if truncated else set())
         completion.notes = notes
-        return checked(REWARDS[reward](completion, equal))
+        if not own.is_own(name):
+            return checked(REWARDS[name](completion, equal))
+        value = own.options_of(name).on_error
+        failed = Score(float(value), False, False, {"on_error": float(value)} if value else {})
+        score = own.score(name, completion)
+        return score or replace(failed, flags=frozenset(completion.flags | {"timeout"}))
     except (Exception, SystemExit) as error:  # SystemExit: ConfigError and DataError are such
         notes.append(("error", f"{type(error).__name__}: {error}"))
-    failed = Score(0.0, False, False, {})
     try:
-        if reward in READS:
-            failed = checked(REWARDS[reward](Completion("", answer, truncated=True), equal))
+        if name in READS:
+            score = checked(REWARDS[name](Completion("", answer, truncated=True), equal))
+            failed = score if score.total <= 0 else failed
     except (Exception, SystemExit):
         pass  # a published reward that a fork has replaced: noted above
-    return replace(failed if failed.total <= 0 else Score(0.0, False, False, {}), flags=frozenset({"error"}))
-
-
-def checked(score):
-    """Return a Score in plain finite numbers; TypeError or ValueError for what a reward may not return."""
-    if not isinstance(score, Score):
-        raise TypeError(f"it returned {type(score).__name__}, not a Score: end it with return completion.finish("
-                        "{'name': value}, correct)")
-    parts = {str(name): finite(value, name) for name, value in score.parts.items()}
-    total = finite(score.total, "total")
-    parts = parts or {"reward": total}
-    if abs(total - sum(parts.values())) > 1e-6 * max(1.0, abs(total)):
-        raise ValueError(f"total {total:g} is not the sum of its parts, {sum(parts.values()):g}")
-    return Score(total, bool(score.correct), bool(score.format_ok), parts, frozenset(map(str, score.flags)))
+    return replace(failed, flags=frozenset({"error"}))
 
 
 def predicted(reward, response, answer, truncated=False):
@@ -421,8 +415,8 @@ def predicted(reward, response, answer, truncated=False):
     asked = []
 
     def equal(golds, prediction, rules):
-        asked.append(prediction)
-        return "wrong"
+        asked.append("" if rules == "own" else prediction)
+        return "error" if rules == "own" else "wrong"
 
     run(reward, equal, response, answer, truncated, num_tokens=0, max_tokens=1 << 30)
     return asked[0] if asked and asked[0].strip() else None
@@ -449,6 +443,7 @@ class Scorer:
     def __init__(self, num_workers=2, timeout_s=3.0, part_weights=None):
         self.verdicts, self.part_weights = Verdicts(num_workers, timeout_s), part_weights or {}
         self.submitted, self.scores = {}, {}  # {key: (reward, response, ...)}, {key: Score}
+        self.answered = {}  # {key: {question of its reward: verdict}}
         self.failed = {}  # {key: (reward, what went wrong, response, total)}, not printed yet
         self.failures = {}  # {reward: how many responses}
 
@@ -456,23 +451,30 @@ class Scorer:
                prompt="", token_ids=()):
         check(reward)
         self.submitted[key] = (reward, response, answer, truncated, num_tokens, max_tokens, row, prompt, token_ids)
-        self.keep(key, lambda *question: self.verdicts.ask(key, *question))
+        self.answered[key] = {}
+        self.keep(key)
         self.poll()
 
-    def keep(self, key, equal):
+    def keep(self, key):
+        """Score a response with what is known; a reward runs again when a verdict that it asked for is in."""
+        def equal(golds, prediction, rules):
+            question = (tuple(golds), prediction, rules)
+            return self.answered[key].get(question) or self.verdicts.ask(key, *question)
+
         notes, (reward, response, *rest) = [], self.submitted[key]
         score = run(reward, equal, response, *rest, notes=notes)
         if self.part_weights:
             score = add_parts(score, self.part_weights, response, *rest[2:4], notes)
         self.scores[key] = score
-        self.failed.pop(key, None)  # a reward runs again when its verdict is in
+        self.failed.pop(key, None)
         if problem := next((finding for rule, finding in notes if rule == "error"), None):
             self.failed[key] = reward, problem, response, score.total
 
     def poll(self, wait_s=0.0):
         """Take the verdicts that are in and hand out the next questions; cheap, for loops that wait elsewhere."""
-        for key, verdict in self.verdicts.poll(wait_s):
-            self.keep(key, lambda *_, verdict=verdict: verdict)
+        for key, question, verdict in self.verdicts.poll(wait_s):
+            self.answered[key][question] = verdict
+            self.keep(key)
 
     def settled(self):
         """Return {key: Score} of what no grader process still decides; collect() will not return these again."""
@@ -485,7 +487,7 @@ class Scorer:
         while self.verdicts.undecided() and time.monotonic() < deadline:
             self.poll(min(1.0, max(0.0, deadline - time.monotonic())))
         self.verdicts.drop()
-        scores, self.scores, self.submitted = self.scores, {}, {}
+        scores, self.scores, self.submitted, self.answered = self.scores, {}, {}, {}
         self.print_failures()
         return scores
 

@@ -17,10 +17,10 @@ from onebox.distributed import init_distributed, stable_seed  # first: sets what
 
 import torch
 
-from data import check_rewards, draw, fingerprint, load_train_and_eval
+from data import check_rewards, draw, fingerprint, load_train_and_eval, reward_fingerprint
 from eval import evaluate_and_log
 from onebox.checkpoint import fingerprint_of_model
-from onebox.config import BelowOne, NonNegative, Positive, Share, check_ranges, load_config, refuse
+from onebox.config import BelowOne, NonNegative, OrFunction, Positive, Share, check_ranges, load_config, refuse
 from onebox.flops import machine_of
 from onebox.metrics import StepStats, empty_row, speed, summarize, trained_rows
 from onebox.models import resolve_dtype, resolve_model
@@ -54,10 +54,12 @@ class Config(RunSettings):  # RunSettings, in onebox/rundir.py: what does not ch
     data: str | dict = "countdown"       # source name, or {name: weight}
     data_path: str | dict = ""           # local JSONL, parquet or directory instead of the hub, or {source: path}
     data_limit: NonNegative[int] = 0     # use only so many rows, 0 = all
-    template: str | dict = "tinyzero_base"  # prompt template, or {source: template}
+    template: OrFunction[str | dict] = "tinyzero_base"  # name, text with {slots} or function; or {source: such}
+    system_prompt: str | None = None     # instead of the template's own, in chats
+    few_shot: tuple = ()                 # worked examples before the question: (("2 + 2?", "4"), ...)
     chat_template_kwargs: dict | None = None  # arguments of the model's chat template, e.g. {"enable_thinking": False}
     chat_date: str = "2024-07-26"        # the date that a chat template is told; prompts must not depend on the day
-    reward: str | dict = "tinyzero_countdown"  # reward name, or {source: reward}
+    reward: OrFunction[str | dict | tuple] = "tinyzero_countdown"  # name, function, [(such, weight)]; {source: such}
     reward_parts: dict | None = None     # {part: weight} on top, e.g. {"soft_overlong": 1.0}; see rewards.PARTS
     max_prompt_len: Positive[int] = 256  # tokens; longer prompts are refused and counted
 
@@ -96,7 +98,6 @@ class Config(RunSettings):  # RunSettings, in onebox/rundir.py: what does not ch
     entropy_coef: NonNegative[float] = 0.0  # entropy bonus
     on_truncated: Literal["keep", "mask"] = "keep"  # both score them as wrong; mask: not in the loss
     mismatch_cap: NonNegative[float] = 2.0  # truncated importance weight of trainer over engine, 0 = off
-    mismatch_bound: NonNegative[float] = 0.0  # stop above this mean |rollout - trainer|; 0: 0.001, in bf16 0.05
 
     # optimizer
     lr: NonNegative[float] = 1e-6        # peak
@@ -159,9 +160,7 @@ def gae(rewards, values, gamma, lam, last_value=0.0):
 
 
 def gae_of_types(rewards, values, gammas, lam, last_value):
-    """
-    Sum one GAE per reward type, each with its discount; V belongs to "task" (GAE is linear in rewards and values).
-    """
+    """Sum one GAE per reward type, each with its discount; V belongs to "task" (GAE is linear in rewards, values)."""
     advantages = gae(rewards["task"], values, gammas["task"], lam, last_value)
     for name in rewards.keys() - {"task"}:
         advantages = advantages + gae(rewards[name], np.zeros_like(values), gammas[name], lam)
@@ -406,7 +405,7 @@ def main():
                                                          tensor_parallel=cfg.tensor_parallel)
     prompts, mixture, eval_prompts = load_train_and_eval(cfg, tokenizer, hf_config.vocab_size)
     fingerprints = {"model": fingerprint_of_model(path), "training": fingerprint(prompts),
-                    "held-out": fingerprint(eval_prompts)}
+                    "held-out": fingerprint(eval_prompts), "reward": reward_fingerprint(prompts)}
     if cfg.estimator == "gae":
         critic_path = check_critic(cfg.critic_model or cfg.model, cfg.max_prompt_len + cfg.max_response_len, hf_config,
                                    tokenizer)

@@ -6,8 +6,9 @@ Read settings: defaults < recipe < command line, into a frozen flat dataclass. F
     torchrun --standalone --nproc-per-node=8 train_grpo.py recipes/tinyzero_grpo.py --lr 2e-6 --name my-run
 
 A recipe is a Python file of `name = value` lines; `from recipes.stage1 import *` inherits. Every name must be a
-setting and every value plain: a misspelled name is an error, and so is a function. Names with an underscore and
-imported modules are the recipe's own. `origin` says where each value came from.
+setting and every value plain: a misspelled name is an error. Functions, classes, modules, names in capitals and names
+with an underscore are the recipe's own. A function may be the value of a setting of type OrFunction, a reward or a
+prompt template; it becomes the text "recipes/mine.py:my_reward". `origin` says where each value came from.
 
 Not tyro (nor jsonargparse): it knows a default instance, not which file set a value, wants a registry in place of
 recipes that inherit by import, and answers a typo with a box of usage instead of one line with the fix.
@@ -16,6 +17,7 @@ recipes that inherit by import, and answers a typo with a box of usage instead o
 import ast
 import dataclasses
 import enum
+import functools
 import glob
 import inspect
 import json
@@ -32,6 +34,7 @@ T = typing.TypeVar("T")  # ranges, as in `lr: NonNegative[float]`; check_ranges 
 Positive = typing.Annotated[T, "must be greater than 0", lambda x: x > 0]
 NonNegative = typing.Annotated[T, "must not be negative", lambda x: x >= 0]
 Share = typing.Annotated[T, "must lie in 0 ... 1", lambda x: 0 <= x <= 1]
+OrFunction = typing.Annotated[T, "may be a function of the recipe", lambda x: True]
 BelowOne = typing.Annotated[T, "must lie in 0 ... 1, without 1", lambda x: 0 <= x < 1]
 
 
@@ -62,9 +65,11 @@ def load_config(cls, argv=None):
     # 1) recipe: at most one positional argument, before the flags
     if argv and not argv[0].startswith("-"):
         path = argv.pop(0)
-        # settings first: of `def f` and `reward = f` the second is the one to report
-        for name, value in sorted(read_recipe(path, script).items(), key=lambda item: item[0] not in settings):
-            if name in settings or not isinstance(value, types.ModuleType):  # `import math` to compute a value
+        recipe = read_recipe(path, script)
+        for name, value in recipe.items():
+            if takes_functions(cls, name):
+                value = name_functions(value, recipe, path)
+            if name in settings or not is_own(name, value, settings):
                 values[name], origin[name] = check(cls, name, value, where=path), path
 
     # 2) command line: --name value, --name=value, or a bare --flag for True
@@ -102,16 +107,56 @@ def check_ranges(cfg):
             refuse(not holds(getattr(cfg, name)), f"{name} = {getattr(cfg, name)} {must}")
 
 
-def read_recipe(path, script):
-    """Run a recipe file and return its names without an underscore, as a dict."""
-    if not os.path.isfile(path):
-        hint = suggest(path, glob.glob(os.path.join(glob.escape(os.path.dirname(path)), "*.py")))
-        raise ConfigError(f"recipe {path!r} is not there" + (f"; {hint}" if hint else ""))
+def is_own(name, value, settings):
+    """Tell whether a name that is no setting is the recipe's own: it stands for no value, or looks like no setting."""
+    own = isinstance(value, types.ModuleType) or callable(value) or name.startswith("_")
+    return own or name.isupper() and name.lower() not in settings
+
+
+def takes_functions(cls, name):
+    """Tell whether a setting may hold functions of the recipe."""
+    return getattr(typing.get_type_hints(cls, include_extras=True).get(name), "__metadata__", ()) == \
+        OrFunction.__metadata__
+
+
+def name_functions(value, recipe, path):
+    """Replace each function in a value by "recipes/mine.py:my_reward", by which any process finds it (run_file)."""
+    if isinstance(value, dict):
+        return {key: name_functions(one, recipe, path) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(name_functions(one, recipe, path) for one in value)
+    if not callable(value) or isinstance(value, type):
+        return value
+    names = [name for name, one in recipe.items() if one is value]
+    refuse(not names, f"{path}: a function inside a setting needs a name: def my_reward(sample): ..., then my_reward")
+    short = os.path.relpath(path)
+    name = next((name for name in names if name == getattr(value, "__name__", "")), names[0])
+    return f"{os.path.abspath(path) if short.startswith('..') else short}:{name}"
+
+
+def run_file(path):
+    """Run a Python file of the user's and return its names, once for each version of it."""
+    stat = os.stat(path)
+    return _run_file(os.path.abspath(path), stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=32)
+def _run_file(path, *version):
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     if here not in sys.path:  # so that `from recipes.stage1 import *` works from any directory
         sys.path.insert(0, here)
+    if os.path.dirname(path) not in sys.path:  # `import helper` finds helper.py beside the file; after all others
+        sys.path.append(os.path.dirname(path))
+    return runpy.run_path(path)
+
+
+def read_recipe(path, script):
+    """Run a recipe file and return its names, as a dict, without those that Python itself gives a file."""
+    if not os.path.isfile(path):
+        hint = suggest(path, glob.glob(os.path.join(glob.escape(os.path.dirname(path)), "*.py")))
+        raise ConfigError(f"recipe {path!r} is not there" + (f"; {hint}" if hint else ""))
     try:
-        recipe = runpy.run_path(path)
+        recipe = run_file(path)
         refuse_lines_that_set_nothing(path)
     except ConfigError:
         raise
@@ -124,10 +169,10 @@ def read_recipe(path, script):
         raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
     wants = recipe.get("_script") or inherited_script(path) or script
     refuse(wants != script, f"{path} is a recipe for {wants}, not {script}: run `torchrun ... {wants} {path}`")
-    names = {k: v for k, v in recipe.items() if not k.startswith("_")}
-    # not names: an empty file, or one with all of it below `if __name__ == "__main__":`
-    refuse(not names, f"{path} sets nothing: write `name = value` lines, or leave the recipe out")
-    return names
+    # an empty file, or one with all of it below `if __name__ == "__main__":`
+    refuse(all(k.startswith("_") for k in recipe),
+           f"{path} sets nothing: write `name = value` lines, or leave the recipe out")
+    return {k: v for k, v in recipe.items() if not k.startswith("__")}
 
 
 def statements_of(path):
@@ -158,11 +203,12 @@ def check(cls, name, value, where):
     """Return the value, cast to the setting's type where that loses nothing; else raise ConfigError."""
     hints, what = typing.get_type_hints(cls), not_plain(value)
     if name not in hints:
-        hint = f"; {hint}" if (hint := suggest(name, hints)) else " (--help lists them)"
-        hint += f"; a helper's name begins with an underscore: _{name}" if what else ""
+        near = suggest(name, hints)
+        hint = f"; {near}" if near else " (--help lists them)"
+        if not near and where != "command line":
+            hint += f"; a name of the recipe's own begins with an underscore: _{name}"
         raise ConfigError(f"{where}: {script_of(cls)} has no setting {name!r}{hint}")
-    refuse(what, f"{where}: {name} is set to {what}: settings are plain values, so give the name of one that exists, "
-                 f"as in {name} = 'name'")
+    refuse(what, f"{where}: {name} is set to {what}: it wants a plain value; only reward and template take functions")
     value, want = plain(value), hints[name]
     if typing.get_origin(want) is typing.Literal:
         if any(value == choice and type(value) is type(choice) for choice in typing.get_args(want)):

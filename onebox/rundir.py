@@ -69,6 +69,8 @@ class RunSettings(BasicSettings):
     kv_cache_gb: NonNegative[float] = 0.0  # per engine; 0 = for max_num_seqs full sequences, at most 35 % of its GPUs
     tensor_parallel: Positive[int] = 1   # GPUs per engine
     rollout_deadline_s: Positive[float] = 3600.0  # after it, unfinished responses are cut off and count as truncated
+    mismatch_bound: NonNegative[float] = 0.0  # stop above this mean |rollout - trainer|; 0: 0.001, in bf16 0.05
+    columns: dict | None = None          # {"question": "their name of it", "answer": ...} of your own rows
 
 
 MAY_CHANGE = {"num_steps", *(f.name for f in fields(RunSettings))}  # num_steps: unless the lr of a step follows from it

@@ -4,6 +4,7 @@ what a gold may be. tasks/sources.py lists the public sets; tasks/math_equal.py 
 """
 
 import decimal
+import json
 import re
 
 from tasks.formats import boxes, filled_boxes
@@ -96,9 +97,21 @@ def holds(row):
     return True
 
 
-def clean(row, source):
-    """Return a row of a file in our form; BadRow with the reason where that cannot be."""
-    row = {**row, "question": clean_text(question_of(row), "question"), "answer": clean_gold(source.gold(row))}
+def clean(row, source, needs=("question", "answer")):
+    """
+    Return a row of a file in our form; BadRow with the reason where that cannot be. needs: what it must hold. Without a
+    need the question may be "", the answer None or what the row has (your own template, your own reward).
+    """
+    question, conversation = question_of(row)
+    row = {**row, "question": clean_text(question, "question") if question or "question" in needs else ""}
+    if conversation:
+        row["conversation"] = conversation
+    try:
+        row["answer"] = clean_gold(source.gold(row))
+    except BadRow:
+        if "answer" in needs:
+            raise
+        row.setdefault("answer", None)
     digits = re.search(r"\d+", str(row.get("level")))  # 5, "Level 5"; two rows of MATH have "Level ?"
     row["level"] = int(digits.group()) if digits else None
     subject = row.get("subject") or row.get("type") or row.get("subfield")
@@ -106,26 +119,44 @@ def clean(row, source):
 
 
 def question_of(row):
-    """Return `question` or `problem`; else `prompt` of verl and TRL, a text or a list with one message of the user."""
+    """
+    Return (`question` or `problem`, None); else of the `prompt` of verl and TRL, a text or a list of messages, (the
+    last one's text, all messages if there are several). BadRow for messages that do not end with the user's.
+    """
     for field in ("question", "problem"):
         if filled(row.get(field)):
-            return row[field]
+            return row[field], None
     prompt = row.get("prompt")
-    if isinstance(prompt, list) or isinstance(prompt, str) and prompt.lstrip().startswith("[{"):
-        if not isinstance(prompt, list) or not all(isinstance(turn, dict) for turn in prompt) \
-                or [turn.get("role") for turn in prompt] != ["user"]:
-            raise BadRow("prompt is not one message of the user")  # the template brings its own system text
-        prompt = prompt[0].get("content")
-    return prompt if filled(prompt) else ""
+    if isinstance(prompt, str) and prompt.lstrip().startswith("[{"):
+        try:
+            prompt = json.loads(prompt)
+        except ValueError as error:
+            raise BadRow("prompt is not one message of the user, nor a list of them") from error
+    if not isinstance(prompt, list):
+        return (prompt if filled(prompt) else ""), None
+    if not prompt or not all(isinstance(turn, dict) and isinstance(turn.get("role"), str) for turn in prompt) \
+            or prompt[-1]["role"] != "user":
+        raise BadRow("prompt is not one message of the user, nor messages that end with one")
+    prompt = [{"role": turn["role"], "content": clean_text(turn.get("content"), "message")} for turn in prompt]
+    return prompt[-1]["content"], prompt if len(prompt) > 1 else None
 
 
-def columns_hint(rows, bad):
-    """Name the columns that are there and those that are read, where bad rows lack a question or an answer; else ""."""
+def columns_hint(rows, bad, columns=None):
+    """Name the columns that are there, those that are read and near ones, where rows lack a question or an answer."""
     if not any(reason.startswith(("empty question", "no answer", "prompt is not")) for _, reason, _ in bad):
         return ""
-    there = dict.fromkeys(key for row in rows if isinstance(row, dict) for key in row)
-    return (f"; the columns are {', '.join(map(str, there))}; read are question, problem or prompt, and answer, "
-            "ground_truth, reward_model or a solution with a \\boxed{}")
+    there = dict.fromkeys(str(key) for row in rows if isinstance(row, dict) for key in row)
+    near = {ours: guess for ours, names in GUESSES.items() if ours not in (columns or {})
+            for guess in [next((name for name in there if name.lower() in names), None)] if guess}
+    hint = f": perhaps columns = {near}" if near else "; columns = {'question': ..., 'answer': ...} maps others"
+    return (f"; the columns are {', '.join(there)}; read are question, problem or prompt, and answer, "
+            f"ground_truth, reward_model or a solution with a \\boxed{{}}{hint}")
+
+
+GUESSES = {"question": ("text", "input", "inputs", "instruction", "query", "review", "sentence", "content", "q",
+                        "task"),
+           "answer": ("label", "output", "outputs", "target", "response", "gold", "category", "class", "result", "a",
+                      "expected", "reference", "final_answer", "completion")}
 
 
 def answer_of(row):

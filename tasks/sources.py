@@ -3,6 +3,8 @@ Where rows come from: the public data sets and where each has its gold, files of
 and the benchmarks made of them.
 
     load_rows("gsm8k", "test"), load_rows("math@3-5", "train", "rows/"), load_rows("kk:3-7", "train"), ...
+    load_rows("custom", "train", "reviews.csv", columns={"question": "text", "answer": "label"})
+    load_rows("ORGANIZATION/NAME:CONFIG:SPLIT", "train")        any other set of the hub; :CONFIG and :SPLIT are optional
 """
 
 import os
@@ -15,7 +17,7 @@ from pathlib import Path
 from onebox.text import excerpt, suggest
 from tasks import TASKS, math_problems
 from tasks.math_problems import answer_or_box
-from tasks.rows import BadRow, DataError, Source, data_files, read_file, report_bad, stem_and_suffix
+from tasks.rows import SUFFIXES, BadRow, DataError, Source, data_files, read_file, report_bad, stem_and_suffix
 
 # ---------------------------------------------------------------- public sets: row -> gold, or list of acceptable ones
 
@@ -70,7 +72,7 @@ SOURCES = {
     "aime24": public("HuggingFaceH4/aime_2024", TEST_CALLED_TRAIN, gold=number_gold),    # 30
     "amc23": public("math-ai/amc23", TEST, gold=number_gold),                            # 40, of 2023
     "amc23_83": public("AI-MO/aimo-validation-amc", TEST_CALLED_TRAIN, gold=number_gold),  # 83, of 2022 and 2023
-    "custom": public(None),                                                              # a file of your own
+    "custom": Source(BOTH, gold=answer_or_box, argument=r"(:[\w.-]+)?"),  # your own file; several: custom:reviews, ...
     **{name: source for task in TASKS.values() for name, source in task.SOURCES.items()},
 }
 GENERATED = {name: task for task in TASKS.values() for name in task.SOURCES}  # the other sources are math problems
@@ -81,34 +83,36 @@ DROP = {"generations", "messages", "prompt", "input", "correctness_math_verify",
 # ---------------------------------------------------------------- rows
 
 
-def load_rows(name, split, path=None, limit=None):
+def load_rows(name, split, path=None, limit=None, columns=None):
     """
     Load the rows of a source: dicts with at least `question` and `answer`, beside the source's own fields.
 
     name   "gsm8k"; "math@3-5" keeps levels 3 to 5, "math@Algebra" a subject; "countdown:1000", "kk:3-7"
     split  "train" or "test" (K&K also "official_test")    limit  how many rows, the first ones
     path   a local file, or a directory with such files; without it, generators generate and the hub is asked for others
+    columns   {"question": their name of it, ...}, of COLUMNS; "a.b" looks inside a column
     `answer` is a gold string, or a list of acceptable ones; Countdown rows have `target` and `nums`, K&K rows `quiz`,
     `names`, `solution`, `solution_text_format`. `level` is an int (people in K&K, numbers in Countdown) or None,
     `subject` a string or None. DataError where there are none, or too many bad ones.
     """
-    return [row for _, row in read_rows(name, split, path, limit)]
+    return [row for _, row in read_rows(name, split, path, limit, columns)]
 
 
-def read_rows(name, split, path=None, limit=None):
-    """Load rows as load_rows does, each with its index in the source: [(index, row)]."""
+def read_rows(name, split, path=None, limit=None, columns=None, needs=("question", "answer")):
+    """Load rows as load_rows does, each with its index in the source: [(index, row)]; needs: as in math_problems."""
     base, kept = parse_name(name)
     kind, _, argument = base.partition(":")
-    source, task = SOURCES[kind], GENERATED.get(kind, math_problems)
+    source, task = source_of(base), GENERATED.get(kind, math_problems)
     if split not in source.splits:
         raise DataError(f"data {kind!r} has no {split!r} split, only {', '.join(source.splits)}")
     if path is None and kind in GENERATED:
         rows = task.generate(kind, argument, split, None if "@" in name else limit)
         rows = [(row.get("index", i), row) for i, row in enumerate(rows)]
     elif path is None and source.hub is None:
-        raise DataError(f"data {kind!r} has no public copy: give the path of a .jsonl or .parquet file (--data_path)")
+        raise DataError(f"data {base!r} has no public copy: give the path of a file, such as .jsonl, .csv or .parquet "
+                        "(--data_path)")
     else:
-        raw = read_hub(kind, source, split) if path is None else read_path(kind, source, split, path)
+        raw = read_hub(base, source, split) if path is None else read_path(kind, source, split, path)
         if not raw:
             raise DataError(f"data {name!r}, split {split!r}: no rows in {path or source.hub}")
         if len(raw) == 1 and isinstance(raw[0], dict) and len(raw[0]) == 1:
@@ -116,13 +120,14 @@ def read_rows(name, split, path=None, limit=None):
             if isinstance(inside, list) and inside and isinstance(inside[0], dict) and "role" not in inside[0]:
                 raise DataError(f"data {name!r}: {path or source.hub} has all rows in one object under {field!r}: "
                                 "save that list alone")
+        check_columns(name, columns, raw)
         rows, bad = [], []
         for index, row in enumerate(raw):
             try:
-                rows.append((index, clean_row(task, source, row)))
+                rows.append((index, clean_row(task, source, row, columns, needs)))
             except BadRow as reason:
                 bad.append((index, str(reason), row))
-        hint = math_problems.columns_hint(raw, bad) if source.gold is answer_or_box else ""
+        hint = math_problems.columns_hint(raw, bad, columns) if source.gold is answer_or_box else ""
         report_bad(name, split, len(raw), bad, hint=hint)
     rows = [(index, row) for index, row in rows if kept(row)]
     if not rows:
@@ -130,13 +135,30 @@ def read_rows(name, split, path=None, limit=None):
     return rows[:limit]
 
 
+HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]*))?(?::([\w.-]+))?")  # ORGANIZATION/NAME:CONFIG:SPLIT
+
+
+def source_of(base):
+    """Return the Source of a name without its "@3-5": of SOURCES, or of a set of the hub."""
+    kind = base.partition(":")[0]
+    if kind in SOURCES:
+        return SOURCES[kind]
+    hub, config, split = HUB_ID.fullmatch(base).groups()
+    return Source({"train": split, "test": split} if split else BOTH, hub, config or None, answer_or_box)
+
+
 def parse_name(name):
     """Split "math@3-5" into ("math", test of a row). DataError for an unknown name, with the nearest known one."""
     base, _, wanted = name.partition("@")
     kind, colon, argument = base.partition(":")
-    if kind not in SOURCES or not re.fullmatch(SOURCES[kind].argument, colon + argument):
+    if kind in SOURCES and not re.fullmatch(SOURCES[kind].argument, colon + argument) or \
+            kind not in SOURCES and not HUB_ID.fullmatch(base) or os.path.exists(base) and kind not in SOURCES:
+        if os.path.exists(name) or stem_and_suffix(Path(name))[1] in SUFFIXES:
+            raise DataError(f"data = {name!r} is a file: say data = 'custom' and data_path = {name!r}; several files "
+                            "in one run are custom:A, custom:B with a path each")
         hint = suggest(base, [source.example or known for known, source in SOURCES.items()])
-        raise DataError(f"no data set is called {name!r}; {hint or 'known: ' + ', '.join(SOURCES)}")
+        raise DataError(f"no data set is called {name!r}; {hint or 'known: ' + ', '.join(SOURCES)}; a set of the hub "
+                        "is ORGANIZATION/NAME, with :CONFIG and :SPLIT where it needs them")
     if not wanted:
         return base, lambda row: True
     if re.fullmatch(r"\d+(-\d+)?", wanted):
@@ -145,21 +167,71 @@ def parse_name(name):
     return base, lambda row: (row["subject"] or "").casefold() == wanted.casefold()
 
 
-def clean_row(task, source, raw):
+def clean_row(task, source, raw, columns=None, needs=("question", "answer")):
     """Return one raw row in our form; raise BadRow with the reason where that cannot be."""
     if isinstance(raw, BadRow):
         raise raw
     if not isinstance(raw, dict):
         raise BadRow("not an object")
     nested = raw.get("extra_info")  # where verl's files, SimpleRL-Zoo's among them, keep question and answer
-    row = task.clean({**(nested if isinstance(nested, dict) else {}), **raw}, source)
-    return {key: value for key, value in row.items() if key not in DROP}
+    raw = rename({**(nested if isinstance(nested, dict) else {}), **raw}, columns or {})
+    row = task.clean(raw, source, needs) if task is math_problems else task.clean(raw, source)
+    return row if source.gold is answer_or_box and source not in SOURCES.values() or source is SOURCES["custom"] else {
+        key: value for key, value in row.items() if key not in DROP}
+
+
+# ---------------------------------------------------------------- columns of other names
+
+COLUMNS = {"question": ("problem", "prompt"), "answer": ("gt_answer", "ground_truth", "reward_model"), "solution": (),
+           "level": (), "subject": ("type", "subfield"), "target": (), "nums": ()}  # and what each stands in for
+
+
+def look_up(row, column):
+    """Return row["a.b"], or row["a"]["b"]; None where it is not there."""
+    for key in [column] if column in row else column.split("."):
+        row = row.get(key) if isinstance(row, dict) else None
+    return row
+
+
+def rename(row, columns):
+    """Give the columns of a row our names. What a renamed one stands in for is left out, and so is its old name."""
+    if not columns:
+        return row
+    gone = {name for ours, theirs in columns.items() for name in (theirs, *COLUMNS[ours]) if name not in columns}
+    found = {ours: look_up(row, theirs) for ours, theirs in columns.items()}
+    return {**{name: value for name, value in row.items() if name not in gone}, **found}
+
+
+def check_columns(name, columns, rows):
+    """Raise DataError for a setting `columns` that is not {our name: theirs}, or names a column that no row has."""
+    there = dict.fromkeys(key for row in rows if isinstance(row, dict) for key in row)
+    for ours, theirs in (columns or {}).items():
+        found = isinstance(theirs, str) and any(isinstance(row, dict) and look_up(row, theirs) is not None
+                                                for row in rows)
+        if ours in COLUMNS and found:
+            continue
+        if isinstance(theirs, str) and theirs in COLUMNS and ours in there:
+            raise DataError(f"data {name!r}: columns = {columns} is the wrong way round: write "
+                            f"{{{theirs!r}: {ours!r}}}")
+        if ours not in COLUMNS:
+            hint = suggest(ours, COLUMNS) or f"known: {', '.join(COLUMNS)}"
+            raise DataError(f"data {name!r}: columns names {ours!r}, which nothing reads; {hint}. Your other columns "
+                            "keep their names, for templates and rewards of your own")
+        hint = suggest(theirs, there) or f"the columns are {', '.join(map(str, there))}"
+        raise DataError(f"data {name!r}: columns takes the {ours} from {theirs!r}, which no row has; {hint}")
+
+
+def columns_of(columns, name):
+    """Return the setting `columns` for one source: itself, or its entry where it is {source: columns}."""
+    if not columns or not all(isinstance(value, dict) for value in columns.values()):
+        return columns
+    return columns.get(name, columns.get(name.partition("@")[0]))
 
 
 # ---------------------------------------------------------------- the hub, files and directories
 
 
-def read_hub(kind, source, split):
+def read_hub(name, source, split):
     """Load the raw rows of a public set through `datasets` and its cache."""
     import datasets
     import huggingface_hub
@@ -169,12 +241,13 @@ def read_hub(kind, source, split):
     try:
         options = {"data_files": source.files} if source.files else {}
         rows = datasets.load_dataset(source.hub, source.config, split=source.splits[split], **options)
-        return rows.remove_columns([name for name in rows.column_names if name in DROP]).to_list()
+        drop = DROP if source in SOURCES.values() else ()
+        return rows.remove_columns([name for name in rows.column_names if name in drop]).to_list()
     except Exception as error:  # the hub fails in dozens of classes: all mean that there is no data
         raise DataError(
-            f"data {kind!r}: could not load {source.hub} from the Hugging Face hub "
+            f"data {name!r}: could not load {source.hub} from the Hugging Face hub "
             f"({type(error).__name__}: {excerpt(str(error))}); without a network, give a local copy as path "
-            "(--data_path, --eval_path)"
+            f"(--data_path, --eval_path); another config or split is named {source.hub}:CONFIG:SPLIT"
         ) from error
 
 
@@ -216,6 +289,7 @@ def files_of_split(kind, source, split, folder):
     """Find the file, or the shards of one, of a split: by the source's name, then by the split's. DataError for two."""
     files = data_files(folder)
     stem = {f: stem_and_suffix(f)[0].lower() for f in files}
+    kind = re.escape(kind)  # of a set of the hub it holds a slash
     named = [f for f in files if re.match(rf"{kind}(?![a-z0-9])", stem[f])]
     files = named or [f for f in files if source.config in f.relative_to(folder).parts] or files
     says = {f: set(words(f.relative_to(folder))) & {"train", "test", split} for f in files}

@@ -8,6 +8,10 @@ An entry is either raw text ("text", tokenized as it is, special-token text incl
 through the model's own chat template). build_prompt fills slots {like_this} in one pass; str.format would stumble over
 \\boxed{}. A text that ends in <think> prefills it: the tag belongs to the prompt, never to the response. The comment
 above an entry names its origin.
+
+Where a name is wanted, a recipe may also give such an entry of its own, {"system": ..., "user": "{question}"}; a raw
+text with slots, "Review: {text}\nLabel:", whose slots are columns of the row; or a function of the row that returns a
+raw text or a list of messages.
 """
 
 import datetime
@@ -17,8 +21,8 @@ import os
 import re
 
 from onebox.config import ConfigError
-from onebox.text import suggest
-from tasks import TASKS
+from onebox.text import excerpt, suggest
+from tasks import TASKS, own
 
 CHAT_DATE = "2024-07-26"  # the date in Llama 3's own templates for callers without a clock
 
@@ -142,6 +146,8 @@ TEMPLATES = {
     "boxed_text": {"text": "{problem}\nPlease reason step by step, and put your final answer within \\boxed{}.\n"},
     # nothing but the question, as the user's turn
     "chat": {"user": "{question}"},
+    # the messages of a row's `prompt` as they are, system text and earlier turns included
+    "conversation": {},
 }
 
 # Chats whose reward wants the response itself to hold <think> ... </think>. Chat templates of the R1-Distill kind end
@@ -150,47 +156,120 @@ TEMPLATES = {
 STRIP_THINK_PREFILL = ("open_r1_think_answer", "open_r1_demo", "open_r1_simple_rl")
 
 
+def is_entry(setting):
+    """Tell whether a dict is a template of its own and not {source: template}."""
+    return isinstance(setting, dict) and bool(setting.keys() & {"text", "user"}) and \
+        setting.keys() <= {"text", "system", "user"} and all(isinstance(part, str) for part in setting.values())
+
+
+def entry(template):
+    """Return what a template setting stands for: {"text": ...}, {"system": ..., "user": ...}, or a function."""
+    if is_entry(template):
+        return template
+    if own.is_own(template):
+        return own.load(template)
+    if template in TEMPLATES:
+        return TEMPLATES[template]
+    if ANY_SLOT.search(template):
+        return {"text": template}
+    hint = suggest(template, TEMPLATES) or f"known: {', '.join(TEMPLATES)}"
+    raise ConfigError(f"no prompt template is called {excerpt(template)!r}; {hint}; one of your own holds slots such "
+                      "as {question}")
+
+
+def called(template):
+    """Return what a message calls a template."""
+    return repr(template) if template in list(TEMPLATES) or own.is_own(template) else repr(excerpt(template, 60))
+
+
 def warn_of_plain_markers(template, tokenizer):
     """Warn where a raw template writes another model's chat markers, such as <|im_start|>, as plain text."""
-    text = TEMPLATES.get(template, {}).get("text", "")
+    found = entry(template)
+    text = "" if callable(found) else found.get("text", "")
     plain = [marker for marker in dict.fromkeys(re.findall(r"<\|\w+\|>", text))
              if tokenizer is not None and tokenizer.tokenize(marker) != [marker]]
     if plain and os.environ.get("RANK", "0") == "0":
-        print(f"warning: template {template!r} writes {', '.join(plain)}, no token of this model's tokenizer: the "
-              "model reads plain text there; a template for its own chat format, such as chat, or one without markers "
-              "would fit better")
+        print(f"warning: template {called(template)} writes {', '.join(plain)}, no token of this model's tokenizer: "
+              "the model reads plain text there; a template for its own chat format, such as chat, or one without "
+              "markers would fit better")
 
 
 def build_prompt(template, row, tokenizer=None, chat=None):
+    """Return the text of one prompt: see render."""
+    return render(template, row, tokenizer, chat)[0]
+
+
+def render(template, row, tokenizer=None, chat=None):
     """
-    Return the text of one prompt: a template with its slots filled from a row.
+    Return (the text of one prompt, whether it is chat text): a template with its slots filled from a row.
 
     {problem} and {question} take either field, {nums} is a Python list as printed ([44, 19, 35]), {numbers} the same
     joined by spaces. A chat becomes the tokenizer's own chat text, up to where the assistant starts (`chat`: see
-    render_chat); without a tokenizer, the system text and the question. A <think> with which the chat text ends
+    check_chat); without a tokenizer, the system text and the question. A <think> with which the chat text ends
     (R1-Distill) is taken off where the reward wants it in the response: STRIP_THINK_PREFILL. ConfigError for what does
     not fit.
     """
-    if template not in TEMPLATES:
-        hint = suggest(template, TEMPLATES) or f"known: {', '.join(TEMPLATES)}"
-        raise ConfigError(f"no prompt template is called {template!r}; {hint}")
-    parts = {part: fill(template, text, row) for part, text in TEMPLATES[template].items()}
-    if "text" in parts:
-        return parts["text"]
+    found, chat = entry(template), chat or {}
+    system, examples = chat.get("system"), chat.get("few_shot") or ()
+    if callable(found):
+        found = of_function(template, found, row)
+    if isinstance(found, dict) and "text" in found:
+        if system is not None:
+            raise ConfigError(f"system_prompt is for chats, and template {called(template)} is raw text: write the "
+                              "text into the template")
+        shots = [fill(template, found["text"], asked) for asked, _ in examples]
+        shots = [shot + " " * (not shot[-1:].isspace()) + said for shot, (_, said) in zip(shots, examples, strict=True)]
+        return "\n\n".join([*shots, fill(template, found["text"], row)]), False
+    if isinstance(found, str):
+        if system is not None or examples:
+            raise ConfigError(f"system_prompt and few_shot are for templates, and {called(template)} is a function "
+                              "that writes raw text: let it write them")
+        return found, False
+    if isinstance(found, list):
+        messages = found
+    elif found:
+        messages = [{"role": part, "content": fill(template, found[part], row)} for part in ("system", "user")
+                    if part in found]
+    else:
+        messages = row.get("conversation") or [{"role": "user", "content": row["question"]}]
+    if system is not None:
+        messages = [{"role": "system", "content": system}] * bool(system) + \
+            [message for message in messages if message["role"] != "system"]
+    for asked, said in reversed(examples):
+        user = fill(template, found["user"], asked) if isinstance(found, dict) and found else asked["question"]
+        at = messages[0]["role"] == "system"
+        messages = [*messages[:at], {"role": "user", "content": user}, {"role": "assistant", "content": said},
+                    *messages[at:]]
     if tokenizer is None:
-        return "\n\n".join(parts[part] for part in ("system", "user") if part in parts)
+        return "\n\n".join(message["content"] for message in messages), True
     if not getattr(tokenizer, "chat_template", None):
-        raise ConfigError(f"prompt template {template!r} is a chat, but the tokenizer has no chat template: use an "
-                          "instruct model, or a raw template such as dr_grpo_r1")
-    messages = [{"role": part, "content": parts[part]} for part in ("system", "user") if part in parts]
+        raise ConfigError(f"prompt template {called(template)} is a chat, but the tokenizer has no chat template: use "
+                          "an instruct model, or a raw template such as dr_grpo_r1")
     try:
         text = render_chat(tokenizer, messages, chat)
     except Exception as error:  # whatever the model's Jinja raises, e.g. "System role not supported"
-        raise ConfigError(f"the tokenizer's chat template refuses prompt template {template!r}: {error}") from error
+        raise ConfigError(f"the tokenizer's chat template refuses prompt template {called(template)}: "
+                          f"{error}") from error
     if (left_out := not_written(tokenizer, messages, text, chat)) is not None:
         raise ConfigError(f"the tokenizer's chat template leaves out the {left_out['role']} text of prompt template "
-                          f"{template!r}: use a template without one, such as chat, or another model")
-    return re.sub(r"<think>\s*\Z", "", text) if template in STRIP_THINK_PREFILL else text
+                          f"{called(template)}: use a template without one, such as chat, or another model")
+    return (re.sub(r"<think>\s*\Z", "", text) if template in STRIP_THINK_PREFILL else text), True
+
+
+def of_function(template, function, row):
+    """Let an own function write a prompt: raw text, or a list of messages. ConfigError for anything else."""
+    try:
+        found = function(dict(row))
+    except Exception as error:  # the user's Python
+        raise ConfigError(f"template {template} fails on the row {excerpt(row, 200)}: {type(error).__name__}: {error}"
+                          ) from error
+    messages = isinstance(found, list) and found and all(
+        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+        for turn in found)
+    if not (messages or isinstance(found, str) and found):
+        raise ConfigError(f"template {template} returned {excerpt(found)}: it wants a text, or a list of messages "
+                          '{"role": "user", "content": ...}')
+    return found
 
 
 def render_chat(tokenizer, messages, chat=None, add_generation_prompt=True):
@@ -224,12 +303,13 @@ def not_written(tokenizer, messages, text, chat=None):
 
 def check_chat(cfg, tokenizer=None, rendered=True):
     """
-    Return the settings chat_template_kwargs and chat_date as `chat` of render_chat. ConfigError where nothing would
-    read them.
+    Return the settings chat_template_kwargs, chat_date, system_prompt and few_shot as `chat` of render. ConfigError
+    where nothing would read them.
 
     tokenizer None: only their form is checked. rendered: whether any prompt of this run goes through the chat template.
     """
     kwargs, date = cfg.chat_template_kwargs or {}, cfg.chat_date
+    chat = {"kwargs": kwargs, "date": date, "system": cfg.system_prompt, "few_shot": check_examples(cfg.few_shot)}
     try:
         datetime.date.fromisoformat(date)
         same = json.loads(json.dumps(kwargs)) == kwargs
@@ -240,7 +320,7 @@ def check_chat(cfg, tokenizer=None, rendered=True):
     if not same:
         raise ConfigError(f"chat_template_kwargs = {kwargs!r} must be plain values under names, as JSON has them")
     if tokenizer is None or not kwargs:
-        return {"kwargs": kwargs, "date": date}
+        return chat
     if not rendered:
         raise ConfigError(f"chat_template_kwargs = {kwargs} is read by nothing: no prompt goes through the model's "
                           "chat template")
@@ -253,7 +333,18 @@ def check_chat(cfg, tokenizer=None, rendered=True):
             hint = suggest(name, known - OURS) or f"it reads {', '.join(sorted(known - OURS)) or 'none'}"
             raise ConfigError("chat_template_kwargs: the model's chat template reads no argument "
                               f"{name!r} of yours; {hint}")
-    return {"kwargs": kwargs, "date": date}
+    return chat
+
+
+def check_examples(few_shot):
+    """Return the setting few_shot as [(row, response)]; ConfigError for another form."""
+    for example in few_shot:
+        if not isinstance(example, (list, tuple)) or len(example) != 2 or not isinstance(example[0], (str, dict)) \
+                or not isinstance(example[1], str):
+            raise ConfigError('few_shot wants pairs of a question (or a row) and a response, (("2 + 2?", "4"), ...), '
+                              f"got {excerpt(example)}")
+    return [({"question": asked, "problem": asked} if isinstance(asked, str) else asked, said)
+            for asked, said in few_shot]
 
 
 # What this project hands to apply_chat_template, or what that keeps for itself: no arguments of a user.
@@ -304,28 +395,35 @@ def control_tokens(tokenizer, named):
 
 
 def is_chat(template):
-    """Tell whether any of these prompt templates, a name or {source: name}, goes through the model's chat template."""
-    names = [template] if isinstance(template, str) else template.values()
-    return any("text" not in TEMPLATES.get(name, {}) for name in names)
+    """Tell whether any of these prompt templates, one or {source: template}, goes through the model's chat template."""
+    several = isinstance(template, dict) and not is_entry(template)
+    entries = [entry(one) for one in (template.values() if several else [template])]
+    return any(callable(one) or "text" not in one for one in entries)  # of a function nobody knows before it is called
 
 
 SLOTS = {slot: how for task in TASKS.values() for slot, how in task.SLOTS.items()}
 SLOT = re.compile(rf"\{{({'|'.join(SLOTS)})\}}")
+ANY_SLOT = re.compile(r"\{([A-Za-z_]\w*)\}")  # of a template that is not in TEMPLATES
+GOLD = ("answer", "solution", "ground_truth", "gt_answer", "reward_model")  # columns that no prompt may show
 
 
 def fill(template, text, row):
     """Replace the slots of `text` by a row's fields. What a row brings is never read as a slot again."""
+    published = isinstance(template, str) and template in TEMPLATES
 
     def value(match):
-        fields, written = SLOTS[match[1]]
+        fields, written = SLOTS.get(match[1], (match[1:2], str))
+        if match[1] in GOLD:
+            raise ConfigError(f"prompt template {called(template)} shows the model the column {match[1]!r}, which "
+                              "holds the answer; where braces around a word are meant, let a function write the prompt")
         found = next((row[field] for field in fields if row.get(field) is not None), None)
         if found is None:
             fitting = [name for name, parts in TEMPLATES.items() if all(fits(text, row) for text in parts.values())]
-            raise ConfigError(f"prompt template {template!r} wants {' or '.join(fields)}; the row has "
+            raise ConfigError(f"prompt template {called(template)} wants {' or '.join(fields)}; the row has "
                               f"{', '.join(row)}; templates for such rows: {', '.join(fitting) or 'none'}")
         return written(found)
 
-    return SLOT.sub(value, text)
+    return (SLOT if published else ANY_SLOT).sub(value, text)
 
 
 def fits(text, row):

@@ -1,0 +1,101 @@
+"""
+What a reward function judges, a Completion, and what it says, a Score. rewards.py has the published ones; tasks/own.py
+finds your own.
+"""
+
+from dataclasses import dataclass, field
+
+from onebox.text import excerpt
+from tasks.formats import filled_boxes, outside_thinking
+from tasks.parts import MAX_REWARD
+
+
+@dataclass(frozen=True)
+class Score:
+    total: float  # the sum of parts
+    correct: bool
+    format_ok: bool  # the published format condition held
+    parts: dict  # name -> what it added
+    flags: frozenset = frozenset()  # monitors: tag_monitors, several_boxes, truncated, timeout, error, no_length
+
+
+@dataclass
+class Completion:
+    """What a reward function judges: a response, and what it was asked."""
+
+    text: str  # one trailing end-of-text stripped
+    answer: object  # the row's gold; None where it has none
+    truncated: bool = False
+    num_tokens: int | None = None  # of the response
+    max_tokens: int | None = None  # it was allowed
+    row: dict = field(default_factory=dict)  # of the data set
+    prompt: str = ""  # as the model read it
+    token_ids: list = ()  # of the response
+    flags: set = field(default_factory=set)
+    notes: list = field(default_factory=list)  # (rule, finding) pairs for --why
+    equal: object = None  # (golds, prediction, rules) -> "right", "wrong", "timeout" or "error"
+
+    @property
+    def thinking(self):
+        """Return the text up to the last </think>: all of it where the thinking never ends, "" without a thinking."""
+        before, closed, _ = self.text.rpartition("</think>")
+        opened = self.text.lstrip().startswith("<think>") or self.prompt.rstrip().endswith("<think>")
+        return (before if closed else self.text if opened else "").strip().removeprefix("<think>").strip()
+
+    @property
+    def answer_part(self):
+        """Return the text after the thinking: "" where the thinking never ends, all of it without a thinking."""
+        never_ends = self.prompt.rstrip().endswith("<think>") and "</think>" not in self.text
+        return "" if never_ends else outside_thinking(self.text).strip()
+
+    @property
+    def said(self):
+        """Return the answer: the last <answer>...</answer> of answer_part, else its last filled box, else all of it."""
+        opened, closed, _ = self.answer_part.rpartition("</answer>")
+        if closed and "<answer>" in opened:
+            return opened.rpartition("<answer>")[2].strip()
+        boxes = filled_boxes(self.answer_part)
+        return (boxes[-1] if boxes else self.answer_part).strip()
+
+    def is_right(self, said=None, answer=None):
+        """
+        Tell whether two mathematical answers are equal, by default `said` and the row's: 1/2, 0.5 and \\frac12 are.
+
+        Sympy decides in grader processes what strings cannot: until its verdict is in, the answer is False and the
+        score not final; then the reward is called again. Flags: timeout, error.
+        """
+        golds = self.answer if answer is None else answer
+        golds = [str(gold) for gold in (golds if isinstance(golds, (list, tuple)) else [golds])]
+        said = self.said if said is None else str(said)
+        verdict = self.equal(golds, said, "strict")
+        self.note("equal to the gold (strict rules)", f"{verdict}: {excerpt(said)} for {excerpt(' or '.join(golds))}")
+        if verdict in ("timeout", "error"):
+            self.flags.add(verdict)
+        return verdict == "right"
+
+    def note(self, rule, finding):
+        self.notes.append((rule, finding))
+
+    def finish(self, parts, correct=False, format_ok=False):
+        return Score(float(sum(parts.values())), correct, format_ok, parts, frozenset(self.flags))
+
+
+def finite(value, name):
+    """Return it as a float; raise ValueError if it is not finite, or larger than MAX_REWARD."""
+    value = float(value)
+    if not abs(value) <= MAX_REWARD:
+        raise ValueError(f"{name} is {value}")
+    return value
+
+
+def checked(score):
+    """Return a Score in plain finite numbers; TypeError or ValueError for what a reward may not return."""
+    if not isinstance(score, Score):
+        raise TypeError(f"it returned {type(score).__name__}, not a Score: end it with return completion.finish("
+                        "{'name': value}, correct)")
+    parts = {str(name): finite(value, name) for name, value in score.parts.items()}
+    total = finite(score.total, "total")
+    parts = parts or {"reward": total}
+    if abs(total - sum(parts.values())) > 1e-6 * max(1.0, abs(total)):
+        raise ValueError(f"total {total:g} is not the sum of its parts, {sum(parts.values()):g}")
+    return Score(total, bool(score.correct), bool(score.format_ok), parts, frozenset(map(str, score.flags)))
