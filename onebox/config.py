@@ -105,7 +105,8 @@ def check_ranges(cfg):
 def read_recipe(path, script):
     """Run a recipe file and return its names without an underscore, as a dict."""
     if not os.path.isfile(path):
-        hint = suggest(path, glob.glob(os.path.join(glob.escape(os.path.dirname(path)), "*.py")))
+        beside = glob.glob(os.path.join(glob.escape(os.path.dirname(path)), "*.py"))
+        hint = suggest(path, beside, key=lambda file: os.path.splitext(os.path.basename(file))[0])
         raise ConfigError(f"recipe {path!r} is not there" + (f"; {hint}" if hint else ""))
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     if here not in sys.path:  # so that `from recipes.stage1 import *` works from any directory
