@@ -341,7 +341,7 @@ def check_answer(reward, answer):
         try:
             TASKS[task].check_answer(answer)
         except ValueError as error:
-            raise ValueError(f"{reward}: {error}, not {excerpt(answer, 200)}") from error
+            raise ValueError(f"{reward}: {error}, not {answer!a:.200}") from error
 
 
 def perfect_response(reward, answer, prefilled=False):

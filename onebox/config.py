@@ -153,7 +153,8 @@ def _run_file(path, *version):
 def read_recipe(path, script):
     """Run a recipe file and return its names, as a dict, without those that Python itself gives a file."""
     if not os.path.isfile(path):
-        hint = suggest(path, glob.glob(os.path.join(glob.escape(os.path.dirname(path)), "*.py")))
+        beside = glob.glob(os.path.join(glob.escape(os.path.dirname(path)), "*.py"))
+        hint = suggest(path, beside, key=lambda file: os.path.splitext(os.path.basename(file))[0])
         raise ConfigError(f"recipe {path!r} is not there" + (f"; {hint}" if hint else ""))
     try:
         recipe = run_file(path)

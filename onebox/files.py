@@ -26,12 +26,12 @@ def sync_folder(path):
         os.close(fd)
 
 
-def read_json(path):
-    """Return the JSON object of a file, {} if there is none that can be read."""
+def read_json(path, errors="strict"):
+    """Return the JSON object of a file, {} if there is none that can be read; errors="replace" reads damaged UTF-8."""
     try:
-        with open(path) as f:
+        with open(path, encoding="utf-8", errors=errors) as f:
             content = json.load(f)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

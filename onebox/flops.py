@@ -31,13 +31,13 @@ class Shape:
 
     @property
     def block_weights(self):
-        """Entries of the matrices of one block: q, k, v, o, gate, up, down."""
+        """Count the entries of the matrices of one block: q, k, v, o, gate, up, down."""
         attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         return attention + 3 * self.hidden * self.intermediate
 
     @property
     def decode_weights(self):
-        """Entries that one decoding step reads: blocks and head; of the embeddings only single rows."""
+        """Count the entries that one decoding step reads: blocks and head; of the embeddings only single rows."""
         return self.layers * self.block_weights + self.vocab * self.hidden
 
 

@@ -4,6 +4,7 @@ From rollouts and micro-batches to one row of metrics.jsonl, one line on the con
 Sums are taken over all ranks and divided once: no mean of means. docs/metrics.md explains every column.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -84,7 +85,7 @@ def trained_rows(step, rollouts, updates, keep, group_size, tokenizer):
     if not keep:
         return []
     first = max(0, len(rollouts) + -keep // group_size * group_size)
-    batches = [batch for micro_batches in updates for batch in micro_batches]
+    batches = list(itertools.chain(*updates))
     values = {name: to_responses(batches, name, set(range(first, len(rollouts)))) for name in TOKEN_VALUES}
     rows = []
     for i in range(first, len(rollouts)):
@@ -267,7 +268,7 @@ def empty_row(*names):
 def speed(clock, machine, rollouts, updates):
     """Tell where the time of a step went, and how near it came to the machine's limits; every rank together."""
     row = seconds(clock.take(), sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
-    batches = [batch for micro_batches in updates for batch in micro_batches]
+    batches = list(itertools.chain(*updates))
     return row | efficiency(row, machine, rollouts, batches, clock.device)
 
 

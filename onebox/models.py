@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from onebox.config import ConfigError, refuse
 from onebox.distributed import print0
+from onebox.hub import hub_reachable
 
 SUPPORTED = ("gemma", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")  # tests: each packed, alone
 PLAIN = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")  # what is read of every config
@@ -86,8 +87,6 @@ def check_critic(name, need_len, hf_config, tokenizer, weights=True):
 
 def locate(name, weights):
     """Return (path of the files, whether it is a directory given by the user); fetch what is not here from the hub."""
-    from tasks.sources import hub_reachable
-
     path = os.path.expanduser(name)
     if name.startswith((".", "/", "~", "out/")) or name.count("/") != 1 or os.path.exists(name):
         if not os.path.isfile(os.path.join(path, "config.json")):

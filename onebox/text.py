@@ -17,7 +17,8 @@ def excerpt(value, most=100):
     return text if len(text) <= most else f"{text[:most // 2]} ... {text[5 + most // 2 - most:]}"
 
 
-def suggest(name, known):
-    """Return "did you mean 'math'?" for the known name nearest to `name`, or "" if none is near."""
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"did you mean {near[0]!r}?" if near else ""
+def suggest(name, known, key=str):
+    """Return "did you mean 'math'?" for the known name nearest to `name` by its key, or "" if none is near."""
+    names = {key(one): one for one in known}
+    near = difflib.get_close_matches(key(name), names, n=1)
+    return f"did you mean {names[near[0]]!r}?" if near else ""

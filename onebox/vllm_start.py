@@ -26,9 +26,9 @@ logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())  # 
 def make_engine(path, *, config, dtype, prompt_len, response_len, max_num_seqs, kv_cache_gb, tensor_parallel, seed,
                 rank, device, stop_strings=False, say=print0):
     """
-    One engine for the life of the process, used by training and evaluation. Every rank must call this together
-    (vLLM's start-up is a collective). kv_cache_gb 0: what max_num_seqs sequences of full length need. Logits are in
-    fp32 as the trainer's are, where vLLM can; say() tells.
+    Start the one engine of the process, which training and evaluation use. Every rank must call this together (vLLM's
+    start-up is a collective). kv_cache_gb 0: what max_num_seqs sequences of full length need. Logits are in fp32 as the
+    trainer's are, where vLLM can; say() tells.
     """
     from vllm import LLM
 
@@ -109,7 +109,7 @@ def describe_head(head_dtype):
 
 
 def kv_cache_bytes(config, num_seqs, max_len, dtype, tensor_parallel=1):
-    """Bytes of keys and values for num_seqs sequences of max_len tokens, in blocks of 128, on all GPUs of an engine."""
+    """Count the KV cache's bytes for num_seqs sequences of max_len tokens, in blocks of 128, on an engine's GPUs."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     kv_heads = max(kv_heads, tensor_parallel)  # each GPU holds at least one

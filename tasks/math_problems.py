@@ -14,8 +14,14 @@ from tasks.rows import BadRow, clean_text, filled
 # ---------------------------------------------------------------- golds
 
 
+def without_fbox(text):
+    """Take the \\fbox off a solution that has a \\boxed: only that holds its answer, the other frames a step."""
+    return re.sub(r"\\fbox(?=\s*\{)", "", text) if "\\boxed" in text else text
+
+
 def last_boxed(text):
     """Return what is in the last filled \\boxed{...} of a solution, or in MATH's rare "\\boxed 2"; None without one."""
+    text = without_fbox(text)
     bare = list(re.finditer(r"\\boxed\s+([^\s{$.]+)", text))
     found = filled_boxes(text[bare[-1].end():] if bare else text)
     return found[-1] if found else bare[-1][1] if bare else None
@@ -80,7 +86,7 @@ def gold_answers(answer):
         if isinstance(gold, bool) or not isinstance(gold, (str, int, float)):
             raise TypeError(f"a gold is a string, not {gold!r}")
         gold = str(gold)
-        found = filled_boxes(gold)
+        found = filled_boxes(without_fbox(gold))
         gold = found[-1] if found else gold.rpartition("####")[2]
         golds.append(gold.strip())
     return golds
@@ -167,8 +173,10 @@ def answer_of(row):
 def solution_of(row):
     """Return the worked solution of a row where it holds an answer, as open-r1 published it; else the gold."""
     text = row.get("solution")
-    if isinstance(text, str) and (boxes(text) or [text.rpartition("####")[2] * ("####" in text)])[-1].strip():
-        return text
+    if isinstance(text, str):
+        found = boxes(without_fbox(text)) or [text.rpartition("####")[2] * ("####" in text)]
+        if found[-1].strip():
+            return text
     return row["answer"]
 
 

@@ -4,16 +4,14 @@ and the benchmarks made of them.
 
     load_rows("gsm8k", "test"), load_rows("math@3-5", "train", "rows/"), load_rows("kk:3-7", "train"), ...
     load_rows("custom", "train", "reviews.csv", columns={"question": "text", "answer": "label"})
-    load_rows("ORGANIZATION/NAME:CONFIG:SPLIT", "train")        any other set of the hub; :CONFIG and :SPLIT are optional
+    load_rows("ORGANIZATION/NAME:CONFIG:SPLIT", "train")        any other set of the hub; with or without :CONFIG, :SPLIT
 """
 
-import os
 import re
-import socket
-import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 
+from onebox.hub import hub_reachable
 from onebox.text import excerpt, suggest
 from tasks import TASKS, math_problems
 from tasks.math_problems import answer_or_box
@@ -249,18 +247,6 @@ def read_hub(name, source, split):
             f"({type(error).__name__}: {excerpt(str(error))}); without a network, give a local copy as path "
             f"(--data_path, --eval_path); another config or split is named {source.hub}:CONFIG:SPLIT"
         ) from error
-
-
-def hub_reachable():
-    """Tell whether the Hugging Face hub, or the mirror of HF_ENDPOINT, answers; behind a proxy it is taken to."""
-    if any(name.lower() in ("https_proxy", "all_proxy") for name in os.environ):
-        return True
-    host = urllib.parse.urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    try:
-        socket.create_connection((host.hostname, host.port or 443), timeout=5).close()
-    except OSError:
-        return False
-    return True
 
 
 def read_path(kind, source, split, path):

@@ -168,6 +168,13 @@ def test_a_run_needs_nothing_of_tools():
     assert found and all(lazy for _, lazy in found), found
 
 
+def test_imports_run_down():
+    """From tasks/ and onebox/ nothing is imported that stands above them, inside a function neither."""
+    up = {(file, other) for file in product_files() for folders in [("onebox/",), ("tasks/", "onebox/")]
+          if file.startswith(folders[0]) for other in imports(file) if not other.startswith(folders)}
+    assert up == {("onebox/metrics.py", "policy.py")}, up
+
+
 def test_tasks_need_no_torch():
     for file in (f for f in product_files() if f.startswith("tasks/")):
         assert not {name.split(".")[0] for name in imports_by_name(file)} & {"torch", "vllm", "transformers"}, file

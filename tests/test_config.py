@@ -81,6 +81,18 @@ def test_a_bad_flag_is_one_line_that_names_it(argv, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name, near", [
+    ("dmeo.py", "demo.py"), ("demo", "demo.py"), ("tinyzero.py", "tinyzero_grpo.py"), ("xyz.py", None),
+    ("ab.py", None)])
+def test_a_misspelled_recipe_names_the_one_with_a_near_name_and_no_other(name, near, tmp_path):
+    for file in ("demo.py", "tinyzero_grpo.py", "cd.py"):
+        (tmp_path / file).write_text("lr = 1e-6\n")
+    with pytest.raises(ConfigError) as error:
+        load(str(tmp_path / name))
+    hint = f"; did you mean {str(tmp_path / near)!r}?" if near else ""
+    assert str(error.value) == f"error: recipe {str(tmp_path / name)!r} is not there{hint}"
+
+
 @pytest.mark.parametrize("text, message", [
     ("grop_size = 4\n", "did you mean 'group_size'"),
     ("lr = 'fast'\n", "lr wants float"),

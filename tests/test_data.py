@@ -1106,6 +1106,21 @@ def test_the_gold_of_a_solution_is_its_last_box_that_holds_something(text, box):
     assert math_problems.last_boxed(text) == box
 
 
+@pytest.mark.parametrize("text, gold", [
+    (r"\boxed{5} then \fbox{6}", "5"), (r"\fbox {6} then \boxed{5} and \fbox{7}", "5"), (r"\fbox{6} or \fbox{5}", "5"),
+    (r"\fbox{\boxed{5}}", "5"), (r"\boxed{\fbox{5}}", "{5}")])
+def test_an_fbox_is_a_gold_only_where_there_is_no_boxed(text, gold):
+    assert math_problems.last_boxed(text) == gold and math_problems.gold_answers(text) == [gold]
+    assert math_problems.solution_of({"solution": text, "answer": gold}) == text
+    assert rewards.score("math", r"\boxed{5}", text).correct
+
+
+def test_a_solution_whose_boxed_is_empty_has_no_gold_in_an_fbox():
+    assert math_problems.gold_of_solution(r"\boxed{} \fbox{6}") is None
+    assert math_problems.last_boxed(r"\boxed 5 and \fbox{6}") == "5"
+    assert math_problems.solution_of({"solution": r"\boxed{} \fbox{6}", "answer": "5"}) == "5"
+
+
 # ---------------------------------------------------------------- the public sets, where there are copies
 
 DATA_DIR = os.environ.get("ONEBOX_DATA_DIR", "")

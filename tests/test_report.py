@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT
 from fake_run import HOSTILE, make_run, rollout_row, write_rollouts
 
+from onebox.files import read_json
 from tools.report import page, pictures, read
 from tools.report.compare import paired_bootstrap, verdict
 from tools.report.read import clean_rollout, completion, pick_groups, shorten
@@ -241,6 +242,17 @@ def test_the_page_stays_small_and_says_what_it_left_out(tmp_path):
     assert len(shown) < len(steps) and shown[0] == 0 and shown[-1] == 60 and 20 < shown[len(shown) // 2] < 40
     assert read.spread(list(range(7))) == [0, 6, 3, 1, 4, 2, 5] and read.spread([5]) == [5]
     assert {0, 20, 40, 60} <= set(run["rollouts"]) and len(run["rollouts"]) <= read.MAX_STEPS + 4
+
+
+def test_a_file_with_damaged_text_is_read_by_the_report_and_refused_by_a_run(tmp_path):
+    path = tmp_path / "a.json"
+    for content, strict, replaced in ((b'{"name": "a\xff", "b": 1}', {}, {"name": "a\ufffd", "b": 1}),
+                                      ("{\"name\": \"\u2603\"}".encode(), {"name": "\u2603"}, {"name": "\u2603"}),
+                                      (b"[" * 100_000, {}, {}), (b"[1]", {}, {}), (b'{"a": ', {}, {})):
+        path.write_bytes(content)
+        assert (read_json(path), read_json(path, errors="replace")) == (strict, replaced)
+    (tmp_path / "config.json").write_bytes(b'{"settings": {"name": "a\xff", "lr": 1.0}}')
+    assert read.setting(read.read_run(str(tmp_path)), "lr") == 1.0
 
 
 # ---- hostile and damaged -----------------------------------------------------------------------------------------

@@ -519,6 +519,15 @@ def test_an_ill_formed_gold_is_refused(reward, answer):
         rewards.check_answer(reward, answer)
 
 
+@pytest.mark.parametrize("reward, answer, shown", [
+    ("tinyzero_countdown", "98", "'98'"), ("math", " ", "' '"), ("math", [], "[]"), ("math", 27.0, "27.0"),
+    ("logic_rl_kk", "\x1b\u2603", r"'\x1b\u2603'"), ("tinyzero_countdown", "9" * 300, "'" + "9" * 199)])
+def test_the_error_shows_an_ill_formed_gold_as_python_writes_it(reward, answer, shown):
+    with pytest.raises(ValueError) as error:
+        rewards.check_answer(reward, answer)
+    assert str(error.value).endswith(f", not {shown}")
+
+
 def test_well_formed_golds_are_accepted():
     for reward, answer in (("tinyzero_countdown", COUNTDOWN), ("logic_rl_kk", PEOPLE), ("math", "5"),
                            ("math", ["5", r"\frac12"]),

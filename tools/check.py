@@ -14,7 +14,7 @@ import os
 import sys
 
 import rewards
-from data import check_rewards, load_train_and_eval, per_source, score_gold
+from data import load_train_and_eval, per_source, score_gold
 from onebox.distributed import print0
 from onebox.models import NoModel, check_critic, resolve_model
 from onebox.text import excerpt
@@ -31,7 +31,6 @@ def check_recipe(cfg):
     script = sys.modules[type(cfg).__module__]  # train_grpo or train_ppo: each knows what its settings may be
     world = int(os.environ.get("WORLD_SIZE", cfg.tensor_parallel))
     script.check_config(cfg, world)
-    check_rewards(cfg.reward, cfg.reward_parts)
     print0(f"settings   ok for {world} process{'es' * (world > 1)}")
 
     tokenizer, vocab_size = None, None

@@ -33,9 +33,9 @@ from transformers import AutoConfig
 from onebox.config import ConfigError, load_config, read_recipe, refuse
 from onebox.flops import GPUS, Shape, decode_work, forward_flops, known_gpu, kv_bytes_per_token, shape_of
 from onebox.fused_logprobs import CHUNK_LOGITS_CUDA
+from onebox.hub import hub_reachable
 from onebox.models import check_architecture, check_positions, check_tensor_parallel, own_class
 from onebox.vllm_start import kv_cache_bytes
-from tasks.sources import hub_reachable
 
 # layers, hidden, heads, key-value heads, intermediate, vocabulary, tied; from the models' config.json
 MODELS = {"Qwen2.5-0.5B": (24, 896, 14, 2, 4864, 151936, True), "Qwen2.5-1.5B": (28, 1536, 12, 2, 8960, 151936, True),

@@ -109,7 +109,7 @@ def read_rows(folder, name, settings, wanted, cut_off=False):
 
 
 def compact(folder, name, rows):
-    """Before a session (rank 0 only), put what there is into one part, so that nothing is appended to half a line."""
+    """Put what there is into one part, before a start (rank 0 only), so that nothing is appended to half a line."""
     if old := parts_of(folder, name):
         first = file_of(folder, name, ".part")
         write_atomic(first, "".join(json.dumps(row) + "\n" for row in rows.values()))

@@ -62,7 +62,7 @@ def interval(shares, level=0.95):
 
 
 def powers_up_to(k):
-    """8 -> [1, 2, 4, 8]; 6 -> [1, 2, 4, 6]"""
+    """Return the powers of two up to k, and k: 8 -> [1, 2, 4, 8], 6 -> [1, 2, 4, 6]."""
     return sorted({1 << i for i in range(k.bit_length()) if 1 << i <= k} | {k})
 
 

@@ -60,7 +60,7 @@ class Task:
 
 
 def parse_suite(text):
-    """ "gsm8k, kk" -> ["gsm8k", "kk"]. ConfigError for an unknown name, with the nearest and all known ones."""
+    """Split "gsm8k, kk" into ["gsm8k", "kk"]. ConfigError for an unknown name, with the nearest and all known ones."""
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     known = f"known: {', '.join(BENCHMARKS)}"
     if not names:

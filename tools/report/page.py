@@ -25,9 +25,10 @@ import time
 
 from onebox.analysis import word_columns
 from onebox.config import ConfigError
+from onebox.files import read_json
 from tools.report.compare import MAX_DIFF_LINES, compare
 from tools.report.pictures import charts_of, for_page, pictures
-from tools.report.read import (MAX_STEPS, code_folder, evaluated_steps, evenly, number, pick_groups, read_json,
+from tools.report.read import (MAX_STEPS, code_folder, evaluated_steps, evenly, number, pick_groups,
                                read_rollouts, read_run, setting, short, shorten, text_of, thinking_end)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -204,7 +205,7 @@ def examples(run):
 def eval_table(run):
     """Read the rows of eval/table.json, cleaned; [] without it."""
     path = os.path.join(run["folder"], "eval", "table.json")
-    rows = read_json(path).get("rows")
+    rows = read_json(path, errors="replace").get("rows")
     if os.path.exists(path) and not isinstance(rows, list):
         run["notes"].append("eval/table.json is damaged: run eval.py --sweep again")
     rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []

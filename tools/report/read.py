@@ -14,6 +14,7 @@ import zlib
 
 from onebox.analysis import split_thinking
 from onebox.config import ConfigError
+from onebox.files import read_json
 
 READ_CHARS = 8_000_000  # of one file of rollouts
 READ_BYTES = 10_000_000  # of all files together, about: they are compressed to a quarter
@@ -70,15 +71,6 @@ def read_lines(path, limit=None):
     return rows, ", ".join(problems + [f"too large, {passed} lines not read"] * bool(passed))
 
 
-def read_json(path):
-    try:
-        with open(path, encoding="utf-8", errors="replace") as f:
-            found = json.load(f)
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def read_run(folder):
     """Read a run's directory into a dict, except the rollouts. Raises ConfigError where it is no run at all."""
     if not os.path.isdir(folder):
@@ -92,7 +84,7 @@ def read_run(folder):
     if not (os.path.exists(config) or os.path.exists(metrics) or files):
         raise ConfigError(f"{folder} is not a run: it has neither config.json nor metrics.jsonl nor samples/")
     run["files"] = files
-    run["config"] = read_json(config)
+    run["config"] = read_json(config, errors="replace")
     if not run["config"]:
         run["notes"].append("config.json is missing or damaged: recipe, settings, machine and commit are not known")
     rows, problem = read_lines(metrics) if os.path.exists(metrics) else ([], "is missing")
