@@ -349,14 +349,11 @@ def perfect_response(reward, answer, prefilled=False):
     Return (response, full mark): a response that this reward must give its full mark, or (None, None) if none is known.
     prefilled: the prompt ends in <think>, so the response must not repeat the tag.
     """
-    think = ("" if prefilled else "<think>") + "I worked it out.\n</think>"
-    if own.is_own(reward) and own.options_of(reward).perfect is not None:
-        options = own.options_of(reward)
-        return options.perfect.replace("{think}", think).replace("{answer}", str(answer)), options.full_mark
     if reward not in PERFECT:
         return None, None
     full_mark, response = PERFECT[reward]
     text = TASKS[READS[reward]].perfect_answer(answer)
+    think = ("" if prefilled else "<think>") + "I worked it out.\n</think>"
     full_mark = full_mark(text) if callable(full_mark) else full_mark
     return response.replace("{think}", think).replace("{answer}", text), full_mark
 

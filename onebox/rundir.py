@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 
 from onebox import checkpoint, distributed, metrics
-from onebox.config import ConfigError, NonNegative, Positive, script_of, table
+from onebox.config import ConfigError, NonNegative, Positive, script_of, table, without_folders
 from onebox.crash import CONTEXT, entry, size_left  # noqa: F401  scripts take `entry` from here
 from onebox.distributed import Broken, Clock, gather, max_over_ranks, print0, seed_generators
 from onebox.files import read_json, read_rows, write_atomic
@@ -164,8 +164,8 @@ def changed_settings(path, cfg):
     """Return {"lr": "lr: 0.1 there, 0.2 now"} of a run directory against cfg. What the record lacks had its default."""
     if not (record := record_of(path)):
         return {}
-    before = as_json(type(cfg)()) | record["settings"] | {"script": record["script"]}
-    now = as_json(cfg) | {"script": script_of(type(cfg))}
+    before = without_folders(as_json(type(cfg)()) | record["settings"] | {"script": record["script"]})
+    now = without_folders(as_json(cfg) | {"script": script_of(type(cfg))})
     names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
     return {name: f"{name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in names}
 
@@ -245,7 +245,7 @@ class Run:
             if os.path.isdir(os.path.join(HERE, "tools")):  # a run can do without
                 from tools.provenance import about, save_code
                 self.about = about()
-                save_code(self.path)
+                save_code(self.path, settings, recipe=sys.argv[1:2])
             write_atomic(file, json.dumps(record | self.about, indent=1))
         except OSError as error:
             raise ConfigError(f"{self.path} cannot be written ({error}): make room; the same command continues",

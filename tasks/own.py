@@ -41,7 +41,7 @@ class Options:
     on_error: float = 0.0      # what a response is worth where the function raises, or returns what is no finite number
     killable: bool = False     # run it in a process that is killed after 3 seconds; the response then scores on_error
     full_mark: float = 1.0     # a number, or a sum of parts, from which a response counts as correct
-    perfect: str | None = None  # a response that must get full_mark, with {answer} for the row's answer
+    perfect: str | None = None  # a response that must get full_mark, with {think} and {answer} (the row's)
 
 
 def own_reward(**options):
@@ -113,6 +113,19 @@ def named(reward):
 
 
 # ---------------------------------------------------------------- calling them
+
+
+def tested(reward):
+    """Tell whether the check at start knows a perfect response to each own reward in this one, and there is one."""
+    names = [name for _, name in terms(reward)]
+    return all(is_own(name) and options_of(name).perfect is not None for name in names)
+
+
+def perfect(name, answer, prompt=""):
+    """Return the response that own_reward(perfect=...) calls perfect; {think} stands for a short thinking."""
+    gold = answer[0] if isinstance(answer, (list, tuple)) and answer else answer
+    think = ("" if prompt.rstrip().endswith("<think>") else "<think>") + "I worked it out.\n</think>"
+    return options_of(name).perfect.replace("{think}", think).replace("{answer}", str(gold))
 
 
 def call(function, completion):
@@ -208,8 +221,34 @@ def sources(rewards):
 
 def fingerprint(prompts):
     """Return sha256 over the sources of the own rewards of prompts, "" without one: a run refuses another one."""
-    found = sorted(sources({p.reward for p in prompts}).values())
-    return sha256("\n".join(found)) if found else ""
+    return hash_of(sources({p.reward for p in prompts}))
+
+
+def fingerprint_of(setting):
+    """Return the same of a setting `reward`, for prompts of all its sources; None without an own reward."""
+    return hash_of(sources(set(map(named, setting.values() if isinstance(setting, dict) else [setting])))) or None
+
+
+def hash_of(found):
+    return sha256("\n".join(sorted(found.values()))) if found else ""
+
+
+def files_of(settings):
+    """Return the files of all own functions in a run's settings, and those beside them that these import."""
+    seen = set()
+    for path, function in re.findall(r'([^"*+]+\.py):([A-Za-z_]\w*)', json.dumps(settings)):
+        if os.path.isfile(path.strip()):
+            statements(os.path.abspath(path.strip()), function, seen)
+    return sorted({path for path, _ in seen})
+
+
+def made_up(prompt):
+    """Return responses to a prompt that a reward may like, and two that it should not."""
+    gold = prompt.answer[0] if isinstance(prompt.answer, (list, tuple)) and prompt.answer else prompt.answer
+    opening = "" if prompt.text.rstrip().endswith("<think>") else "<think>"
+    return [f"{opening}I worked it out.</think>\n<answer>{gold}</answer>",
+            f"{opening}I worked it out.</think>\n\\boxed{{{gold}}}", str(gold),
+            f"{opening}I worked it out.</think>\n<answer>no idea</answer>"]
 
 
 def sha256(text):
@@ -314,13 +353,10 @@ def check(name, prompts, workers, say=print_once):
     options, jobs = options_of(name), []
     verdict(["1"], "2", "strict", workers)  # so that no start of a process is measured
     for prompt in prompts:
-        gold = prompt.answer[0] if isinstance(prompt.answer, (list, tuple)) and prompt.answer else prompt.answer
-        opening = "" if prompt.text.rstrip().endswith("<think>") else "<think>"
-        for body in (f"<answer>{gold}</answer>", f"\\boxed{{{gold}}}", "<answer>no idea</answer>"):
-            jobs.append(("a real row", prompt, f"{opening}I worked it out.</think>\n{body}"))
-        jobs += [("a real row", prompt, str(gold)), ("a real row", prompt, str(gold))]
+        texts = made_up(prompt)
+        jobs += [("a real row", prompt, text) for text in [*texts, texts[-1]]]  # the last one twice
         if options.perfect is not None:
-            jobs.append(("a perfect response", prompt, options.perfect.replace("{answer}", str(gold))))
+            jobs.append(("a perfect response", prompt, perfect(name, prompt.answer, prompt.text)))
     jobs += [(what, prompts[0], text) for what, text in HOSTILE.items()]
     results = [score_in_process(name, prompt, text, workers) for _, prompt, text in jobs]
     real = [found for (what, *_), found in zip(jobs, results, strict=True) if what == "a real row"]
@@ -333,8 +369,9 @@ def check(name, prompts, workers, say=print_once):
     for (what, prompt, text), found in zip(jobs, results, strict=True):
         if what == "a perfect response" and (isinstance(found.said, str) or not found.said.correct):
             got = found.said if isinstance(found.said, str) else f"{found.said.total:g}"
-            raise ConfigError(f"{where}: the response that own_reward(perfect=...) calls perfect gets {excerpt(got, 200)}"
-                              f" for {prompt.uid}, full_mark is {options.full_mark:g}: {excerpt(text, 200)}",
+            raise ConfigError(f"{where}: the response that own_reward(perfect=...) calls perfect gets "
+                              f"{excerpt(got, 200)} for {prompt.uid}, full_mark is {options.full_mark:g}: "
+                              f"{excerpt(text, 200)}",
                               exit_code=5)
         if found.said == "timeout" and not options.killable:
             raise ConfigError(f"{where} needs more than 3 s for one text ({what}: {excerpt(text)}): a response can be "

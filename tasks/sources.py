@@ -4,9 +4,10 @@ and the benchmarks made of them.
 
     load_rows("gsm8k", "test"), load_rows("math@3-5", "train", "rows/"), load_rows("kk:3-7", "train"), ...
     load_rows("custom", "train", "reviews.csv", columns={"question": "text", "answer": "label"})
-    load_rows("ORGANIZATION/NAME:CONFIG:SPLIT", "train")        any other set of the hub; with or without :CONFIG, :SPLIT
+    load_rows("ORGANIZATION/NAME:CONFIG:SPLIT", "train")        another set of the hub; with or without :CONFIG, :SPLIT
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path

@@ -412,7 +412,7 @@ def fill(template, text, row):
     published = isinstance(template, str) and template in TEMPLATES
 
     def value(match):
-        fields, written = SLOTS.get(match[1], (match[1:2], str))
+        fields, written = SLOTS.get(match[1], ([match[1]], str))
         if match[1] in GOLD:
             raise ConfigError(f"prompt template {called(template)} shows the model the column {match[1]!r}, which "
                               "holds the answer; where braces around a word are meant, let a function write the prompt")

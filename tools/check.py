@@ -6,7 +6,7 @@
 
 Print one prompt of each data set and score a perfect response to it (rewards.PERFECT): less than the full mark means
 that data, template and reward do not belong together, and fails the check. No perfect response is known to a reward of
-your own without `perfect`: the check shows how it scores a made-up one.
+your own without `perfect`: the check shows how it scores made-up ones.
 """
 
 import dataclasses
@@ -18,7 +18,8 @@ from data import load_train_and_eval, per_source, score_gold
 from onebox.distributed import print0
 from onebox.models import NoModel, check_critic, resolve_model
 from onebox.text import excerpt
-from tasks.templates import is_chat, reads_clock
+from tasks import own
+from tasks.templates import called, is_chat, reads_clock
 from tasks.workers import ask_now
 
 ROWS = 1000  # of each data set that are looked at; training looks at all of them
@@ -69,19 +70,21 @@ def explain(prompt, cfg, tokenizer):
     """Print a prompt and the score of a perfect response to it, or of a made-up one."""
     length = f"{len(prompt.ids)} tokens" if tokenizer else "tokens not counted"
     template = per_source(cfg.template, prompt.source, "template")
-    print0(f"\n{prompt.uid}, template {template}, {length}\n{'-' * 80}\n{prompt.text}\n{'-' * 80}")
+    print0(f"\n{prompt.uid}, template {called(template)}, {length}\n{'-' * 80}\n{prompt.text}\n{'-' * 80}")
     if prompt.reward in rewards.PERFECT:
         response, score = score_gold(prompt)
         print0(f"gold response  {ascii(response)[1:-1]}")
         print0(f"reward         {prompt.reward} {score.total:g} = {sums(score)}: the full mark")
     else:
-        response, notes = "<think>I worked it out.</think> <answer> 1 </answer>", []
-        score = rewards.run(prompt.reward, ask_now, response, prompt.answer, False, 16, cfg.max_response_len,
-                            prompt.row, prompt.text, notes=notes)
-        failed = "error" in score.flags
-        found = f"fails: {excerpt(notes[-1][1], 200)}" if failed else f"{score.total:g} = {sums(score)}"
-        print0(f"made up        {response}")
-        print0(f"reward         {prompt.reward} {found}; NOT TESTED: no perfect response is known to it")
+        for response in own.made_up(prompt):
+            notes = []
+            score = rewards.run(prompt.reward, ask_now, response, prompt.answer, False, 16, cfg.max_response_len,
+                                prompt.row, prompt.text, notes=notes)
+            failed = next((f"; fails: {excerpt(text, 200)}" for rule, text in notes if rule == "error"), "")
+            print0(f"made up        {ascii(response)[1:-1]}\n{'':15}{score.total:g} = {sums(score)}"
+                   f"{', correct' * score.correct}{failed}")
+        known = own.tested(prompt.reward)
+        print0(f"reward         {prompt.reward}{'' if known else '; NOT TESTED: no perfect response is known to it'}")
     if cfg.reward_parts:
         num_tokens = len(tokenizer.encode(response)) if tokenizer else len(response.split())
         score = rewards.add_parts(score, cfg.reward_parts, response, num_tokens, cfg.max_response_len)

@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from tasks import own
+
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the repository
 
 
@@ -38,8 +40,13 @@ def git(*args):
     return ""
 
 
-def save_code(run):
-    """Copy scripts and recipes to code/, code_2/, ... of a run, with commit and diff: an edit is the ablation."""
+def save_code(run, settings=None, recipe=()):
+    """
+    Copy scripts and recipes to code/, code_2/, ... of a run, with commit and diff: an edit is the ablation.
+
+    The files of own rewards and templates that the settings name, and the recipe, go to own/ there unless they are
+    among those.
+    """
     starts = sum(bool(re.fullmatch(r"code(_\d+)?", name)) for name in os.listdir(run))
     folder = os.path.join(run, f"code_{starts + 1}" if starts else "code")
     for sub in (".", "tasks", "onebox", "tools", "tools/report", "recipes"):
@@ -47,5 +54,9 @@ def save_code(run):
         for name in sorted(os.listdir(os.path.join(HERE, sub))):
             if name.endswith((".py", ".txt", ".html")):  # .html: the page that the report fills
                 shutil.copyfile(os.path.join(HERE, sub, name), os.path.join(folder, sub, name))
+    for file in {*own.files_of(settings), *(os.path.abspath(path) for path in recipe if path.endswith(".py"))}:
+        if not os.path.exists(os.path.join(folder, os.path.relpath(file, HERE))):
+            os.makedirs(os.path.join(folder, "own"), exist_ok=True)
+            shutil.copyfile(file, os.path.join(folder, "own", os.path.basename(file)))
     with open(os.path.join(folder, "git.txt"), "w") as f:
         f.write(f"commit {commit()}\n{git('diff', 'HEAD')}")

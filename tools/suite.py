@@ -30,9 +30,10 @@ from onebox.models import NoModel, check_architecture, positions_of, resolve_dty
 from onebox.text import suggest
 from policy import load_policy
 from rollout import Engine
+from tasks import own
 from tasks.rows import DataError, data_files
 from tasks.sources import BENCHMARKS, GENERATED, boxed, parse_name
-from tasks.templates import TEMPLATES, check_chat, is_chat, reads_clock
+from tasks.templates import TEMPLATES, check_chat, is_chat, is_entry, reads_clock
 from tools import provenance
 from tools.results import (RESULT_HEAD, compact, file_of, finish, is_ours, read_rows, read_table, result_cells,
                            save_results, save_sweep, sweep_cells, to_text, write_settings)
@@ -124,7 +125,7 @@ def find_path(name, source, data_path, alone):
 
 def per_benchmark(setting, name, source, default):
     """Take a setting for one benchmark: the value itself, or that of a dict under its name or its source's."""
-    if isinstance(setting, dict):
+    if isinstance(setting, dict) and not is_entry(setting):
         return next((setting[key] for key in (name, source, source.partition("@")[0]) if key in setting), default)
     return default if setting in ("", None) else setting
 
@@ -134,7 +135,8 @@ def make_tasks(cfg, tokenizer, vocab_size, stop_ids, dtype):
     picked, tasks = chosen(cfg), []
     known = {key for name, b in picked.items() for key in (name, b.source, *re.split("[:@]", b.source)[:1])}
     for setting in ("template", "reward", "samples", "limit", "data_path"):
-        for key in getattr(cfg, setting) if isinstance(getattr(cfg, setting), dict) else ():
+        value = getattr(cfg, setting)
+        for key in value if isinstance(value, dict) and not is_entry(value) else ():
             if key not in known and key.partition("@")[0] not in known:
                 raise ConfigError(f"{setting} names {key!r}, which is not evaluated: {', '.join(picked)} are")
     templates = {name: per_benchmark(cfg.template, name, b.source, default_template(b, tokenizer))
@@ -154,7 +156,7 @@ def make_tasks(cfg, tokenizer, vocab_size, stop_ids, dtype):
         prompts, _ = load_prompts(
             b.source, template, reward, tokenizer, split=cfg.split or b.split, limit=limit or None, seed=cfg.seed,
             max_prompt_len=cfg.max_prompt_len or None, vocab_size=vocab_size, check_answer=rewards.check_answer,
-            chat=chat, paths=find_path(name, b.source, cfg.data_path, len(picked) == 1))
+            chat=chat, columns=cfg.columns, paths=find_path(name, b.source, cfg.data_path, len(picked) == 1))
         greedy = cfg.greedy or not samples
         settings = {"source": b.source, "template": template, "reward": reward, "problems": len(prompts),
                     "samples": samples, "greedy": greedy, "dtype": dtype, "seed": cfg.seed,
@@ -163,6 +165,7 @@ def make_tasks(cfg, tokenizer, vocab_size, stop_ids, dtype):
         if is_chat(template):  # settings from before these existed still fit where they change nothing
             settings |= {"chat_template_kwargs": chat["kwargs"]} if chat["kwargs"] else {}
             settings |= {"chat_date": chat["date"]} if reads_clock(tokenizer) else {}
+        settings |= {"reward_source": own.fingerprint(prompts)[:16]} if own.fingerprint(prompts) else {}
         tasks.append(Task(name, prompts, samples, greedy, settings))
     return tasks
 
@@ -225,7 +228,8 @@ def sweep_settings(cfg, origin):
     file = os.path.join(cfg.sweep, "config.json")
     try:
         with open(file) as f:
-            run = json.load(f)["settings"]
+            record = json.load(f)
+        run, fingerprints = record["settings"], record.get("fingerprints") or {}
     except FileNotFoundError as error:
         raise ConfigError(f"sweep = {cfg.sweep!r} is no run's directory: it has no config.json") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -234,17 +238,21 @@ def sweep_settings(cfg, origin):
     needed = "data data_path eval_data eval_path eval_prompts eval_samples max_prompt_len reward template".split()
     if missing := sorted({*same, *needed} - run.keys()):
         raise ConfigError(f"{file} is not of a run of train_grpo.py or train_ppo.py: it has no {missing[0]}")
-    own = {name: run[name] for name in (*same, "chat_template_kwargs", "chat_date") if name in run}
+    kept = (*same, "chat_template_kwargs", "chat_date", "system_prompt", "few_shot", "columns")
+    its = {name: run[name] for name in kept if name in run}
     if not cfg.suite and not cfg.data:
-        own |= {"data": run["eval_data"] or run["data"], "data_path": run["eval_path"] or run["data_path"],
+        its |= {"data": run["eval_data"] or run["data"], "data_path": run["eval_path"] or run["data_path"],
                 "split": "test", "samples": run["eval_samples"], "limit": run["eval_prompts"]}
-        own |= {name: run[name] for name in ("template", "reward", "max_prompt_len")}
+        its |= {name: run[name] for name in ("template", "reward", "max_prompt_len")}
+        if "reward" not in origin and own.fingerprint_of(run["reward"]) not in (None, fingerprints.get("reward")):
+            print0(f"warning: the reward's source is not the one that {cfg.sweep} was trained with; a copy of that one "
+                   "lies in its code/")
     elif cfg.suite and isinstance(run["reward"], str) and isinstance(run["template"], str):
         reads = {reward: rewards.READS.get(reward, reward) for reward in (run["reward"], *rewards.REWARDS)}
         alike = [name for name, b in chosen(cfg).items() if reads[b.reward] == reads[run["reward"]]]
-        own |= {"template": dict.fromkeys(alike, run["template"]), "reward": dict.fromkeys(alike, run["reward"])}
-    own = {name: tuple(value) if type(value) is list else value for name, value in own.items() if name not in origin}
-    return dataclasses.replace(cfg, **own)
+        its |= {"template": dict.fromkeys(alike, run["template"]), "reward": dict.fromkeys(alike, run["reward"])}
+    its = {name: tuple(value) if type(value) is list else value for name, value in its.items() if name not in origin}
+    return dataclasses.replace(cfg, **its)
 
 
 def targets_of(run):
