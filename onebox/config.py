@@ -16,6 +16,7 @@ recipes that inherit by import, and answers a typo with a box of usage instead o
 
 import ast
 import dataclasses
+import difflib
 import enum
 import functools
 import glob
@@ -66,10 +67,9 @@ def load_config(cls, argv=None):
     # 1) recipe: at most one positional argument, before the flags
     if argv and not argv[0].startswith("-"):
         path = argv.pop(0)
-        recipe = read_recipe(path, script)
-        for name, value in recipe.items():
+        for name, value in read_recipe(path, script).items():
             if takes_functions(cls, name):
-                value = name_functions(value, recipe, path)
+                value = name_functions(value, path)
             if name in settings or not is_own(name, value, settings):
                 values[name], origin[name] = check(cls, name, value, where=path), path
 
@@ -110,8 +110,8 @@ def check_ranges(cfg):
 
 def is_own(name, value, settings):
     """Tell whether a name that is no setting is the recipe's own: it stands for no value, or looks like no setting."""
-    own = isinstance(value, types.ModuleType) or callable(value) or name.startswith("_")
-    return own or name.isupper() and name.lower() not in settings
+    own = isinstance(value, types.ModuleType) or callable(value)
+    return own or name.isupper() and not difflib.get_close_matches(name.lower(), settings, 1, cutoff=0.85)
 
 
 def takes_functions(cls, name):
@@ -120,15 +120,15 @@ def takes_functions(cls, name):
         OrFunction.__metadata__
 
 
-def name_functions(value, recipe, path):
+def name_functions(value, path):
     """Replace each function in a value by "recipes/mine.py:my_reward", by which any process finds it (run_file)."""
     if isinstance(value, dict):
-        return {key: name_functions(one, recipe, path) for key, one in value.items()}
+        return {key: name_functions(one, path) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(name_functions(one, recipe, path) for one in value)
+        return type(value)(name_functions(one, path) for one in value)
     if not callable(value) or isinstance(value, type):
         return value
-    names = [name for name, one in recipe.items() if one is value]
+    names = [name for name, one in run_file(path).items() if one is value]
     refuse(not names, f"{path}: a function inside a setting needs a name: def my_reward(sample): ..., then my_reward")
     short = os.path.relpath(path)
     name = next((name for name in names if name == getattr(value, "__name__", "")), names[0])
@@ -157,7 +157,7 @@ def _run_file(path, *version):
 
 
 def read_recipe(path, script):
-    """Run a recipe file and return its names, as a dict, without those that Python itself gives a file."""
+    """Run a recipe file and return its names without an underscore, as a dict."""
     if not os.path.isfile(path):
         beside = glob.glob(os.path.join(glob.escape(os.path.dirname(path)), "*.py"))
         hint = suggest(path, beside, key=lambda file: os.path.splitext(os.path.basename(file))[0])
@@ -176,10 +176,10 @@ def read_recipe(path, script):
         raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
     wants = recipe.get("_script") or inherited_script(path) or script
     refuse(wants != script, f"{path} is a recipe for {wants}, not {script}: run `torchrun ... {wants} {path}`")
-    # an empty file, or one with all of it below `if __name__ == "__main__":`
-    refuse(all(k.startswith("_") for k in recipe),
-           f"{path} sets nothing: write `name = value` lines, or leave the recipe out")
-    return {k: v for k, v in recipe.items() if not k.startswith("__")}
+    names = {k: v for k, v in recipe.items() if not k.startswith("_")}
+    # not names: an empty file, or one with all of it below `if __name__ == "__main__":`
+    refuse(not names, f"{path} sets nothing: write `name = value` lines, or leave the recipe out")
+    return names
 
 
 def statements_of(path):
@@ -210,7 +210,7 @@ def check(cls, name, value, where):
     """Return the value, cast to the setting's type where that loses nothing; else raise ConfigError."""
     hints, what = typing.get_type_hints(cls), not_plain(value)
     if name not in hints:
-        near = suggest(name, hints)
+        near = suggest(name.lower(), hints)
         hint = f"; {near}" if near else " (--help lists them)"
         if not near and where != "command line":
             hint += f"; a name of the recipe's own begins with an underscore: _{name}"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tokenizers.decoders import DecodeStream
 
-from onebox.analysis import split_thinking, word_columns
+from tasks.words import split_thinking, word_columns
 from onebox.distributed import Broken, max_over_ranks, sum_over_ranks
 from onebox.flops import COLUMNS, efficiency
 from policy import to_responses
@@ -33,7 +33,7 @@ TOKEN_VALUES = ("logprobs", "old_logprobs", "entropy", "ratio", "clipped", "old_
 def summarize(rollouts, tokenizer, group_size=None):
     """
     Average over the rollouts of a step: reward, shares of correct, wrong and badly formatted ones, lengths in tokens,
-    words of reasoning and of reflection (analysis.py). think_len and answer_len tokenize the two parts of the text
+    words of reasoning and of reflection (tasks/words.py). think_len and answer_len tokenize the two parts of the text
     again. With a group_size also zero_variance_groups, the share of groups whose rewards all agree; 0 for groups of
     one.
     """

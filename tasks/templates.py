@@ -309,7 +309,8 @@ def check_chat(cfg, tokenizer=None, rendered=True):
     tokenizer None: only their form is checked. rendered: whether any prompt of this run goes through the chat template.
     """
     kwargs, date = cfg.chat_template_kwargs or {}, cfg.chat_date
-    chat = {"kwargs": kwargs, "date": date, "system": cfg.system_prompt, "few_shot": check_examples(cfg.few_shot)}
+    chat = {"kwargs": kwargs, "date": date, "system": getattr(cfg, "system_prompt", None),
+            "few_shot": check_examples(getattr(cfg, "few_shot", ()))}  # sft.py has neither
     try:
         datetime.date.fromisoformat(date)
         same = json.loads(json.dumps(kwargs)) == kwargs

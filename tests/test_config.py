@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from onebox.config import (ConfigError, NonNegative, Positive, Share, check_ranges, comments, describe, literal,
+from onebox.config import (ConfigError, NonNegative, OrFunction, Positive, Share, check_ranges, comments, describe, literal,
                            load_config, table)
 
 
@@ -18,7 +18,7 @@ class Config:
     kl_in: Literal["none", "loss_k3"] = "none"
     data: str | dict = "countdown"
     name: str = "run"
-    reward: str | dict = "math"
+    reward: OrFunction[str | dict | tuple] = "math"
     parts: dict | None = None
     remat: Literal[True, False, "selective"] = True
     stop: tuple = ()
@@ -99,21 +99,16 @@ def test_a_misspelled_recipe_names_the_one_with_a_near_name_and_no_other(name, n
     ("_script = 'train_ppo.py'\n", "is a recipe for train_ppo.py, not test_config.py"),
     ("lr = = 3\n", "line 1: not Python"),
     ("lr = undefined_name\n", "undefined_name"),
-    ("def my_reward(sample, equal): pass\nreward = my_reward\n", "reward is set to the function my_reward"),
-    ("def _mine(sample, equal): pass\nreward = _mine\n", "reward is set to the function _mine"),
-    ("def reward(sample, equal): pass\n", "reward is set to the function reward"),
-    ("reward = lambda sample, equal: 1\n", "reward is set to the function <lambda>"),
+    ("def mine(sample): pass\nlr = mine\n", "lr is set to the function mine"),
+    ("reward = {'math': lambda sample: 1}\n", "a function inside a setting needs a name: def my_reward(sample)"),
+    ("LR = 3e-6\n", "did you mean 'lr'"),
+    ("GRUP_SIZE = 4\n", "did you mean 'group_size'"),
     ("class reward: pass\n", "reward is set to the class reward"),
-    ("import functools as _f\nreward = _f.partial(print)\n", "reward is set to the function partial"),
-    ("def _mine(): pass\nreward = {'math': _mine}\n", "reward is set to the function _mine"),
     ("parts = {'own': len}\n", "parts is set to the function len"),
     ("name = str\n", "name is set to the class str"),
     ("import json as reward\n", "reward is set to the module json"),
-    ("def helper(x): return x\n",
-     "no setting 'helper' (--help lists them); a helper's name begins with an underscore: _helper"),
-    ("class Helper: pass\n", "_Helper"),
-    ("from math import sqrt\nlr = sqrt(4)\n", "_sqrt"),
-    ("half = 0.5\n", "'half'"),
+    ("half = 0.5\n",
+     "no setting 'half' (--help lists them); a name of the recipe's own begins with an underscore: _half"),
     ("lr: 3e-6\n", "line 1: `lr: 3e-06` sets nothing: write `name = value`"),
     ("lr = 1e-6\nlr == 3e-6\n", "line 2: `lr == 3e-06`"),
     ('{"lr": 3e-6,\n "group_size": 4}\n', "line 1: `{'lr': 3e-06, 'group_size': 4}` sets nothing"),
@@ -133,6 +128,30 @@ def test_a_bad_recipe_is_one_line_that_names_the_file(tmp_path, text, message):
     with pytest.raises(ConfigError) as error:
         load(recipe(tmp_path, text))
     assert message in str(error.value) and "r.py" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text, value", [
+    ("def mine(sample): return 1\nreward = mine\n", "r.py:mine"),
+    ("def _mine(sample, equal): return 1\nreward = _mine\n", "r.py:_mine"),
+    ("def reward(sample): return 1\n", "r.py:reward"),
+    ("reward = lambda sample: 1\n", "r.py:reward"),
+    ("import functools\ndef mine(sample, n): return n\nreward = functools.partial(mine, n=1)\n", "r.py:reward"),
+    ("def mine(sample): return 1\nreward = {'math': mine, 'kk': 'logic_rl_kk'}\n",
+     {"math": "r.py:mine", "kk": "logic_rl_kk"}),
+    ("def mine(sample): return 1\nreward = [('math', 1.0), (mine, 0.5)]\n", (("math", 1.0), ("r.py:mine", 0.5))),
+])
+def test_a_function_of_a_recipe_becomes_the_name_by_which_any_process_finds_it(tmp_path, text, value, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load(recipe(tmp_path, text))[0].reward == value
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert str(tmp_path / "r.py") in str(load(recipe(tmp_path, text))[0].reward)
+
+
+def test_functions_classes_modules_and_names_in_capitals_are_the_recipes_own(tmp_path):
+    cfg, origin = load(recipe(tmp_path, "import re\nfrom math import sqrt\nWORDS = {'a'}\nclass Helper: pass\n"
+                              "def helper(x): return x\nlr = sqrt(4)\n"))
+    assert cfg.lr == 2 and list(origin) == ["lr"]
 
 
 def test_a_recipe_may_compute_and_inherit_and_hide_names(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from onebox.analysis import split_thinking, word_columns, word_counts
+from tasks.words import split_thinking, word_columns, word_counts
 from onebox.distributed import Broken
 from onebox.metrics import (
     StepStats,

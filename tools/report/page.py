@@ -23,7 +23,7 @@ import statistics
 import sys
 import time
 
-from onebox.analysis import word_columns
+from tasks.words import word_columns
 from onebox.config import ConfigError
 from onebox.files import read_json
 from tools.report.compare import MAX_DIFF_LINES, compare

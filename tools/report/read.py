@@ -12,7 +12,7 @@ import os
 import re
 import zlib
 
-from onebox.analysis import split_thinking
+from tasks.words import split_thinking
 from onebox.config import ConfigError
 from onebox.files import read_json
 
