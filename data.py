@@ -36,7 +36,7 @@ from tasks.order import prompt_order
 from tasks.own import fingerprint as reward_fingerprint
 from tasks.rows import BadRow, DataError, report_bad
 from tasks.sources import GENERATED, columns_of, load_rows, parse_name, read_rows, source_of
-from tasks.templates import (TEMPLATES, build_prompt, check_chat, encode_prompt, is_chat, is_entry, render,
+from tasks.templates import (TEMPLATES, build_prompt, check_chat, encode_prompt, is_chat, is_entry, refuse_gold, render,
                              special_tokens, warn_of_plain_markers)
 
 __all__ = ["Prompt", "Part", "load_train_and_eval", "load_prompts", "fingerprint", "reward_fingerprint", "draw",
@@ -160,6 +160,7 @@ def load_prompts(data, template, reward, tokenizer, *, split="train", limit=None
         its_template = per_source(template, name, "template")
         its_reward = rewards.named(per_source(reward, name, "reward"))
         warn_of_plain_markers(its_template, tokenizer)
+        refuse_gold(its_template, columns_of(columns, name))
         path = paths.get(name, paths.get(base)) if isinstance(paths, dict) else paths
         generated = path is None and kind in GENERATED
         needs = {"answer"} if rewards.reads(its_reward) else set()

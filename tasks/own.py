@@ -11,6 +11,7 @@ alone: it may be called twice for one response. docs/your_own.md shows the whole
 
 import ast
 import base64
+import builtins
 import contextlib
 import dataclasses
 import functools
@@ -170,6 +171,7 @@ def score(name, completion):
 
 def answer(name, sample, equal):
     """Score in a worker: a pickled Completion -> JSON of [Score's fields, notes], or of an error's text."""
+    builtins.exit = builtins.quit = sys.exit  # the interactive ones close stdin, through which the questions come
     with contextlib.redirect_stdout(sys.stderr):  # a print must not break the worker's protocol
         try:
             completion = pickle.loads(base64.b64decode(sample))

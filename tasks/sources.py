@@ -193,10 +193,8 @@ def look_up(row, column):
 
 
 def rename(row, columns):
-    """Give the columns of a row our names. What a renamed one stands in for is left out, and so is its old name."""
-    if not columns:
-        return row
-    gone = {name for ours, theirs in columns.items() for name in (theirs, *COLUMNS[ours]) if name not in columns}
+    """Give columns of a row our names, beside their own. What a renamed one stands in for is left out."""
+    gone = {name for ours in columns for name in COLUMNS[ours]}
     found = {ours: look_up(row, theirs) for ours, theirs in columns.items()}
     return {**{name: value for name, value in row.items() if name not in gone}, **found}
 
@@ -250,13 +248,17 @@ def read_hub(name, source, split):
         ) from error
 
 
+PART = re.compile(r"(.+)\[(\d*)(%?):(\d*)(%?)\]")  # reviews.csv[:90%], reviews.csv[1000:]
+
+
 def read_path(kind, source, split, path):
     """Read the raw rows of a local file or directory. A line that is no JSON becomes a BadRow in its place."""
-    path = Path(path).expanduser()
+    part = PART.fullmatch(str(path)) if not os.path.exists(os.path.expanduser(path)) else None
+    path = Path(part[1] if part else path).expanduser()
     if not path.exists():
         raise DataError(f"data {kind!r}: there is no {str(path)!r}; give an existing path, or none for the hub")
     files = [path] if path.is_file() else files_of_split(kind, source, split, path)
-    other = {"train": "test", "test": "train"}.get(split)
+    other = None if part else {"train": "test", "test": "train"}.get(split)
     if path.is_file() and other in words(path.stem) and split not in words(path.stem):
         fix = {"test": "give the held-out rows (--eval_path), or --eval_prompts 0 for a run without an evaluation",
                "train": "give the rows to train on (--data_path)"}[split]
@@ -264,6 +266,10 @@ def read_path(kind, source, split, path):
     rows = [row for file in files for _, row in read_file(file)]
     if source.slices and len(rows) > source.slices["train"].stop:  # all splits in one file
         rows = rows[source.slices[split]]
+    if part:
+        first, last = (len(rows) * int(number) // 100 if percent else int(number) if number else default
+                       for number, percent, default in ((part[2], part[3], 0), (part[4], part[5], len(rows))))
+        rows = rows[first:last]
     return rows
 
 

@@ -427,6 +427,14 @@ def fill(template, text, row):
     return (SLOT if published else ANY_SLOT).sub(value, text)
 
 
+def refuse_gold(template, columns):
+    """Raise ConfigError for a template that shows the column from which `columns` takes the answer."""
+    found, gold = entry(template), (columns or {}).get("answer")
+    if not callable(found) and gold in ANY_SLOT.findall(" ".join(found.values())):
+        raise ConfigError(f"prompt template {called(template)} shows the model the column {gold!r}, which holds the "
+                          "answer")
+
+
 def fits(text, row):
     """Tell whether a row fills all slots of a text."""
     return all(any(row.get(field) is not None for field in SLOTS[slot][0]) for slot in SLOT.findall(text))
