@@ -6,8 +6,8 @@ from typing import Literal
 
 import pytest
 
-from onebox.config import (ConfigError, NonNegative, OrFunction, Positive, Share, check_ranges, comments, describe, literal,
-                           load_config, table)
+from onebox.config import (ConfigError, NonNegative, OrFunction, Positive, Share, check_ranges, comments, describe,
+                           literal, load_config, table)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 
 import data
 import rewards
-from conftest import save_tiny_model
+from conftest import ROOT, save_tiny_model
 from onebox.config import ConfigError
 from runs import Server, assert_same, everything_of
 from tasks import own
@@ -373,7 +373,17 @@ def test_check_shows_own_rewards_and_prompts(tmp_path, model, server):
 
 
 def test_the_fields_of_a_completion_are_those_that_the_page_names():
-    page = open(os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "docs/your_own.md")).read()
+    page = open(os.path.join(ROOT, "docs/your_own.md")).read()
     fields = {field.name for field in dataclasses.fields(rewards.Completion)} - {"flags", "notes", "equal"}
     for name in fields | {"thinking", "answer_part", "said", "is_right"}:
         assert f"`{name}" in page, name
+
+
+def test_the_recipe_of_the_page_passes_its_check(tmp_path, server):
+    page = open(os.path.join(ROOT, "docs/your_own.md")).read()
+    (tmp_path / "reviews.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    words = ("positive", "negative", "neutral")
+    (tmp_path / "reviews.csv").write_text("text,sentiment\n" + "".join(f"film {i},{words[i % 3]}\n" for i in range(90)))
+    done = server.run(tmp_path, "train_grpo.py", ["reviews.py", "--check", "--model", "no/such"])
+    assert done.returncode == 0, done.stderr
+    assert "custom: 81 prompts" in done.stdout and "custom: 9 prompts" in done.stdout
