@@ -150,9 +150,10 @@ def parse_name(name):
     """Split "math@3-5" into ("math", test of a row). DataError for an unknown name, with the nearest known one."""
     base, _, wanted = name.partition("@")
     kind, colon, argument = base.partition(":")
-    if kind in SOURCES and not re.fullmatch(SOURCES[kind].argument, colon + argument) or \
-            kind not in SOURCES and not HUB_ID.fullmatch(base) or os.path.exists(base) and kind not in SOURCES:
-        if os.path.exists(name) or stem_and_suffix(Path(name))[1] in SUFFIXES:
+    is_file = kind not in SOURCES and (os.path.exists(base) or stem_and_suffix(Path(base))[1] in SUFFIXES)
+    known = re.fullmatch(SOURCES[kind].argument, colon + argument) if kind in SOURCES else HUB_ID.fullmatch(base)
+    if is_file or not known:
+        if is_file:
             raise DataError(f"data = {name!r} is a file: say data = 'custom' and data_path = {name!r}; several files "
                             "in one run are custom:A, custom:B with a path each")
         hint = suggest(base, [source.example or known for known, source in SOURCES.items()])
