@@ -119,7 +119,7 @@ def test_rollouts_are_scored_while_sampling_goes_on_and_come_in_order(one_proces
                     (1, 0): Score(0.0, False, False, {}, frozenset({"truncated"}))}
 
     monkeypatch.setattr(rollout, "generate", generate)
-    prompts = [SimpleNamespace(ids=ids, uid=uid, source="s", reward="r", answer=uid.upper())
+    prompts = [SimpleNamespace(ids=ids, uid=uid, source="s", reward="r", answer=uid.upper(, row={}, text=""))
                for ids, uid in (([2], "a"), ([2, 3], "b"))]
     engine.wake(POLICY, 5)
     rollouts = engine.sample(prompts, [[10, 11], [20, 21]], Scores(), 0.7,
