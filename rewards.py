@@ -25,7 +25,8 @@ from tasks import TASKS
 from tasks.formats import (BLANKS, EOS_TEXTS, between, boxes, filled_boxes, formula_after_answer, outside_thinking,
                            strip_eos, tag_error, tag_monitors, think_answer_format, two_blocks, xml_count)
 from tasks.math_problems import gold_answers
-from tasks.parts import MAX_REWARD, PARTS, check_weights, cosine, dense_repetition  # noqa: F401
+from tasks.parts import (GROUP_PARTS, PARTS, add_parts_of_groups, add_parts_of_one, check_weights, cosine,  # noqa: F401
+                         dense_repetition, finite)
 from tasks.workers import Verdicts, ask_now
 
 
@@ -310,47 +311,22 @@ def unsloth_gsm8k(completion, equal):
 
 # ---------------------------------------------------------------- scoring
 
-def add_parts(score, weights, response, num_tokens, max_tokens, notes=None):
-    """
-    Return the score plus weight x part for each of {"reasoning_steps": 0.5, ...}. Truncated: the format parts add
-    nothing.
-
-    cosine has open-r1's function defaults (right 1 -> 0.5, wrong -1 -> -0.5), in tokens instead of characters. The
-    cache of soft_overlong is a quarter of max_tokens, or as set: {"soft_overlong": {"weight": 1.0, "cache": 4096}}.
-    A part that raises or is not finite adds nothing, with the flag 'error'.
-    """
-    parts, flags, text = dict(score.parts), set(score.flags), strip_eos(response)
-    for name, weight in weights.items():
-        options = dict(weight) if isinstance(weight, dict) else {"weight": weight}
-        weight = options.pop("weight")
-        try:
-            value = finite(PARTS[name](text, score, num_tokens, max_tokens, **options), "it")
-        except (Exception, SystemExit) as error:
-            value, flags = 0.0, flags | {"error"}
-            if notes is not None:
-                notes.append(("error", f"part {name}: {type(error).__name__}: {error}"))
-        if "truncated" in score.flags and name in ("think_answer_format", "tag_count", "reasoning_steps"):
-            value = 0.0
-        parts[name] = parts.get(name, 0.0) + weight * value
-    return replace(score, parts=parts, total=float(sum(parts.values())), flags=frozenset(flags))
+def add_parts(score, weights, response, num_tokens, max_tokens, notes=None, row=None, prompt="", token_ids=(),
+              answer=None, truncated=False):
+    """Return the score plus weight x part for each of {"reasoning_steps": 0.5, ...}; GROUP_PARTS come later."""
+    sample = Completion(strip_eos(response), answer, truncated or "truncated" in score.flags, num_tokens, max_tokens,
+                        dict(row or {}), prompt, token_ids)
+    return add_parts_of_one(score, weights, sample, notes)
 
 
-def finite(value, name):
-    """Return it as a float; raise ValueError if it is not finite, or larger than MAX_REWARD."""
-    value = float(value)
-    if not abs(value) <= MAX_REWARD:
-        raise ValueError(f"{name} is {value}")
-    return value
-
-
-def check(reward, part_weights=()):
-    """Raise ValueError unless there are such a reward and such parts, with finite weights: for start-up."""
-    for what, names, known in (("reward", [reward], REWARDS), ("reward part", part_weights, PARTS)):
+def check(reward, part_weights=(), max_tokens=None, group_size=None):
+    """Raise ValueError unless there are such a reward and such parts, with fitting weights: for start-up."""
+    for what, names, known in (("reward", [reward], REWARDS), ("reward part", part_weights, PARTS | GROUP_PARTS)):
         for name in names:
             if not isinstance(name, str) or name not in known:
                 hint = f"{suggest(name, known)} known: {', '.join(known)}"
                 raise ValueError(f"no {what} {name!r}; {hint.strip()}")
-    check_weights(part_weights)
+    check_weights(part_weights, max_tokens, group_size)
 
 
 def check_answer(reward, answer):
@@ -460,10 +436,10 @@ class Scorer:
         self.poll()
 
     def keep(self, key, equal):
-        notes, (reward, response, *rest) = [], self.submitted[key]
-        score = run(reward, equal, response, *rest, notes=notes)
+        notes, (reward, response, answer, truncated, *rest) = [], self.submitted[key]
+        score = run(reward, equal, response, answer, truncated, *rest, notes=notes)
         if self.part_weights:
-            score = add_parts(score, self.part_weights, response, *rest[2:4], notes)
+            score = add_parts(score, self.part_weights, response, *rest[:2], notes, *rest[2:], answer, truncated)
         self.scores[key] = score
         self.failed.pop(key, None)  # a reward runs again when its verdict is in
         if problem := next((finding for rule, finding in notes if rule == "error"), None):
@@ -488,6 +464,13 @@ class Scorer:
         scores, self.scores, self.submitted = self.scores, {}, {}
         self.print_failures()
         return scores
+
+    def add_group_parts(self, rollouts):
+        """Add to r.score, in place, the parts that compare the responses to one prompt; each rank has all rollouts."""
+        for r, problem in add_parts_of_groups(rollouts, self.part_weights):
+            self.failed[r.prompt, r.sample] = "of the group", problem, r.text, r.score.total
+        self.print_failures()
+        return rollouts
 
     def print_failures(self):
         """Print the first three failures of a reward, on every rank, then their number at each power of two."""

@@ -370,7 +370,7 @@ def check_config(cfg, world):
     check_ranges(cfg)
     check_sampling(cfg, world)
     check_compile(cfg.compile, cfg.checkpointing)
-    check_rewards(cfg.reward, cfg.reward_parts)
+    check_rewards(cfg.reward, cfg.reward_parts, cfg.max_response_len, cfg.group_size)
     refuse(cfg.prompts_per_step % cfg.updates_per_step, f"updates_per_step = {cfg.updates_per_step} does not divide "
            f"prompts_per_step = {cfg.prompts_per_step}")
     refuse(0 < cfg.dual_clip <= 1, f"dual_clip = {cfg.dual_clip} must be above 1 (3 is usual), or 0 for off")

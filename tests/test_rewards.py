@@ -612,8 +612,8 @@ def test_a_published_reward_that_a_fork_broke_scores_0(monkeypatch):
 
 
 def test_a_part_that_fails_adds_nothing_and_is_told(monkeypatch, capsys):
-    monkeypatch.setitem(rewards.PARTS, "half", lambda text, score, num, most: 1 / 0)
-    monkeypatch.setitem(rewards.PARTS, "nan", lambda text, score, num, most: math.nan)
+    monkeypatch.setitem(rewards.PARTS, "half", lambda sample, score: 1 / 0)
+    monkeypatch.setitem(rewards.PARTS, "nan", lambda sample, score: math.nan)
     scorer = rewards.Scorer(num_workers=1, part_weights={"half": 1.0, "nan": 1.0, "tag_count": 1.0})
     scorer.submit(0, "math", r"\boxed{5}", "5", num_tokens=5, max_tokens=10)
     result = scorer.collect()[0]
