@@ -11,7 +11,7 @@ SCRIPTS = ("ARABIC", "ARMENIAN", "BENGALI", "BOPOMOFO", "CHEROKEE", "CJK", "CYRI
            "GEORGIAN", "GREEK", "GUJARATI", "GURMUKHI", "HANGUL", "HEBREW", "HIRAGANA", "KANNADA", "KATAKANA", "KHMER",
            "LAO", "LATIN", "MALAYALAM", "MONGOLIAN", "MYANMAR", "NKO", "ORIYA", "SINHALA", "SYRIAC", "TAMIL", "TELUGU",
            "THAANA", "THAI", "TIBETAN", "TIFINAGH")  # as Unicode's names of letters begin
-SAME = {"KATAKANA-HIRAGANA": "KATAKANA", "IDEOGRAPHIC": "CJK"}  # the long vowel, and the sign that repeats
+SAME = {"IDEOGRAPHIC": "CJK"}  # the sign that repeats the one before
 JAPANESE = frozenset({"CJK", "HIRAGANA", "KATAKANA"})  # one language in three scripts
 CHARACTERS = JAPANESE | {"BOPOMOFO"}  # written without spaces: each character counts as a word
 VARIABLES = ("LATIN", "GREEK")  # a single letter of these is a variable: x, n, α
@@ -32,6 +32,8 @@ def script_of(character):
     words = unicodedata.name(character, "").split() if category[0] == "L" else []
     if words and words[0] in ("FULLWIDTH", "HALFWIDTH"):
         words = words[1:]
+    if "SOUND" in words:  # of kana: voiced, or a long vowel
+        return MARK
     script = SAME.get(words[0], words[0]) if words else None
     return script if script in SCRIPTS else None
 

@@ -144,7 +144,7 @@ GROUP_PARTS = {"kimi_length": kimi_length, "length_by_pass_rate": length_by_pass
 
 # ---------------------------------------------------------------- weights
 
-AT_LEAST_1 = lambda value: type(value) is int and value >= 1, "a whole number of at least 1"
+AT_LEAST_1 = (lambda value: type(value) is int and value >= 1, "a whole number of at least 1")
 OPTIONS = {  # part -> {option: (check, what it must be, an example)}; a part that is not here has a weight only
     "soft_overlong": {"cache": (*AT_LEAST_1, 4096)},
     "repetition": {"ngram": (*AT_LEAST_1, 3)},
