@@ -19,8 +19,8 @@ from policy import to_responses
 FLAGS = ("several_answers", "answer_in_thinking", "several_boxes", "empty_thinking", "non_ascii_answer", "timeout",
          "error")
 PHASES = ("rollout", "reward", "logprobs", "train", "sync", "eval", "save")
-VALUE_COLUMNS = ("explained_variance", "value_mean", "return_mean", "advantage_std", "value_loss", "value_clip_frac",
-                 "critic_grad_norm")  # of PPO
+VALUE_COLUMNS = ("explained_variance", "value_mean", "return_mean", "advantage_std", "corr_length_advantage",
+                 "value_loss", "value_clip_frac", "critic_grad_norm")  # of PPO
 TOKEN_VALUES = ("logprobs", "old_logprobs", "entropy", "ratio", "clipped", "old_values", "advantages")
 
 
@@ -240,12 +240,28 @@ def explain_values(values, returns, advantages):
     """
     Describe a critic, from {response: (T,)} each: means of values and returns, spread of the advantages before
     whitening, and explained variance 1 - var(return - value) / var(return). 1 knows the future, 0 is no better than a
-    constant.
+    constant. The correlation with length takes the mean advantage of each response.
     """
     v, r, a = (np.concatenate([x[i] for i in values] or [np.zeros(1)]) for x in (values, returns, advantages))
     explained = 1 - (r - v).var() / r.var() if r.var() > 0 else math.nan
     return {"explained_variance": float(explained), "value_mean": float(v.mean()), "return_mean": float(r.mean()),
-            "advantage_std": float(a.std())}
+            "advantage_std": float(a.std()), "corr_length_advantage": correlation(
+                [len(x) for x in values.values()], [advantages[i].mean() for i in values])}
+
+
+def advantage_columns(advantages, lengths, in_loss):
+    """Describe GRPO's advantages (R,): their spread, and their correlation with length in the responses in_loss."""
+    in_loss = in_loss.bool()  # torch makes an empty list one of floats
+    return {"advantage_std": float(advantages.std()) if len(advantages) > 1 else 0.0,
+            "corr_length_advantage": correlation(lengths[in_loss].tolist(), advantages[in_loss].tolist())}
+
+
+def correlation(x, y):
+    """Compute Pearson's correlation of two lists of numbers; None for fewer than two, and where one is constant."""
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if len(x) < 2 or any(np.ptp(numbers) <= 1e-9 * np.abs(numbers).max() for numbers in (x, y)):  # but for rounding
+        return None
+    return float(np.corrcoef(x, y)[0, 1])
 
 
 def mean_of_finite(norms):

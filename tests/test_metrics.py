@@ -13,7 +13,9 @@ from onebox.analysis import split_thinking, word_columns, word_counts
 from onebox.distributed import Broken
 from onebox.metrics import (
     StepStats,
+    advantage_columns,
     console_lines,
+    correlation,
     empty_row,
     explain_values,
     hacked,
@@ -191,8 +193,9 @@ def test_held_out_success_has_a_console_line_of_its_own():
 
 
 def test_the_row_before_any_update_has_all_columns_as_null():
-    row = empty_row("advantage_std")
-    assert row["step"] == 0 and row["advantage_std"] is row["loss"] is row["mfu"] is row["zero_variance_groups"] is None
+    row = empty_row("advantage_std", "corr_length_advantage")
+    assert row["step"] == 0 and row["corr_length_advantage"] is row["advantage_std"] is row["loss"] is None
+    assert row["mfu"] is row["zero_variance_groups"] is None
     assert row["seconds_step"] == 0 and console_lines(row, 200) == []  # nothing to show but held-out success
 
 
@@ -272,6 +275,31 @@ def test_an_update_without_signal_or_finite_gradient_counts_as_skipped():
     assert not stats.end_update(9.0, critic_grad_norm=math.inf)
     row = stats.row()
     assert row["skipped_updates"] == 3 and row["grad_norm"] == (3 + 0 + 6 + 9) / 4  # of those that are finite
+
+
+def test_the_correlation_of_length_and_advantage_by_hand():
+    assert correlation([1, 2, 3], [1, 0, 2]) == pytest.approx(0.5)      # sums of products: 1 / sqrt(2 * 2)
+    assert correlation([10, 20], [-1, 1]) == pytest.approx(1) and correlation([10, 20], [1, -1]) == pytest.approx(-1)
+    for x, y in (([], []), ([5], [1]), ([5, 5], [1, -1]), ([5, 6], [0, 0]), ([1, 2, 3], [0.1, 0.1, 0.3 / 3])):
+        assert correlation(x, y) is None, (x, y)
+
+
+def test_the_columns_of_advantages_leave_out_what_the_loss_does_not_see():
+    advantages, lengths = torch.tensor([1.0, -1.0, 1.0, -1.0]), torch.tensor([10, 20, 10, 1])
+    row = advantage_columns(advantages, lengths, torch.tensor([True, True, True, False]))
+    assert row["corr_length_advantage"] == pytest.approx(-1)            # the short, truncated one is masked
+    assert row["advantage_std"] == pytest.approx((4 / 3) ** 0.5)        # of all four
+    row = advantage_columns(advantages, lengths, torch.ones(4, dtype=torch.bool))
+    assert row["corr_length_advantage"] == pytest.approx(-1 / (180.75 * 4) ** 0.5)
+    row = advantage_columns(torch.zeros(0), torch.tensor([]), torch.tensor([]))  # dynamic sampling dropped all groups
+    assert row == {"advantage_std": 0, "corr_length_advantage": None}
+
+
+def test_the_correlation_of_ppo_takes_the_mean_advantage_of_each_response():
+    values = {0: np.zeros(1), 1: np.zeros(2), 2: np.zeros(3)}
+    advantages = {0: np.array([1.0]), 1: np.array([-3.0, 3.0]), 2: np.array([1.0, 2.0, 3.0])}  # means 1, 0, 2
+    assert explain_values(values, advantages, advantages)["corr_length_advantage"] == pytest.approx(0.5)
+    assert explain_values({}, {}, {})["corr_length_advantage"] is None
 
 
 def test_explained_variance_is_1_for_foresight_and_0_for_a_constant():

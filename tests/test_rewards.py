@@ -735,12 +735,13 @@ RUSSIAN, CHINESE, JAPANESE = "Сколько будет два плюс три",
     ("What is two plus three", "C'est cinq", 1),                     # French or English: both are Latin
     (RUSSIAN, "Ответ: x + y = \\frac{1}{2}, \\boxed{5}", 1),     # commands and variables are no words
     (RUSSIAN, "Ответ \\text{пять рублей} or five", 3 / 5),         # but what stands in \text is
-    (RUSSIAN, "Нужно 加 потому", 2 / 3), (JAPANESE, "五五々ー five", 3 / 4),
+    (RUSSIAN, "<think> Это </think> <answer> five </answer>", 1 / 2), (RUSSIAN, "Нужно 加 потому", 2 / 3),
+    (JAPANESE, "五五々ー five", 3 / 4),
     (CHINESE, "答案是 five", 3 / 4), (CHINESE, "答案是五", 1), (CHINESE, "The answer is five", 0),
     (JAPANESE, "リンゴは五つ", 1),                                    # katakana too, which this question does not have
     (CHINESE, "リンゴは五つ", 1 / 6),                                 # four kana and つ are none of Chinese
     ("몇 개 인가요", "정답은 다섯 개", 1), ("몇 개 인가요", "five", 0),
-    ("कितने सेब हैं", "उत्तर पाँच है", 1),                                # vowel signs are no words of their own
+    ("कितने सेब हैं", "उत्तर पाँच five", 2 / 3),                          # vowel signs do not end a word
     ("ＨＯＷ many", "ﾘﾝｺﾞ ｆｉｖｅ", 1 / 4),                            # half and full width are forms of their script
     ("$2 + 3$", "Пять", 1), (RUSSIAN, "", 1), (RUSSIAN, "2 + 3 = x α", 1),  # nothing to compare
     ("Сколько one two three four five six seven eight", "Пять", 1),  # one word of nine is a tenth
