@@ -369,7 +369,7 @@ def main():
                **advantage_columns(advantages, response_lens, in_loss),
                **summarize(sampled, tokenizer, cfg.group_size), **stats.row(),
                **speed(run.clock, machine, sampled, updates)}
-        run.write_samples(step, trained_rows(step, rollouts, updates, cfg.keep_rollouts, cfg.group_size, tokenizer))
+        run.write_samples(step, trained_rows(step, rollouts or sampled, updates, cfg, tokenizer))
         progress.end_step(row, has_signal=bool(advantages.any()))
         if run.save_is_due(step):
             run.save(progress)

@@ -531,7 +531,7 @@ def main():
                "critic_lr": critic_lr if critic is not None else 0.0, "kl_coef": cfg.kl_coef, **value_columns,
                **summarize(sampled, tokenizer, cfg.group_size), **stats.row(),
                **speed(run.clock, machine, sampled, updates)}
-        run.write_samples(step, trained_rows(step, rollouts, updates, cfg.keep_rollouts, cfg.group_size, tokenizer))
+        run.write_samples(step, trained_rows(step, rollouts or sampled, updates, cfg, tokenizer))
         kl = row["kl_k1"] if train_policy else None
         progress.kl_coef = adapt_kl_coef(cfg.kl_coef, kl, cfg.kl_target, len(rollouts), cfg.kl_horizon)
         cfg = replace(cfg, kl_coef=progress.kl_coef)

@@ -74,16 +74,17 @@ def summarize(rollouts, tokenizer, group_size=None):
     return row
 
 
-def trained_rows(step, rollouts, updates, keep, group_size, tokenizer):
+def trained_rows(step, rollouts, updates, cfg, tokenizer):
     """
-    Describe the last `keep` responses of a step, in whole groups, with what the trainer computed for each token; every
+    Describe the last cfg.keep_rollouts of a step, in whole groups, with what the trainer computed for each token; every
     rank together. The last, because with several updates a step only later ones have ratios other than 1.
 
-    rollouts: those that were packed. updates: this rank's micro-batches of each update, after the last one.
+    rollouts: those that were packed, or any if none was. updates: this rank's micro-batches of each update, after the
+    last one.
     """
-    if not keep:
+    if not cfg.keep_rollouts:
         return []
-    first = max(0, len(rollouts) + -keep // group_size * group_size)
+    first = max(0, len(rollouts) + -cfg.keep_rollouts // cfg.group_size * cfg.group_size)
     batches = [batch for micro_batches in updates for batch in micro_batches]
     values = {name: to_responses(batches, name, set(range(first, len(rollouts)))) for name in TOKEN_VALUES}
     rows = []
@@ -104,6 +105,7 @@ def rollout_row(r, step, split, tokenizer, token_values=None):
     """
     lists = {"rollout_logprobs": r.rollout_logprobs, **(token_values or {})}
     return {**scored_row(r, r.asked, step), "split": split, "source": r.source, "gold": r.asked.answer,
+            "reward_name": r.asked.reward,
             "flags": sorted(r.score.flags), "truncated": r.truncated, "ends": token_ends(r, tokenizer),
             **{name: [round(float(x), 4) for x in numbers] for name, numbers in lists.items()}}
 
@@ -320,17 +322,30 @@ def hacked(before, now):
     return ""
 
 
-def no_signal(silent_steps, row):
+def no_signal(silent_steps, row, example=""):
     """
-    Warn in one line, or return "": every 10 steps in a row without anything to learn from. The reward never pays, or
-    its template cannot be followed, or the task is too easy or too hard; the self-test of the golds rules out the
-    grader.
+    Warn in one line, or return "": after 5 steps in a row without anything to learn from, then every 10. Name the cause
+    that most responses of the step have, with counts, and a fix. example: a file of samples/ with responses to read.
     """
-    if silent_steps and silent_steps % 10 == 0:
-        return (f"warning: no learning signal for {silent_steps} steps: the rewards of every group agree (mean "
-                f"{row['reward']:.3f}, format_error {row['format_error']:.0%}, truncated {row['truncated']:.0%}): read "
-                "samples/, or try easier problems, more samples, a longer max_response_len")
-    return ""
+    if silent_steps != 5 and (not silent_steps or silent_steps % 10):
+        return ""
+    total, names = row.get("num_rollouts", 0), ("flag/error", "truncated", "correct", "format_error")
+    raised, cut, right, unformed = counts = [round(row.get(name, 0.0) * total) for name in names]
+    causes = [(raised, "made the reward or a part of it raise an error", "correct its code, see flag/error"),
+              (cut, "do not end", "raise max_response_len, or say what ends a response (stop)"),
+              (right, "are right already", "take harder problems"),
+              (min(unformed, total - right) - cut, "end without the format", "ask for it in the template, learn it "
+               "with sft.py first, or let your own reward say format_ok where it holds"),
+              (total - right - max(unformed, cut), "have the format and a wrong answer", "take easier problems, more "
+               "samples (group_size) or a stronger model")]
+    number, what, fix = causes[0] if raised > total / 2 else max(causes, key=lambda cause: cause[0])  # of equals, first
+    if right > total / 10 and number <= total * 2 / 3 and raised <= total / 2:
+        number, what, fix = right, "are right, but the rewards of every group agree", (
+            "take problems of middling difficulty, more samples (group_size), or a reward that tells responses apart")
+    counted = ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
+    look = f"python rewards.py --why {example}" if example else "none is kept to read: --keep_rollouts 16"
+    return (f"warning: nothing to learn from for {silent_steps} steps: {number} of {total} responses {what} (mean "
+            f"reward {row['reward']:.3f}; {counted}): {fix}. An example: {look}")
 
 
 def console_lines(row, num_steps):

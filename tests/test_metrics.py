@@ -76,19 +76,23 @@ class Words:
 
 def test_kept_rollouts_are_the_last_whole_groups_token_by_token(one_process):
     rollouts = [Rollout(i // 2, i % 2, [7], [5, 6, 8][:1 + i % 2], np.zeros(1 + i % 2, np.float32), "stop", "a",
-                        Score(float(i), False, True, {}), asked=SimpleNamespace(uid=f"p{i // 2}", text="?", answer="1"))
+                        Score(float(i), False, True, {}), asked=SimpleNamespace(uid=f"p{i // 2}", text="?", answer="1",
+                                                                                    reward="math"))
                 for i in range(6)]
     updates = [pack(rollouts, part, 1000, 0, 1, one_process[2]) for part in ([0, 1, 2, 3], [4])]  # 5 is masked
     for batch in (batch for micro_batches in updates for batch in micro_batches):
         batch.logprobs = batch.response_index / 8  # of tokens of response 3: 0.375
         batch.advantages = torch.where(batch.targets == 6, 0.5, -0.5)
     for keep, first in ((0, 6), (1, 4), (2, 4), (3, 2), (4, 2), (100, 0)):
-        rows = trained_rows(9, rollouts, updates, keep, 2, Words())
+        rows = trained_rows(9, rollouts, updates, SimpleNamespace(keep_rollouts=keep, group_size=2), Words())
         assert [row["reward"] for row in rows] == list(range(first, 6)), keep
     third, fourth, masked = rows[2], rows[3], rows[5]
     assert [fourth[name] for name in ("step", "split", "uid", "sample", "gold")] == [9, "train", "p1", 1, "1"]
     assert fourth["logprobs"] == [0.375, 0.375] and fourth["advantages"] == [-0.5, 0.5] and fourth["advantage"] == 0
     assert third["advantage"] == -0.5 and "advantages" not in third  # one number for all tokens
+    assert fourth["reward_name"] == "math"  # rewards.py --why scores it again
+    unpacked = trained_rows(9, rollouts, [], SimpleNamespace(keep_rollouts=2, group_size=2), Words())
+    assert [(row["reward"], row["advantage"]) for row in unpacked] == [(4, 0), (5, 0)]  # no group had a signal
     assert masked["advantage"] == 0 and "logprobs" not in masked and masked["rollout_logprobs"] == [0, 0]
 
 
@@ -144,10 +148,44 @@ def test_the_alarm_rings_when_reward_rises_and_held_out_success_falls():
     assert hacked(None, before) == ""
 
 
-def test_a_run_that_has_nothing_to_learn_from_says_so_every_ten_steps():
-    row = {"reward": 0.1, "format_error": 0.25, "truncated": 0.5}
-    assert [steps for steps in range(31) if no_signal(steps, row)] == [10, 20, 30]
-    assert "20 steps" in no_signal(20, row) and "0.100, format_error 25%, truncated 50%" in no_signal(20, row)
+def of_silence(raised, cut, right, unformed, total=64):
+    """The row of a step in which no response taught anything: how many raised, were cut off, were right, ..."""
+    return {"reward": 0.1, "num_rollouts": total, "flag/error": raised / total, "truncated": cut / total,
+            "correct": right / total, "format_error": unformed / total, "wrong_answer": 0.0}
+
+
+def test_a_run_that_has_nothing_to_learn_from_says_so_after_5_steps_and_then_every_10():
+    row = of_silence(0, 0, 0, 64)
+    assert [steps for steps in range(36) if no_signal(steps, row)] == [5, 10, 20, 30]
+    assert no_signal(20, row, "out/a/samples/step_000020.jsonl.gz") == (
+        "warning: nothing to learn from for 20 steps: 64 of 64 responses end without the format (mean reward 0.100; "
+        "flag/error 0, truncated 0, correct 0, format_error 64): ask for it in the template, learn it with sft.py "
+        "first, or let your own reward say format_ok where it holds. An example: python rewards.py --why "
+        "out/a/samples/step_000020.jsonl.gz")
+    assert no_signal(20, row).endswith("An example: none is kept to read: --keep_rollouts 16")
+
+
+@pytest.mark.parametrize("counts, told, fix", [
+    ((64, 0, 0, 64), "64 of 64 responses made the reward or a part of it raise an error", "correct its code"),
+    ((33, 64, 0, 64), "33 of 64 responses made", "flag/error"),             # whatever else they have in common
+    ((32, 0, 0, 32), "32 of 64 responses made", "flag/error"),              # the other half is wrong: the first of two
+    ((0, 64, 0, 64), "64 of 64 responses do not end", "max_response_len"),  # and so miss the format too
+    ((0, 40, 0, 60), "40 of 64 responses do not end", "max_response_len"),  # 20 more miss it, 4 are wrong
+    ((0, 20, 0, 60), "40 of 64 responses end without the format", "template"),
+    ((0, 0, 0, 64), "64 of 64 responses end without the format", "template"),
+    ((0, 0, 64, 0), "64 of 64 responses are right already", "harder"),
+    ((0, 0, 64, 64), "64 of 64 responses are right already", "harder"),     # a reward that says nothing of a format
+    ((0, 10, 54, 10), "54 of 64 responses are right already", "harder"),
+    ((0, 0, 0, 0), "64 of 64 responses have the format and a wrong answer", "easier"),
+    ((0, 20, 4, 24), "36 of 64 responses have the format and a wrong answer", "easier"),
+    ((0, 0, 32, 0), "32 of 64 responses are right, but the rewards of every group agree", "middling"),
+    ((0, 20, 20, 30), "20 of 64 responses are right, but the rewards of every group agree", "middling"),
+])
+def test_a_dead_reward_says_which_cause_it_is(counts, told, fix):
+    line = no_signal(5, of_silence(*counts), "x")
+    assert told in line and fix in line and "\n" not in line, line
+    names = ("flag/error", "truncated", "correct", "format_error")
+    assert ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True)) in line  # all of them
 
 
 def test_an_evaluation_adds_its_seconds_to_those_of_its_step():
