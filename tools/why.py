@@ -51,8 +51,8 @@ def explain_kept(path, number, max_tokens=None):
     """
     with gzip.open(path, "rt") if path.endswith(".gz") else open(path) as f:
         rows = [json.loads(line) for line in f]
-    if not all(isinstance(row, dict) and isinstance(row.get("response"), str) for row in rows):
-        raise ValueError(f"{path} does not hold the responses of a run: take a file of out/NAME/samples/step_*.jsonl.gz, "
+    if not rows or not all(isinstance(row, dict) and "response" in row for row in rows):
+        raise ValueError(f"{path} does not hold the responses of a run: take a file out/NAME/samples/step_*.jsonl.gz, "
                          "or say --reward and --answer for the text of one response")
     rows = [row for row in rows if row.get("split") == "train"] or rows
     if not 0 <= number < len(rows):
@@ -62,11 +62,22 @@ def explain_kept(path, number, max_tokens=None):
     max_tokens = max_tokens or settings.get("settings", {}).get("max_response_len")
     parts = " + ".join(f"{name} {value:g}" for name, value in row["parts"].items())
     return "\n".join([
-        f"step {row['step']}, {row.get('split')}, {row['uid']}: response {number} of 0 to {len(rows) - 1} (--sample)", "",
+        f"step {row['step']}, {row.get('split')}, {row['uid']}: --sample {number} of 0 to {len(rows) - 1}; "
+        f"{kinds(rows)}", "",
         f"prompt   {excerpt(row['prompt'], 400)}", "", visible(row["response"]), "",
         f"ended by {row.get('finish_reason')} after {row.get('tokens')} tokens; reward {row['reward']:g} = {parts}; "
         f"correct {'yes' if row['correct'] else 'no'}, format {'ok' if row['format_ok'] else 'wrong'}, "
         f"flags: {', '.join(row.get('flags', ())) or 'none'}", "", score_again(row, max_tokens)])
+
+
+def kinds(rows):
+    """List which responses of a file are what: "truncated 0 2; format wrong 1 3", the first ten of each."""
+    found = {}
+    for number, row in enumerate(rows):
+        kind = ("error" if "error" in row.get("flags", ()) else "truncated" if row.get("truncated") else
+                "right" if row["correct"] else "wrong answer" if row["format_ok"] else "format wrong")
+        found.setdefault(kind, []).append(str(number))
+    return "; ".join(" ".join([kind, *numbers[:10], *["..."] * (len(numbers) > 10)]) for kind, numbers in found.items())
 
 
 def score_again(row, max_tokens):
@@ -84,14 +95,14 @@ def score_again(row, max_tokens):
                 "row of the data set is not in it, which your own reward may need.")
     differs = {part for part, value in result.parts.items() if abs(row["parts"].get(part, 0.0) - value) > 1e-6}
     return explain(name, row["response"], row["gold"], **asked) + (
-        f"\nnot as kept: {', '.join(sorted(differs))}. The reward has changed, a part of reward_parts has the same name, "
+        f"\nnot as kept: {', '.join(sorted(differs))}. The reward has changed, or one of reward_parts has that name, "
         "or the reward reads the row of the data set, which the file does not hold" if differs else "")
 
 
 def main():
     parser = argparse.ArgumentParser(description="Explain the score of a completion.")
-    parser.add_argument("--why", metavar="FILE", required=True, help="the completion; - reads standard input; or a file "
-                        "of a run's samples/, .jsonl.gz or .jsonl, without --reward and --answer")
+    parser.add_argument("--why", metavar="FILE", required=True, help="the completion; - reads standard input; or, "
+                        "without --reward and --answer, a file of a run's samples/, .jsonl.gz or .jsonl")
     parser.add_argument("--sample", type=int, default=0, help="which response of such a file, from 0")
     parser.add_argument("--reward", help=", ".join(rewards.REWARDS))
     parser.add_argument("--answer", help="JSON or the gold string")
