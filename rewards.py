@@ -10,7 +10,7 @@ texts are hostile: no eval, no regex that can backtrack, time linear in the leng
 killed (tasks/workers.py). A truncated completion is never correct and gets the failing value of its format.
 
 To add a reward, write a function of (completion, equal) with @reward() above it; recipes then name it. To add a part
-that recipes weigh beside a reward, put a function into PARTS.
+that recipes weigh beside a reward, put a function into PARTS (tasks/parts.py).
 """
 
 import copy

@@ -4,6 +4,7 @@ Run: python -m pytest tests/test_rewards.py
 Scores as tables of (completion, answer, score). EOS is the end-of-text that vLLM leaves (skip_special_tokens=False).
 ONEBOX_DATA_DIR=<a directory of JSONL files> adds the golds of the public sets.
 """
+import gzip
 import json
 import math
 import os
@@ -948,6 +949,73 @@ def test_why_escapes_hostile_text_and_names_bad_input():
     assert b"\x1b" not in shown and b"\x00" not in shown and b"\\x1b" in shown
     assert b"did you mean 'math'" in why("--reward", "maths", "--answer", "5").stderr
     assert b"numbers" in why("--reward", "tinyzero_countdown", "--answer", '{"target": 3}').stderr
+
+
+def kept(folder, *rows, zipped=True):
+    """Write a file of a run's samples/ beside its config.json; each row changes a right answer to Countdown."""
+    os.makedirs(folder / "samples")
+    (folder / "config.json").write_text(json.dumps({"settings": {"max_response_len": 100}}))
+    text = T("44 + 19 + 35")
+    base = {"step": 7, "split": "train", "uid": "countdown/3", "sample": 0, "prompt": "make 98", "response": text,
+            "reward": 1.5, "correct": True, "format_ok": True, "tokens": 40,
+            "parts": {"format": 0.1, "answer": 0.9, "tag_count": 0.5},
+            "finish_reason": "stop", "truncated": False, "gold": COUNTDOWN, "flags": [],
+            "reward_name": "tinyzero_countdown"}
+    path = folder / "samples" / f"step_000007.jsonl{'.gz' * zipped}"
+    content = "".join(json.dumps(base | row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(content) if zipped else content)
+    return str(path)
+
+
+def why_kept(path, *arguments):
+    done = subprocess.run([sys.executable, "rewards.py", "--why", path, *arguments], capture_output=True, text=True,
+                          cwd=Path(rewards.__file__).parent)
+    assert "Traceback" not in done.stderr
+    return done.stdout if done.returncode == 0 else done.stderr
+
+
+def test_why_explains_a_response_that_a_run_kept(tmp_path):
+    out = why_kept(kept(tmp_path / "a", {"split": "held-out", "uid": "countdown/test/1"}, {},
+                        {"truncated": True, "finish_reason": "length", "flags": ["truncated"], "reward": 0.5,
+                         "parts": {"format": 0.0, "answer": 0.0, "tag_count": 0.5}, "correct": False}))
+    for words in ("step 7, train, countdown/3: --sample 0 of 0 to 1; right 0; truncated 1\n", "prompt   make 98",
+                  "<answer>44 + 19 + 35</answer>", "ended by stop after 40 tokens",  # the training responses alone
+                  "reward 1.5 = format 0.1 + answer 0.9 + tag_count 0.5; correct yes, format ok, flags: none",
+                  "tinyzero_countdown: Give 1 for the right answer", "total"):
+        assert words in out, out
+    assert "+0.9" in out and "not as kept" not in out
+    cut = why_kept(str(tmp_path / "a/samples/step_000007.jsonl.gz"), "--sample", "1")
+    assert "ended by length" in cut and "truncated" in cut and "not as kept" not in cut
+
+
+def test_why_knows_the_length_that_a_run_allowed(tmp_path):
+    row = {"reward_name": "demystify_cosine", "response": B("5"), "gold": "5", "tokens": 50, "parts": {"cosine": 1.5}}
+    out = why_kept(kept(tmp_path / "a", row))                       # half of 100 tokens: half way from 2 to 1
+    assert "50 of 100" in out and "+1.5" in out and "not as kept" not in out
+    out = why_kept(kept(tmp_path / "b", row | {"parts": {"cosine": 2.0}}, zipped=False))
+    assert "not as kept: cosine." in out
+
+
+@pytest.mark.parametrize(("row", "told"), [
+    ({"reward_name": "mine"}, "Not scored again: no reward 'mine' in rewards.py"),
+    ({"reward_name": None}, "Not scored again: the file does not name the reward"),
+    ({"gold": None}, "Not scored again: tinyzero_countdown fails on what the file holds (")])
+def test_why_says_when_a_kept_response_cannot_be_scored_again(tmp_path, row, told):
+    out = why_kept(kept(tmp_path / "a", row))
+    assert told in out and "reward 1.5 = format 0.1" in out, out
+
+
+def test_why_refuses_other_files_in_one_line(tmp_path):
+    path = kept(tmp_path / "a", {})
+    (tmp_path / "rows.jsonl").write_text('{"question": "?"}\n')
+    (tmp_path / "cut.jsonl.gz").write_bytes(Path(path).read_bytes()[:-20])
+    for arguments, told in (((path, "--sample", "1"), "has 1 responses: --sample 0 to 0, not 1"),
+                            ((str(tmp_path / "rows.jsonl"),), "does not hold the responses of a run"),
+                            ((str(tmp_path / "none.jsonl"),), "No such file"),
+                            ((str(tmp_path / "cut.jsonl.gz"),), "end"),
+                            ((str(tmp_path / "a.txt"),), "--reward and --answer are needed")):
+        out = why_kept(*arguments)
+        assert out.startswith(("rewards.py: ", "usage: ")) and told in out, out
 
 
 # ----------------------------------------------------------------------------------------------------------------------
