@@ -175,6 +175,7 @@ def test_a_run_that_has_nothing_to_learn_from_says_so_after_5_steps_and_then_eve
     ((0, 0, 0, 64), "64 of 64 responses end without the format", "template"),
     ((0, 0, 64, 0), "64 of 64 responses are right already", "harder"),
     ((0, 0, 64, 64), "64 of 64 responses are right already", "harder"),     # a reward that says nothing of a format
+    ((0, 0, 56, 64), "56 of 64 responses are right already", "harder"),
     ((0, 10, 54, 10), "54 of 64 responses are right already", "harder"),
     ((0, 0, 0, 0), "64 of 64 responses have the format and a wrong answer", "easier"),
     ((0, 20, 4, 24), "36 of 64 responses have the format and a wrong answer", "easier"),
