@@ -93,11 +93,11 @@ def load_train_and_eval(cfg, tokenizer, vocab_size):
     return prompts, mixture, held_out
 
 
-def check_rewards(reward, parts=None):
+def check_rewards(reward, parts=None, max_tokens=None, group_size=None):
     """Raise ConfigError for an unknown reward or part: at start-up, never inside a run."""
     try:
         for name in reward.values() if isinstance(reward, dict) else [reward]:
-            rewards.check(name, parts or ())
+            rewards.check(name, parts or (), max_tokens, group_size)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

@@ -11,7 +11,7 @@ killed (tasks/workers.py). A truncated completion is never correct and gets the 
 
 A reward of your own is a function in your recipe: docs/your_own.md. To add one here, write a function of (completion,
 equal) with @reward() above it; recipes then name it. To add a part that recipes weigh beside a reward, put a function
-into PARTS. Several with weights: [("math", 1.0), (my_reward, 0.5)], or "math + 0.5 * recipes/mine.py:my_reward".
+into PARTS (tasks/parts.py). Several: [("math", 1.0), (my_reward, 0.5)], or "math + 0.5 * recipes/mine.py:my_reward".
 """
 
 import copy
@@ -26,10 +26,11 @@ from onebox.text import excerpt, suggest
 from tasks import TASKS, own
 from tasks.formats import (BLANKS, EOS_TEXTS, between, boxes, filled_boxes, formula_after_answer, outside_thinking,
                            strip_eos, tag_error, tag_monitors, think_answer_format, two_blocks, xml_count)
-from tasks.judged import Completion, Score, checked, finite
+from tasks.judged import Completion, Score, checked
 from tasks.math_problems import gold_answers
 from tasks.own import named, own_reward, terms  # noqa: F401  recipes take own_reward from here
-from tasks.parts import PARTS, check_weights, cosine, dense_repetition  # noqa: F401
+from tasks.parts import (GROUP_PARTS, PARTS, add_parts_of_groups, add_parts_of_one, check_weights, cosine,  # noqa: F401
+                         dense_repetition)
 from tasks.workers import Verdicts, ask_now
 
 
@@ -283,29 +284,12 @@ def unsloth_gsm8k(completion, equal):
 
 # ---------------------------------------------------------------- scoring
 
-def add_parts(score, weights, response, num_tokens, max_tokens, notes=None):
-    """
-    Return the score plus weight x part for each of {"reasoning_steps": 0.5, ...}. Truncated: the format parts add
-    nothing.
-
-    cosine has open-r1's function defaults (right 1 -> 0.5, wrong -1 -> -0.5), in tokens instead of characters. The
-    cache of soft_overlong is a quarter of max_tokens, or as set: {"soft_overlong": {"weight": 1.0, "cache": 4096}}.
-    A part that raises or is not finite adds nothing, with the flag 'error'.
-    """
-    parts, flags, text = dict(score.parts), set(score.flags), strip_eos(response)
-    for name, weight in weights.items():
-        options = dict(weight) if isinstance(weight, dict) else {"weight": weight}
-        weight = options.pop("weight")
-        try:
-            value = finite(PARTS[name](text, score, num_tokens, max_tokens, **options), "it")
-        except (Exception, SystemExit) as error:
-            value, flags = 0.0, flags | {"error"}
-            if notes is not None:
-                notes.append(("error", f"part {name}: {type(error).__name__}: {error}"))
-        if "truncated" in score.flags and name in ("think_answer_format", "tag_count", "reasoning_steps"):
-            value = 0.0
-        parts[name] = parts.get(name, 0.0) + weight * value
-    return replace(score, parts=parts, total=float(sum(parts.values())), flags=frozenset(flags))
+def add_parts(score, weights, response, num_tokens, max_tokens, notes=None, row=None, prompt="", token_ids=(),
+              answer=None, truncated=False):
+    """Return the score plus weight x part for each of {"reasoning_steps": 0.5, ...}; GROUP_PARTS come later."""
+    sample = Completion(strip_eos(response), answer, truncated or "truncated" in score.flags, num_tokens, max_tokens,
+                        dict(row or {}), prompt, token_ids)
+    return add_parts_of_one(score, weights, sample, notes)
 
 
 def reads(reward):
@@ -313,13 +297,13 @@ def reads(reward):
     return next((READS[name] for _, name in terms(reward) if name in READS), None)
 
 
-def check(reward, part_weights=()):
-    """Raise ValueError unless there are such a reward and such parts, with finite weights: for start-up."""
+def check(reward, part_weights=(), max_tokens=None, group_size=None):
+    """Raise ValueError unless there are such a reward and such parts, with fitting weights: for start-up."""
     try:
         names = [name for _, name in terms(named(reward))]
     except (TypeError, ValueError) as error:
         raise ValueError(f"no reward {reward!r}: {error}") from error
-    for what, wanted, known in (("reward", names, REWARDS), ("reward part", part_weights, PARTS)):
+    for what, wanted, known in (("reward", names, REWARDS), ("reward part", part_weights, PARTS | GROUP_PARTS)):
         for name in wanted:
             if what == "reward" and own.is_own(name):
                 try:
@@ -331,7 +315,7 @@ def check(reward, part_weights=()):
                 raise ValueError(f"no {what} {name!r}; {hint.strip()}")
     if len({READS[name] for name in names if name in READS}) > 1:
         raise ValueError(f"reward {named(reward)!r} reads rows of two kinds: {', '.join(map(repr, names))}")
-    check_weights(part_weights)
+    check_weights(part_weights, max_tokens, group_size)
 
 
 def check_answer(reward, answer):
@@ -458,10 +442,10 @@ class Scorer:
             question = (tuple(golds), prediction, rules)
             return self.answered[key].get(question) or self.verdicts.ask(key, *question)
 
-        notes, (reward, response, *rest) = [], self.submitted[key]
-        score = run(reward, equal, response, *rest, notes=notes)
+        notes, (reward, response, answer, truncated, *rest) = [], self.submitted[key]
+        score = run(reward, equal, response, answer, truncated, *rest, notes=notes)
         if self.part_weights:
-            score = add_parts(score, self.part_weights, response, *rest[2:4], notes)
+            score = add_parts(score, self.part_weights, response, *rest[:2], notes, *rest[2:], answer, truncated)
         self.scores[key] = score
         self.failed.pop(key, None)
         if problem := next((finding for rule, finding in notes if rule == "error"), None):
@@ -487,6 +471,13 @@ class Scorer:
         scores, self.scores, self.submitted, self.answered = self.scores, {}, {}, {}
         self.print_failures()
         return scores
+
+    def add_group_parts(self, rollouts):
+        """Add to r.score, in place, the parts that compare the responses to one prompt; each rank has all rollouts."""
+        for r, problem in add_parts_of_groups(rollouts, self.part_weights):
+            self.failed[r.prompt, r.sample] = "of the group", problem, r.text, r.score.total
+        self.print_failures()
+        return rollouts
 
     def print_failures(self):
         """Print the first three failures of a reward, on every rank, then their number at each power of two."""

@@ -181,7 +181,7 @@ class Engine:
         Rollouts.
 
         They come ordered by prompt, then by index in the group. scorer: rewards.Scorer. record(rollout): called for
-        each of this rank's own as soon as its score is final, so that an evaluation that is killed has kept them.
+        each of this rank's own as soon as it is scored, without group parts: a killed evaluation has kept them.
         """
         # longest prompt first: they tend to have the longest responses, which should not be the last to start
         mine = sorted(range(self.index, len(prompts), self.num_engines), key=lambda i: -len(prompts[i].ids))
@@ -211,7 +211,7 @@ class Engine:
         self.clock.phase("other")
         for r in everyone:
             r.asked = prompts[r.prompt]
-        return sorted(everyone, key=lambda r: (r.prompt, r.sample))
+        return scorer.add_group_parts(sorted(everyone, key=lambda r: (r.prompt, r.sample)))
 
 
 def deliver_scores(scores, rollouts, record):

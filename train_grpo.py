@@ -21,7 +21,7 @@ from eval import evaluate_and_log
 from onebox.checkpoint import fingerprint_of_model
 from onebox.config import BelowOne, NonNegative, OrFunction, Positive, Share, check_ranges, load_config, refuse
 from onebox.flops import machine_of
-from onebox.metrics import StepStats, empty_row, speed, summarize, trained_rows
+from onebox.metrics import StepStats, advantage_columns, empty_row, speed, summarize, trained_rows
 from onebox.models import resolve_dtype, resolve_model
 from onebox.rundir import RunSettings, entry, open_run
 from policy import check_compile, learning_rate, load_policy, make_adam, optimizer_step, pack, token_logprobs
@@ -249,7 +249,7 @@ def check_config(cfg, world):
     check_ranges(cfg)
     check_sampling(cfg, world)
     check_compile(cfg.compile, cfg.checkpointing)
-    check_rewards(cfg.reward, cfg.reward_parts)
+    check_rewards(cfg.reward, cfg.reward_parts, cfg.max_response_len, cfg.group_size)
     refuse(cfg.prompts_per_step % cfg.updates_per_step, f"updates_per_step = {cfg.updates_per_step} does not divide "
            f"prompts_per_step = {cfg.prompts_per_step}")
     refuse(0 < cfg.dual_clip <= 1, f"dual_clip = {cfg.dual_clip} must be above 1 (3 is usual), or 0 for off")
@@ -297,7 +297,7 @@ def main():
     machine = machine_of(cfg, hf_config, dtype, world, device)
     max_mismatch = cfg.mismatch_bound or (1e-3 if dtype == "float32" else 0.05)
     if progress.step == 0 and eval_prompts:
-        progress.row = empty_row("advantage_std")
+        progress.row = empty_row("advantage_std", "corr_length_advantage")
     if progress.row:  # step 0 of a new run, or a step that a kill stopped between its save and its log
         run.begin_step(progress.step)
         evaluate_and_log(progress, run, engine, policy, scorer, eval_prompts, cfg)
@@ -367,10 +367,10 @@ def main():
         # 6) save, evaluate, log; in this order, so that a kill in the evaluation costs nothing but its time
         run.clock.phase("other")
         row = {"step": step, "lr": lr, "prompts_seen": progress.prompts_seen,
-               "advantage_std": float(advantages.std()) if len(rollouts) > 1 else 0.0,
+               **advantage_columns(advantages, response_lens, in_loss),
                **summarize(sampled, tokenizer, cfg.group_size), **stats.row(),
                **speed(run.clock, machine, sampled, updates)}
-        run.write_samples(step, trained_rows(step, rollouts, updates, cfg.keep_rollouts, cfg.group_size, tokenizer))
+        run.write_samples(step, trained_rows(step, rollouts or sampled, updates, cfg, tokenizer))
         progress.end_step(row, has_signal=bool(advantages.any()))
         if run.save_is_due(step):
             run.save(progress)

@@ -369,7 +369,7 @@ def check_config(cfg, world):
     check_ranges(cfg)
     check_sampling(cfg, world)
     check_compile(cfg.compile, cfg.checkpointing)
-    check_rewards(cfg.reward, cfg.reward_parts)
+    check_rewards(cfg.reward, cfg.reward_parts, cfg.max_response_len, cfg.group_size)
     refuse(cfg.prompts_per_step % cfg.updates_per_step, f"updates_per_step = {cfg.updates_per_step} does not divide "
            f"prompts_per_step = {cfg.prompts_per_step}")
     refuse(0 < cfg.dual_clip <= 1, f"dual_clip = {cfg.dual_clip} must be above 1 (3 is usual), or 0 for off")
@@ -530,7 +530,7 @@ def main():
                "critic_lr": critic_lr if critic is not None else 0.0, "kl_coef": cfg.kl_coef, **value_columns,
                **summarize(sampled, tokenizer, cfg.group_size), **stats.row(),
                **speed(run.clock, machine, sampled, updates)}
-        run.write_samples(step, trained_rows(step, rollouts, updates, cfg.keep_rollouts, cfg.group_size, tokenizer))
+        run.write_samples(step, trained_rows(step, rollouts or sampled, updates, cfg, tokenizer))
         kl = row["kl_k1"] if train_policy else None
         progress.kl_coef = adapt_kl_coef(cfg.kl_coef, kl, cfg.kl_target, len(rollouts), cfg.kl_horizon)
         cfg = replace(cfg, kl_coef=progress.kl_coef)

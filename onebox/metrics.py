@@ -20,8 +20,8 @@ from policy import to_responses
 FLAGS = ("several_answers", "answer_in_thinking", "several_boxes", "empty_thinking", "non_ascii_answer", "timeout",
          "error")
 PHASES = ("rollout", "reward", "logprobs", "train", "sync", "eval", "save")
-VALUE_COLUMNS = ("explained_variance", "value_mean", "return_mean", "advantage_std", "value_loss", "value_clip_frac",
-                 "critic_grad_norm")  # of PPO
+VALUE_COLUMNS = ("explained_variance", "value_mean", "return_mean", "advantage_std", "corr_length_advantage",
+                 "value_loss", "value_clip_frac", "critic_grad_norm")  # of PPO
 TOKEN_VALUES = ("logprobs", "old_logprobs", "entropy", "ratio", "clipped", "old_values", "advantages")
 
 
@@ -75,16 +75,17 @@ def summarize(rollouts, tokenizer, group_size=None):
     return row
 
 
-def trained_rows(step, rollouts, updates, keep, group_size, tokenizer):
+def trained_rows(step, rollouts, updates, cfg, tokenizer):
     """
-    Describe the last `keep` responses of a step, in whole groups, with what the trainer computed for each token; every
+    Describe the last cfg.keep_rollouts of a step, in whole groups, with what the trainer computed for each token; every
     rank together. The last, because with several updates a step only later ones have ratios other than 1.
 
-    rollouts: those that were packed. updates: this rank's micro-batches of each update, after the last one.
+    rollouts: those that were packed, or any if none was. updates: this rank's micro-batches of each update, after the
+    last one.
     """
-    if not keep:
+    if not cfg.keep_rollouts:
         return []
-    first = max(0, len(rollouts) + -keep // group_size * group_size)
+    first = max(0, len(rollouts) + -cfg.keep_rollouts // cfg.group_size * cfg.group_size)
     batches = list(itertools.chain(*updates))
     values = {name: to_responses(batches, name, set(range(first, len(rollouts)))) for name in TOKEN_VALUES}
     rows = []
@@ -105,6 +106,7 @@ def rollout_row(r, step, split, tokenizer, token_values=None):
     """
     lists = {"rollout_logprobs": r.rollout_logprobs, **(token_values or {})}
     return {**scored_row(r, r.asked, step), "split": split, "source": r.source, "gold": r.asked.answer,
+            "reward_name": r.asked.reward,
             "flags": sorted(r.score.flags), "truncated": r.truncated, "ends": token_ends(r, tokenizer),
             **{name: [round(float(x), 4) for x in numbers] for name, numbers in lists.items()}}
 
@@ -241,12 +243,28 @@ def explain_values(values, returns, advantages):
     """
     Describe a critic, from {response: (T,)} each: means of values and returns, spread of the advantages before
     whitening, and explained variance 1 - var(return - value) / var(return). 1 knows the future, 0 is no better than a
-    constant.
+    constant. The correlation with length takes the mean advantage of each response.
     """
     v, r, a = (np.concatenate([x[i] for i in values] or [np.zeros(1)]) for x in (values, returns, advantages))
     explained = 1 - (r - v).var() / r.var() if r.var() > 0 else math.nan
     return {"explained_variance": float(explained), "value_mean": float(v.mean()), "return_mean": float(r.mean()),
-            "advantage_std": float(a.std())}
+            "advantage_std": float(a.std()), "corr_length_advantage": correlation(
+                [len(x) for x in values.values()], [advantages[i].mean() for i in values])}
+
+
+def advantage_columns(advantages, lengths, in_loss):
+    """Describe GRPO's advantages (R,): their spread, and their correlation with length in the responses in_loss."""
+    in_loss = in_loss.bool()  # torch makes an empty list one of floats
+    return {"advantage_std": float(advantages.std()) if len(advantages) > 1 else 0.0,
+            "corr_length_advantage": correlation(lengths[in_loss].tolist(), advantages[in_loss].tolist())}
+
+
+def correlation(x, y):
+    """Compute Pearson's correlation of two lists of numbers; None for fewer than two, and where one is constant."""
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if len(x) < 2 or any(np.ptp(numbers) <= 1e-9 * np.abs(numbers).max() for numbers in (x, y)):  # but for rounding
+        return None
+    return float(np.corrcoef(x, y)[0, 1])
 
 
 def mean_of_finite(norms):
@@ -305,17 +323,30 @@ def hacked(before, now):
     return ""
 
 
-def no_signal(silent_steps, row):
+def no_signal(silent_steps, row, example=""):
     """
-    Warn in one line, or return "": every 10 steps in a row without anything to learn from. The reward never pays, or
-    its template cannot be followed, or the task is too easy or too hard; the self-test of the golds rules out the
-    grader.
+    Warn in one line, or return "": after 5 steps in a row without anything to learn from, then every 10. Name the cause
+    that most responses of the step have, with counts, and a fix. example: a file of samples/ with responses to read.
     """
-    if silent_steps and silent_steps % 10 == 0:
-        return (f"warning: no learning signal for {silent_steps} steps: the rewards of every group agree (mean "
-                f"{row['reward']:.3f}, format_error {row['format_error']:.0%}, truncated {row['truncated']:.0%}): read "
-                "samples/, or try easier problems, more samples, a longer max_response_len")
-    return ""
+    if silent_steps != 5 and (not silent_steps or silent_steps % 10):
+        return ""
+    total, names = row.get("num_rollouts", 0), ("flag/error", "truncated", "correct", "format_error")
+    raised, cut, right, unformed = counts = [round(row.get(name, 0.0) * total) for name in names]
+    causes = [(raised, "made the reward or a part of it raise an error", "correct its code, see flag/error"),
+              (cut, "do not end", "raise max_response_len, or say what ends a response (stop)"),
+              (right, "are right already", "take harder problems"),
+              (min(unformed, total - right) - cut, "end without the format", "ask for it in the template, learn it "
+               "with sft.py first, or let your own reward say format_ok where it holds"),
+              (total - right - max(unformed, cut), "have the format and a wrong answer", "take easier problems, more "
+               "samples (group_size) or a stronger model")]
+    number, what, fix = causes[0] if raised > total / 2 else max(causes, key=lambda cause: cause[0])  # of equals, first
+    if right > total / 10 and number <= total * 2 / 3 and raised <= total / 2:
+        number, what, fix = right, "are right, but the rewards of every group agree", (
+            "take problems of middling difficulty, more samples (group_size), or a reward that tells responses apart")
+    counted = ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
+    look = f"python rewards.py --why {example}" if example else "none is kept to read: --keep_rollouts 16"
+    return (f"warning: nothing to learn from for {silent_steps} steps: {number} of {total} responses {what} (mean "
+            f"reward {row['reward']:.3f}; {counted}): {fix}. An example: {look}")
 
 
 def console_lines(row, num_steps):

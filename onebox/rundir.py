@@ -397,7 +397,9 @@ class Run:
         if not self.main:
             return
         self.write_row(row)  # after all else that a step writes: it says that the step is finished
-        warnings = [metrics.no_signal(self.progress.silent_steps, row)]
+        example = os.path.join(self.path, "samples", f"step_{row['step']:06d}.jsonl.gz")
+        kept = getattr(self.cfg, "keep_rollouts", 0) and os.path.exists(example)
+        warnings = [metrics.no_signal(self.progress.silent_steps, row, example if kept else "")]
         if row["step"] and row.get("eval_correct") is not None:
             warnings.append(metrics.hacked(self.evaluated, row))
             self.evaluated = row

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from onebox.text import excerpt
 from tasks.formats import filled_boxes, outside_thinking
-from tasks.parts import MAX_REWARD
+from tasks.parts import finite
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,6 @@ class Completion:
 
     def finish(self, parts, correct=False, format_ok=False):
         return Score(float(sum(parts.values())), correct, format_ok, parts, frozenset(self.flags))
-
-
-def finite(value, name):
-    """Return it as a float; raise ValueError if it is not finite, or larger than MAX_REWARD."""
-    value = float(value)
-    if not abs(value) <= MAX_REWARD:
-        raise ValueError(f"{name} is {value}")
-    return value
 
 
 def checked(score):

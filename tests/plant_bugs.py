@@ -55,6 +55,13 @@ BUGS = [  # file, text, what it becomes, the tests that must fail
      "test_train_ppo.py -k no_gradient"),
     ("train_ppo.py", "(a - tokens.mean()) / (tokens.std() + 1e-8)", "(a - a.mean()) / (a.std() + 1e-8)",
      "test_train_ppo.py -k whitening"),
+    # parts beside a reward
+    ("tasks/parts.py", "rank if good else min(0.0, rank)", "rank", "test_rewards.py -k kimi"),
+    ("tasks/parts.py", "itertools.groupby(rollouts, lambda r: r.prompt)", "[(0, rollouts)]",
+     "test_rewards.py -k group_parts"),
+    ("tasks/parts.py", "-pass_rate * length", "-length", "test_rewards.py -k pass_rate"),
+    ("onebox/metrics.py", "advantages[i].mean() for i in values", "advantages[i].sum() for i in values",
+     "test_metrics.py -k correlation"),
     # guarantees
     ("onebox/metrics.py", "if not mean <= ", "if False and mean <= ", "test_metrics.py -k canary"),
     ("rollout.py", "if self.version != version:", "if self.version is None:", "test_rollout.py -k weights_that"),

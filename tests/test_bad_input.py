@@ -175,7 +175,7 @@ def test_a_high_id_ends_a_response_and_an_unknown_one_does_not(tmp_path, monkeyp
                             tensor_parallel=1,
                             seed=0, deadline_s=9)
     scorer = rewards.Scorer()
-    prompt = SimpleNamespace(ids=(2,), source="s", uid="u", reward="verl_gsm8k", answer="3", row={}, text="a")
+    prompt = SimpleNamespace(ids=(2,), source="s", uid="u", text="?", reward="verl_gsm8k", answer="3", row={})
     ended, unknown = engine.sample([prompt], [[0, 1]], scorer, 1.0)
     scorer.close()
     assert not ended.phantom and ended.score.flags == frozenset()

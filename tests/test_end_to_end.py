@@ -4,6 +4,8 @@ import gzip
 import json
 import os
 import shutil
+import subprocess
+import sys
 from itertools import groupby
 
 import numpy as np
@@ -11,6 +13,8 @@ import pytest
 from conftest import (COLUMN, LOGPROB, LOGPROB_MEAN, ROOT, run_script, save_tiny_model, share_of_the_way,
                       without_an_engine)
 from runs import GRPO, PPO, Server, assert_same, everything_of
+
+from tasks.parts import kimi_length
 
 COLUMNS = """step reward correct format_error wrong_answer truncated response_len think_len answer_len entropy grad_norm
 kl clip_frac mismatch_mean mismatch_max zero_variance_groups lr seconds_rollout seconds_reward seconds_train
@@ -241,19 +245,53 @@ def test_the_version_of_the_weights_is_the_number_of_steps_in_them(server, tied_
 def test_where_there_is_nothing_to_learn_no_weight_moves(server, tied_model, tmp_path, script, dynamic_sampling):
     """
     A random model earns 0 everywhere: momentum and weight decay must not act on a gradient of zero. With dynamic
-    sampling the step has no group left, hence no update.
+    sampling the step has no group left, hence no update. After five steps the run says why, and names responses to
+    read, which `rewards.py --why` explains.
     """
     done = server.run(tmp_path, script, [
-        *GRPO, "--model", tied_model, "--entropy_coef", "0", "--weight_decay", "0.5", "--num_steps", "2",
+        *GRPO, "--model", tied_model, "--entropy_coef", "0", "--weight_decay", "0.5", "--num_steps", "5",
         "--eval_prompts", "0", "--dynamic_sampling", dynamic_sampling])
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "step    2/2" in done.stdout and "Warning" not in done.stderr
+    assert "step    5/5" in done.stdout and "Warning" not in done.stderr
+    [warning] = [line for line in done.stdout.splitlines() if "nothing to learn from" in line]
+    count = 8 * (1 + dynamic_sampling)
+    cut = round(rows_of(tmp_path)[-1]["truncated"] * count)
+    assert f"for 5 steps: {cut} of {count} responses do not end (mean reward 0.000" in warning
+    command = warning.partition("An example: python ")[2].split()
+    assert command == ["rewards.py", "--why", "out/run/samples/step_000005.jsonl.gz"]
+    command = [sys.executable, os.path.join(ROOT, command[0]), *command[1:]]
+    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert shown.returncode == 0 and f"--sample 0 of 0 to {count - 1}" in shown.stdout, shown.stderr
+    assert "; truncated " in shown.stdout and "not as kept" not in shown.stdout and "total" in shown.stdout
     for row in rows_of(tmp_path):
         assert (row["zero_variance_groups"], row["num_rollouts"]) == (1.0, 8 * (1 + dynamic_sampling))
         assert (row["skipped_updates"], row["grad_norm"]) == ((None, None) if dynamic_sampling else (1, 0.0))
         assert row["prompts_seen"] == 2 * (1 + dynamic_sampling) * row["step"]
+        assert row["corr_length_advantage"] is None
     before, after = load_weights(tied_model), load_weights(os.path.join(tmp_path, "out/run/model"))
     assert all((before[name] == after[name]).all() for name in after)
+
+
+@pytest.mark.parametrize("script", ["train_grpo.py", "train_ppo.py"])
+def test_parts_of_the_group_reach_the_rewards_that_are_learned_from(server, tied_model, tmp_path, script):
+    done = server.run(tmp_path, script, [
+        *GRPO, "--model", tied_model, "--num_steps", "1", "--eval_prompts", "0", "--max_response_len", "60",
+        "--max_tokens_per_gpu", "200", "--reward_parts",
+        "{'kimi_length': 2.0, 'dense_repetition': {'weight': 1.0, 'ngram': 1}}"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    with gzip.open(tmp_path / "out/run/samples/step_000001.jsonl.gz", "rt") as f:
+        rows = [json.loads(line) for line in f]
+    groups, values = [rows[:4], rows[4:]], []  # two prompts, four responses each: all are kept
+    for group in groups:
+        assert len({row["uid"] for row in group}) == 1
+        values += kimi_length([row["tokens"] for row in group], [row["correct"] for row in group])
+    assert min(values) == -0.5
+    assert [row["parts"]["kimi_length"] for row in rows] == pytest.approx([2 * value for value in values])
+    assert all(row["reward"] == pytest.approx(sum(row["parts"].values())) for row in rows)
+    [metrics] = rows_of(tmp_path)
+    assert metrics["part/kimi_length"] == pytest.approx(2 * sum(values) / 8)
+    assert metrics["part/dense_repetition"] == pytest.approx(sum(row["parts"]["dense_repetition"] for row in rows) / 8)
+    assert -1 <= metrics["part/dense_repetition"] < 0 and -1 <= metrics["corr_length_advantage"] < 0
 
 
 # ---------------------------------------------------------------- evaluation

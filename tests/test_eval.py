@@ -505,7 +505,7 @@ class StubRun:
         self.logged.append(row)
 
 
-PROMPTS = [SimpleNamespace(uid=f"{source}/test/{i}", source=source, text="q", answer="5")
+PROMPTS = [SimpleNamespace(uid=f"{source}/test/{i}", source=source, text="q", answer="5", reward="math")
            for i, source in enumerate(["aime24", "aime24", "gsm8k"])]
 CORRECT = {(0, 0): True, (0, 1): False, (1, 0): False, (1, 1): False, (2, 0): True, (2, 1): True}
 

@@ -13,7 +13,9 @@ from tasks.words import split_thinking, word_columns, word_counts
 from onebox.distributed import Broken
 from onebox.metrics import (
     StepStats,
+    advantage_columns,
     console_lines,
+    correlation,
     empty_row,
     explain_values,
     hacked,
@@ -74,19 +76,23 @@ class Words:
 
 def test_kept_rollouts_are_the_last_whole_groups_token_by_token(one_process):
     rollouts = [Rollout(i // 2, i % 2, [7], [5, 6, 8][:1 + i % 2], np.zeros(1 + i % 2, np.float32), "stop", "a",
-                        Score(float(i), False, True, {}), asked=SimpleNamespace(uid=f"p{i // 2}", text="?", answer="1"))
+                        Score(float(i), False, True, {}), asked=SimpleNamespace(uid=f"p{i // 2}", text="?", answer="1",
+                                                                                    reward="math"))
                 for i in range(6)]
     updates = [pack(rollouts, part, 1000, 0, 1, one_process[2]) for part in ([0, 1, 2, 3], [4])]  # 5 is masked
     for batch in (batch for micro_batches in updates for batch in micro_batches):
         batch.logprobs = batch.response_index / 8  # of tokens of response 3: 0.375
         batch.advantages = torch.where(batch.targets == 6, 0.5, -0.5)
     for keep, first in ((0, 6), (1, 4), (2, 4), (3, 2), (4, 2), (100, 0)):
-        rows = trained_rows(9, rollouts, updates, keep, 2, Words())
+        rows = trained_rows(9, rollouts, updates, SimpleNamespace(keep_rollouts=keep, group_size=2), Words())
         assert [row["reward"] for row in rows] == list(range(first, 6)), keep
     third, fourth, masked = rows[2], rows[3], rows[5]
     assert [fourth[name] for name in ("step", "split", "uid", "sample", "gold")] == [9, "train", "p1", 1, "1"]
     assert fourth["logprobs"] == [0.375, 0.375] and fourth["advantages"] == [-0.5, 0.5] and fourth["advantage"] == 0
     assert third["advantage"] == -0.5 and "advantages" not in third  # one number for all tokens
+    assert fourth["reward_name"] == "math"  # rewards.py --why scores it again
+    unpacked = trained_rows(9, rollouts, [], SimpleNamespace(keep_rollouts=2, group_size=2), Words())
+    assert [(row["reward"], row["advantage"]) for row in unpacked] == [(4, 0), (5, 0)]  # no group had a signal
     assert masked["advantage"] == 0 and "logprobs" not in masked and masked["rollout_logprobs"] == [0, 0]
 
 
@@ -142,10 +148,45 @@ def test_the_alarm_rings_when_reward_rises_and_held_out_success_falls():
     assert hacked(None, before) == ""
 
 
-def test_a_run_that_has_nothing_to_learn_from_says_so_every_ten_steps():
-    row = {"reward": 0.1, "format_error": 0.25, "truncated": 0.5}
-    assert [steps for steps in range(31) if no_signal(steps, row)] == [10, 20, 30]
-    assert "20 steps" in no_signal(20, row) and "0.100, format_error 25%, truncated 50%" in no_signal(20, row)
+def of_silence(raised, cut, right, unformed, total=64):
+    """The row of a step in which no response taught anything: how many raised, were cut off, were right, ..."""
+    return {"reward": 0.1, "num_rollouts": total, "flag/error": raised / total, "truncated": cut / total,
+            "correct": right / total, "format_error": unformed / total, "wrong_answer": 0.0}
+
+
+def test_a_run_that_has_nothing_to_learn_from_says_so_after_5_steps_and_then_every_10():
+    row = of_silence(0, 0, 0, 64)
+    assert [steps for steps in range(36) if no_signal(steps, row)] == [5, 10, 20, 30]
+    assert no_signal(20, row, "out/a/samples/step_000020.jsonl.gz") == (
+        "warning: nothing to learn from for 20 steps: 64 of 64 responses end without the format (mean reward 0.100; "
+        "flag/error 0, truncated 0, correct 0, format_error 64): ask for it in the template, learn it with sft.py "
+        "first, or let your own reward say format_ok where it holds. An example: python rewards.py --why "
+        "out/a/samples/step_000020.jsonl.gz")
+    assert no_signal(20, row).endswith("An example: none is kept to read: --keep_rollouts 16")
+
+
+@pytest.mark.parametrize("counts, told, fix", [
+    ((64, 0, 0, 64), "64 of 64 responses made the reward or a part of it raise an error", "correct its code"),
+    ((33, 64, 0, 64), "33 of 64 responses made", "flag/error"),             # whatever else they have in common
+    ((32, 0, 0, 32), "32 of 64 responses made", "flag/error"),              # the other half is wrong: the first of two
+    ((0, 64, 0, 64), "64 of 64 responses do not end", "max_response_len"),  # and so miss the format too
+    ((0, 40, 0, 60), "40 of 64 responses do not end", "max_response_len"),  # 20 more miss it, 4 are wrong
+    ((0, 20, 0, 60), "40 of 64 responses end without the format", "template"),
+    ((0, 0, 0, 64), "64 of 64 responses end without the format", "template"),
+    ((0, 0, 64, 0), "64 of 64 responses are right already", "harder"),
+    ((0, 0, 64, 64), "64 of 64 responses are right already", "harder"),     # a reward that says nothing of a format
+    ((0, 0, 56, 64), "56 of 64 responses are right already", "harder"),
+    ((0, 10, 54, 10), "54 of 64 responses are right already", "harder"),
+    ((0, 0, 0, 0), "64 of 64 responses have the format and a wrong answer", "easier"),
+    ((0, 20, 4, 24), "36 of 64 responses have the format and a wrong answer", "easier"),
+    ((0, 0, 32, 0), "32 of 64 responses are right, but the rewards of every group agree", "middling"),
+    ((0, 20, 20, 30), "20 of 64 responses are right, but the rewards of every group agree", "middling"),
+])
+def test_a_dead_reward_says_which_cause_it_is(counts, told, fix):
+    line = no_signal(5, of_silence(*counts), "x")
+    assert told in line and fix in line and "\n" not in line, line
+    names = ("flag/error", "truncated", "correct", "format_error")
+    assert ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True)) in line  # all of them
 
 
 def test_an_evaluation_adds_its_seconds_to_those_of_its_step():
@@ -191,8 +232,9 @@ def test_held_out_success_has_a_console_line_of_its_own():
 
 
 def test_the_row_before_any_update_has_all_columns_as_null():
-    row = empty_row("advantage_std")
-    assert row["step"] == 0 and row["advantage_std"] is row["loss"] is row["mfu"] is row["zero_variance_groups"] is None
+    row = empty_row("advantage_std", "corr_length_advantage")
+    assert row["step"] == 0 and row["corr_length_advantage"] is row["advantage_std"] is row["loss"] is None
+    assert row["mfu"] is row["zero_variance_groups"] is None
     assert row["seconds_step"] == 0 and console_lines(row, 200) == []  # nothing to show but held-out success
 
 
@@ -272,6 +314,31 @@ def test_an_update_without_signal_or_finite_gradient_counts_as_skipped():
     assert not stats.end_update(9.0, critic_grad_norm=math.inf)
     row = stats.row()
     assert row["skipped_updates"] == 3 and row["grad_norm"] == (3 + 0 + 6 + 9) / 4  # of those that are finite
+
+
+def test_the_correlation_of_length_and_advantage_by_hand():
+    assert correlation([1, 2, 3], [1, 0, 2]) == pytest.approx(0.5)      # sums of products: 1 / sqrt(2 * 2)
+    assert correlation([10, 20], [-1, 1]) == pytest.approx(1) and correlation([10, 20], [1, -1]) == pytest.approx(-1)
+    for x, y in (([], []), ([5], [1]), ([5, 5], [1, -1]), ([5, 6], [0, 0]), ([1, 2, 3], [0.1, 0.1, 0.3 / 3])):
+        assert correlation(x, y) is None, (x, y)
+
+
+def test_the_columns_of_advantages_leave_out_what_the_loss_does_not_see():
+    advantages, lengths = torch.tensor([1.0, -1.0, 1.0, -1.0]), torch.tensor([10, 20, 10, 1])
+    row = advantage_columns(advantages, lengths, torch.tensor([True, True, True, False]))
+    assert row["corr_length_advantage"] == pytest.approx(-1)            # the short, truncated one is masked
+    assert row["advantage_std"] == pytest.approx((4 / 3) ** 0.5)        # of all four
+    row = advantage_columns(advantages, lengths, torch.ones(4, dtype=torch.bool))
+    assert row["corr_length_advantage"] == pytest.approx(-1 / (180.75 * 4) ** 0.5)
+    row = advantage_columns(torch.zeros(0), torch.tensor([]), torch.tensor([]))  # dynamic sampling dropped all groups
+    assert row == {"advantage_std": 0, "corr_length_advantage": None}
+
+
+def test_the_correlation_of_ppo_takes_the_mean_advantage_of_each_response():
+    values = {0: np.zeros(1), 1: np.zeros(2), 2: np.zeros(3)}
+    advantages = {0: np.array([1.0]), 1: np.array([-3.0, 3.0]), 2: np.array([1.0, 2.0, 3.0])}  # means 1, 0, 2
+    assert explain_values(values, advantages, advantages)["corr_length_advantage"] == pytest.approx(0.5)
+    assert explain_values({}, {}, {})["corr_length_advantage"] is None
 
 
 def test_explained_variance_is_1_for_foresight_and_0_for_a_constant():

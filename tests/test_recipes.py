@@ -1,5 +1,6 @@
 """python -m pytest tests/test_recipes.py: every recipe's settings, its --check, and one real step of it on the CPU."""
 
+import dataclasses
 import json
 import os
 import re
@@ -183,6 +184,20 @@ def test_check_shows_how_an_own_reward_scores_and_that_it_is_not_tested(function
     assert out.rstrip().endswith("check passed")
     prompts, _ = data.load_prompts("countdown:4", "tinyzero_base", "own", None, check_answer=rewards.check_answer)
     data.check_golds(prompts)  # says nothing, and ends nothing
+
+
+def test_check_says_that_a_group_part_is_no_part_of_what_it_shows(capsys):
+    cfg = train_grpo.Config(data="countdown:4", template="tinyzero_base", reward="tinyzero_countdown", model="no/such",
+                            reward_parts={"kimi_length": 1.0, "tag_count": 1.0, "language": 0.5})
+    check.check_recipe(cfg)
+    out = capsys.readouterr().out
+    assert re.search(r"with parts +[0-9.]+ = format 0.1 \+ answer 0.9 \+ tag_count [0-9.]+ \+ language 0.5\n", out), out
+    assert "of the group   kimi_length: compare the responses to one prompt, so not shown here\n" in out
+    with pytest.raises(ConfigError, match="group_size = 1 leaves nothing to compare"):
+        check.check_recipe(dataclasses.replace(cfg, group_size=1, kl_in="loss_k3"))
+    with pytest.raises(ConfigError, match="4,096 tokens of a response that has 1,024 at most"):
+        check.check_recipe(dataclasses.replace(cfg, max_response_len=1024, reward_parts={
+            "soft_overlong": {"weight": 1.0, "cache": 4096}}))
 
 
 def full_mark(reward, gold="5"):

@@ -4,6 +4,7 @@ Run: python -m pytest tests/test_rewards.py
 Scores as tables of (completion, answer, score). EOS is the end-of-text that vLLM leaves (skip_special_tokens=False).
 ONEBOX_DATA_DIR=<a directory of JSONL files> adds the golds of the public sets.
 """
+import gzip
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -621,8 +623,8 @@ def test_a_published_reward_that_a_fork_broke_scores_0(monkeypatch):
 
 
 def test_a_part_that_fails_adds_nothing_and_is_told(monkeypatch, capsys):
-    monkeypatch.setitem(rewards.PARTS, "half", lambda text, score, num, most: 1 / 0)
-    monkeypatch.setitem(rewards.PARTS, "nan", lambda text, score, num, most: math.nan)
+    monkeypatch.setitem(rewards.PARTS, "half", lambda sample, score: 1 / 0)
+    monkeypatch.setitem(rewards.PARTS, "nan", lambda sample, score: math.nan)
     scorer = rewards.Scorer(num_workers=1, part_weights={"half": 1.0, "nan": 1.0, "tag_count": 1.0})
     scorer.submit(0, "math", r"\boxed{5}", "5", num_tokens=5, max_tokens=10)
     result = scorer.collect()[0]
@@ -718,10 +720,174 @@ def test_a_part_whose_weight_is_no_number_is_refused_at_start(weights):
         rewards.check("math", weights)
 
 
-def test_a_part_is_a_number_or_a_weight_and_a_cache_and_survives_json():
-    weights = {"soft_overlong": {"weight": 1.0, "cache": 4096}, "tag_count": 1, "cosine": {"weight": -0.5}}
+def test_a_part_is_a_number_or_a_weight_with_options_and_survives_json():
+    weights = {"soft_overlong": {"weight": 1.0, "cache": 4096}, "tag_count": 1, "cosine": {"weight": -0.5},
+               "language": {"weight": 0.1, "script": "CJK"}, "kimi_length": 0.2}
     rewards.check("math", weights)
     assert json.loads(json.dumps(weights)) == weights       # config.json is compared with the settings at a restart
+
+
+def one_part(weight, text="", name="", **about):
+    """What a part with weight 1 gives: options as in a recipe, `about` a response as rewards.add_parts takes it."""
+    settings = {"num_tokens": 10, "max_tokens": 100, **about}
+    weights = {name: weight if isinstance(weight, dict) else {"weight": weight}}
+    result = rewards.add_parts(Score(0.0, settings.pop("correct", False), True, {}), weights, text, **settings)
+    assert not result.flags
+    return result.parts[name]
+
+
+RUSSIAN, CHINESE, JAPANESE = "Сколько будет два плюс три", "二加三等于多少", "りんごは全部でいくつありますか。"
+
+
+@pytest.mark.parametrize(("question", "text", "share"), [
+    ("What is two plus three", "<think> It is five </think> <answer> 5 </answer>", 1),  # the tags are no words
+    ("What is two plus three", "Это пять, so five", 2 / 4),
+    ("What is two plus three", "C'est cinq", 1),                     # French or English: both are Latin
+    (RUSSIAN, "Ответ: x + y = \\frac{1}{2}, \\boxed{5}", 1),     # commands and variables are no words
+    (RUSSIAN, "Ответ \\text{пять рублей} or five", 3 / 5),         # but what stands in \text is
+    (RUSSIAN, "<think> Это </think> <answer> five </answer>", 1 / 2), (RUSSIAN, "Нужно 加 потому", 2 / 3),
+    (JAPANESE, "五五々ー five", 3 / 4),
+    (CHINESE, "答案是 five", 3 / 4), (CHINESE, "答案是五", 1), (CHINESE, "The answer is five", 0),
+    (JAPANESE, "リンゴは五つ", 1),                                    # katakana too, which this question does not have
+    (CHINESE, "リンゴは五つ", 1 / 6),                                 # four kana and つ are none of Chinese
+    ("몇 개 인가요", "정답은 다섯 개", 1), ("몇 개 인가요", "five", 0),
+    ("कितने सेब हैं", "उत्तर पाँच five", 2 / 3),                          # vowel signs do not end a word
+    ("ＨＯＷ many", "ﾘﾝｺﾞ ｆｉｖｅ", 1 / 4),                            # half and full width are forms of their script
+    ("$2 + 3$", "Пять", 1), (RUSSIAN, "", 1), (RUSSIAN, "2 + 3 = x α", 1),  # nothing to compare
+    ("Сколько one two three four five six seven eight", "Пять", 1),  # one word of nine is a tenth
+    ("Сколько one two three four five six seven eight nine ten", "Пять", 0),  # one of eleven is not
+])
+def test_language_is_the_share_of_words_in_the_scripts_of_the_question(question, text, share):
+    assert one_part(1.0, text, "language", row={"question": question}, prompt="ignored") == pytest.approx(share)
+    assert one_part(1.0, text, "language", prompt=question) == pytest.approx(share)  # without the row: of the prompt
+
+
+def test_a_script_may_be_named_instead_of_the_question():
+    for script, share in (("LATIN", 1 / 4), ("CYRILLIC", 2 / 4), ("KATAKANA", 1 / 4), ("CJK", 1 / 4)):
+        asked = {"weight": 1.0, "script": script}
+        assert one_part(asked, "Это пять five 五", "language", row={"question": CHINESE}) == share, script
+
+
+def test_language_is_linear_in_hostile_text():
+    for text in ("a" * 300_000, "\\" * 300_000, "\\begin{" * 60_000, "<think" * 60_000, "<|" * 150_000,
+                 "\u0301" * 300_000, "五a" * 150_000, "\ud800" * 300_000):
+        start = time.process_time()
+        assert 0 <= one_part(1.0, text, "language", row={"question": "how many"}) <= 1
+        assert time.process_time() - start < 2
+
+
+def test_stop_properly_is_minus_1_for_a_response_that_did_not_end_by_itself():
+    assert one_part(1.0, "x", "stop_properly", truncated=True) == -1
+    assert one_part(1.0, "x", "stop_properly", truncated=False) == 0
+    cut = score("math", "x", "5", truncated=True)               # the flag says it too
+    assert rewards.add_parts(cut, {"stop_properly": 0.5}, "x", 5, 10).total == -0.5
+
+
+def test_dense_repetition_is_minus_the_share_of_repeated_tokens():
+    ids = [1, 2, 3, 1, 2, 4]                                    # the second (1, 2): two of six
+    assert one_part({"weight": 1.0, "ngram": 2}, name="dense_repetition", token_ids=ids) == pytest.approx(-2 / 6)
+    assert one_part({"weight": 1.0, "ngram": 3}, name="dense_repetition", token_ids=ids) == 0
+    assert one_part(1.0, name="dense_repetition", token_ids=[7] * 41) == pytest.approx(-40 / 41)  # 40, as demystify's
+    assert one_part(1.0, name="dense_repetition", token_ids=[7] * 40) == one_part(1.0, name="dense_repetition") == 0
+
+
+def test_the_ngram_of_repetition_is_an_option():
+    text = "a b a b"                                            # trigrams: two, both unique; bigrams: ab ba ab
+    assert one_part(1.0, text, "repetition") == 0
+    assert one_part({"weight": 1.0, "ngram": 2}, text, "repetition") == pytest.approx(-1 / 3)
+    assert one_part({"weight": 1.0, "ngram": 2}, text, "sparse_repetition") == pytest.approx(-1 / 3)
+    assert one_part({"weight": 1.0, "ngram": 2}, text, "sparse_repetition", correct=True) == 0
+
+
+@pytest.mark.parametrize(("weights", "told"), [
+    ({"soft_overlong": {"weight": 1.0, "cash": 4096}}, "no option 'cash'; did you mean 'cache'? write 'soft_overlong'"),
+    ({"language": {"weight": 1.0, "script": "FRENCH"}}, "must be one of ARABIC, "),
+    ({"language": {"weight": 1.0, "scripts": "LATIN"}}, "write 'language': {'weight': 1.0, 'script': 'CYRILLIC'}"),
+    ({"dense_repetition": {"weight": 1.0, "ngram": 0}}, "must be a whole number of at least 1, not 0"),
+    ({"repetition": {"weight": 1.0, "ngram": 2.0}}, "must be a whole number of at least 1, not 2.0"),
+    ({"sparse_repetition": {"weight": 1.0, "n": 3}}, "write 'sparse_repetition': {'weight': 1.0, 'ngram': 20}"),
+    ({"kimi_length": {"weight": 1.0, "beta": 3}}, "no option 'beta'; write 'kimi_length': 1.0"),
+    ({"length_by_pass_rate": "1"}, "must be a finite number, not '1': write 'length_by_pass_rate': 1.0"),
+    ({"kimi_lenght": 1.0}, "did you mean 'kimi_length'?")])
+def test_a_misspelled_option_is_refused_in_one_line_with_the_right_form(weights, told):
+    with pytest.raises(ValueError) as error:
+        rewards.check("math", weights)
+    assert told in str(error.value) and "\n" not in str(error.value), error.value
+
+
+def test_what_cannot_work_with_the_lengths_or_the_group_of_a_run_is_refused():
+    dapo = {"soft_overlong": {"weight": 1.0, "cache": 4096}}
+    rewards.check("math", dapo, max_tokens=4096)
+    with pytest.raises(ValueError, match="4,096 tokens of a response that has 4,095 at most"):
+        rewards.check("math", dapo, max_tokens=4095)
+    for name in rewards.GROUP_PARTS:
+        rewards.check("math", {name: 1.0}, group_size=2)
+        with pytest.raises(ValueError, match=f"{name}.*group_size = 1 leaves nothing to compare"):
+            rewards.check("math", {name: 1.0}, group_size=1)
+
+
+@pytest.mark.parametrize(("lengths", "right", "values"), [
+    ((100, 200, 300), (True, True, True), (0.5, 0, -0.5)),
+    ((100, 200, 300), (False, False, False), (0, 0, -0.5)),     # a short wrong one gets nothing for being short
+    ((100, 150, 300), (False, True, True), (0, 0.25, -0.5)),
+    ((200, 200), (True, False), (0, 0)), ((7,), (True,), (0,)), ((0, 0), (True, True), (0, 0))])
+def test_kimi_length_ranks_a_response_within_its_group(lengths, right, values):
+    assert parts.kimi_length(lengths, right) == list(values)
+
+
+@pytest.mark.parametrize(("lengths", "right", "values"), [
+    ((100, 200), (True, True), (-0.5, -1)), ((100, 200), (True, False), (-0.25, -0.5)),
+    ((100, 200), (False, False), (0, 0)),                       # a problem that nobody solves may be long
+    ((50, 100, 200, 200), (False, False, False, True), (-1 / 16, -1 / 8, -1 / 4, -1 / 4)),
+    ((7,), (True,), (0,)), ((0, 0), (True, True), (0, 0))])
+def test_length_by_pass_rate_costs_more_where_the_prompt_is_easy(lengths, right, values):
+    assert parts.length_by_pass_rate(lengths, right) == list(values)
+
+
+def in_group(prompt, length, correct, **more):
+    score = Score(float(correct), correct, True, {"answer": float(correct)})
+    return SimpleNamespace(**{"prompt": prompt, "sample": 0, "response_ids": [1] * length, "score": score, "text": "x",
+                              "truncated": False, "phantom": False} | more)
+
+
+def test_group_parts_compare_the_responses_to_one_prompt_and_no_others():
+    rollouts = [in_group(0, 100, True), in_group(0, 200, True), in_group(1, 50, False), in_group(1, 250, True)]
+    scorer = rewards.Scorer(num_workers=1, part_weights={"length_by_pass_rate": 2.0, "tag_count": 1.0,
+                                                         "kimi_length": {"weight": 0.5}})
+    assert scorer.add_group_parts(rollouts) is rollouts
+    by_pass_rate, kimi = (-1, -2, -0.2, -1), (0.25, -0.25, 0, -0.25)
+    assert [r.score.parts for r in rollouts] == [
+        {"answer": answer, "length_by_pass_rate": a, "kimi_length": b}  # in the recipe's order; tag_count was before
+        for answer, a, b in zip((1, 1, 0, 1), by_pass_rate, kimi, strict=True)]
+    assert all(r.score.total == pytest.approx(sum(r.score.parts.values())) for r in rollouts)
+    assert rollouts[0].score.correct and not rollouts[0].score.flags
+    scorer.part_weights = {"tag_count": 1.0}
+    before = [r.score for r in rollouts]
+    assert [r.score for r in scorer.add_group_parts(rollouts)] == before
+    scorer.close()
+
+
+def test_a_truncated_response_is_wrong_in_its_group_whatever_the_reward_says():
+    for cut in ({"truncated": True}, {"phantom": True}):
+        rollouts = [in_group(0, 100, True, **cut), in_group(0, 200, True)]
+        rewards.add_parts_of_groups(rollouts, {"kimi_length": 1.0})
+        assert [r.score.parts["kimi_length"] for r in rollouts] == [0, -0.5]
+        rewards.add_parts_of_groups(rollouts, {"length_by_pass_rate": 1.0})
+        assert [r.score.parts["length_by_pass_rate"] for r in rollouts] == [-0.25, -0.5]  # one of two is right
+
+
+def test_a_response_alone_gets_no_group_part():
+    base = score("math", r"\boxed{5}", "5")
+    assert rewards.add_parts(base, {"kimi_length": 1.0, "length_by_pass_rate": 1.0}, "x", 5, 10) == base
+
+
+def test_a_group_part_that_fails_adds_nothing_and_is_told(monkeypatch, capsys):
+    monkeypatch.setitem(rewards.GROUP_PARTS, "short", lambda lengths, right: [1.0])
+    scorer = rewards.Scorer(num_workers=1, part_weights={"short": 1.0})
+    rollouts = scorer.add_group_parts([in_group(0, 100, True), in_group(0, 200, False)])
+    scorer.close()
+    assert [(r.score.total, r.score.flags) for r in rollouts] == [(1.0, {"error"}), (0.0, {"error"})]
+    assert "part short: ValueError" in capsys.readouterr().err
 
 
 def test_weighed_parts_are_added_to_the_total():
@@ -792,6 +958,73 @@ def test_why_escapes_hostile_text_and_names_bad_input():
     assert b"\x1b" not in shown and b"\x00" not in shown and b"\\x1b" in shown
     assert b"did you mean 'math'" in why("--reward", "maths", "--answer", "5").stderr
     assert b"numbers" in why("--reward", "tinyzero_countdown", "--answer", '{"target": 3}').stderr
+
+
+def kept(folder, *rows, zipped=True):
+    """Write a file of a run's samples/ beside its config.json; each row changes a right answer to Countdown."""
+    os.makedirs(folder / "samples")
+    (folder / "config.json").write_text(json.dumps({"settings": {"max_response_len": 100}}))
+    text = T("44 + 19 + 35")
+    base = {"step": 7, "split": "train", "uid": "countdown/3", "sample": 0, "prompt": "make 98", "response": text,
+            "reward": 1.5, "correct": True, "format_ok": True, "tokens": 40,
+            "parts": {"format": 0.1, "answer": 0.9, "tag_count": 0.5},
+            "finish_reason": "stop", "truncated": False, "gold": COUNTDOWN, "flags": [],
+            "reward_name": "tinyzero_countdown"}
+    path = folder / "samples" / f"step_000007.jsonl{'.gz' * zipped}"
+    content = "".join(json.dumps(base | row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(content) if zipped else content)
+    return str(path)
+
+
+def why_kept(path, *arguments):
+    done = subprocess.run([sys.executable, "rewards.py", "--why", path, *arguments], capture_output=True, text=True,
+                          cwd=Path(rewards.__file__).parent)
+    assert "Traceback" not in done.stderr
+    return done.stdout if done.returncode == 0 else done.stderr
+
+
+def test_why_explains_a_response_that_a_run_kept(tmp_path):
+    out = why_kept(kept(tmp_path / "a", {"split": "held-out", "uid": "countdown/test/1"}, {},
+                        {"truncated": True, "finish_reason": "length", "flags": ["truncated"], "reward": 0.5,
+                         "parts": {"format": 0.0, "answer": 0.0, "tag_count": 0.5}, "correct": False}))
+    for words in ("step 7, train, countdown/3: --sample 0 of 0 to 1; right 0; truncated 1\n", "prompt   make 98",
+                  "<answer>44 + 19 + 35</answer>", "ended by stop after 40 tokens",  # the training responses alone
+                  "reward 1.5 = format 0.1 + answer 0.9 + tag_count 0.5; correct yes, format ok, flags: none",
+                  "tinyzero_countdown: Give 1 for the right answer", "total"):
+        assert words in out, out
+    assert "+0.9" in out and "not as kept" not in out
+    cut = why_kept(str(tmp_path / "a/samples/step_000007.jsonl.gz"), "--sample", "1")
+    assert "ended by length" in cut and "truncated" in cut and "not as kept" not in cut
+
+
+def test_why_knows_the_length_that_a_run_allowed(tmp_path):
+    row = {"reward_name": "demystify_cosine", "response": B("5"), "gold": "5", "tokens": 50, "parts": {"cosine": 1.5}}
+    out = why_kept(kept(tmp_path / "a", row))                       # half of 100 tokens: half way from 2 to 1
+    assert "50 of 100" in out and "+1.5" in out and "not as kept" not in out
+    out = why_kept(kept(tmp_path / "b", row | {"parts": {"cosine": 2.0}}, zipped=False))
+    assert "not as kept: cosine." in out
+
+
+@pytest.mark.parametrize(("row", "told"), [
+    ({"reward_name": "mine"}, "Not scored again: no reward 'mine' in rewards.py"),
+    ({"reward_name": None}, "Not scored again: the file does not name the reward"),
+    ({"gold": None}, "Not scored again: tinyzero_countdown fails on what the file holds (")])
+def test_why_says_when_a_kept_response_cannot_be_scored_again(tmp_path, row, told):
+    out = why_kept(kept(tmp_path / "a", row))
+    assert told in out and "reward 1.5 = format 0.1" in out, out
+
+
+def test_why_refuses_other_files_in_one_line(tmp_path):
+    path = kept(tmp_path / "a", {})
+    (tmp_path / "rows.jsonl").write_text('{"question": "?"}\n')
+    (tmp_path / "cut.jsonl.gz").write_bytes(Path(path).read_bytes()[:-20])
+    for arguments, told in (((path, "--sample", "1"), "has 1 responses: --sample 0 to 0, not 1"),
+                            ((str(tmp_path / "rows.jsonl"),), "does not hold the responses of a run"),
+                            ((str(tmp_path / "none.jsonl"),), "No such file"),
+                            ((str(tmp_path / "cut.jsonl.gz"),), "end"),
+                            ((str(tmp_path / "a.txt"),), "--reward and --answer are needed")):
+        out = why_kept(*arguments)
+        assert out.startswith(("rewards.py: ", "usage: ")) and told in out, out
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def test_a_gpu_that_slept_gets_weights_before_memory_for_the_cache(one_process, 
 
 
 def test_rollouts_are_scored_while_sampling_goes_on_and_come_in_order(one_process, monkeypatch):
-    engine, asked, submitted, recorded = make_engine(monkeypatch), {}, [], []
+    engine, asked, submitted, recorded, grouped = make_engine(monkeypatch), {}, [], [], []
     finished = [(1, 1, [5, 6]), (0, 0, [4, 1]), (1, 0, [11]), (0, 1, [7] * 8)]  # 1 is EOS; there is no text for 11
 
     def generate(llm, prompts, seeds, **options):
@@ -108,7 +108,8 @@ def test_rollouts_are_scored_while_sampling_goes_on_and_come_in_order(one_proces
             yield Rollout(index, sample, [2], ids, np.zeros(len(ids), np.float32), reason)
 
     class Scores:
-        def submit(self, key, reward, text, answer, *, truncated, num_tokens, max_tokens):
+        def submit(self, key, reward, text, answer, *, truncated, num_tokens, max_tokens, row, prompt, token_ids):
+            assert row == {"question": prompt} and len(token_ids) == num_tokens
             submitted.append((key, reward, text, answer, truncated, num_tokens, max_tokens))
 
         def settled(self):  # one score is ready as soon as it was asked for, the others at the end
@@ -118,8 +119,13 @@ def test_rollouts_are_scored_while_sampling_goes_on_and_come_in_order(one_proces
             return {(0, 0): Score(0.0, False, True, {}), (0, 1): Score(0.0, False, False, {}, frozenset({"truncated"})),
                     (1, 0): Score(0.0, False, False, {}, frozenset({"truncated"}))}
 
+        def add_group_parts(self, rollouts):
+            grouped.append([(r.prompt, r.sample, len(recorded)) for r in rollouts])
+            return rollouts
+
     monkeypatch.setattr(rollout, "generate", generate)
-    prompts = [SimpleNamespace(ids=ids, uid=uid, source="s", reward="r", answer=uid.upper(, row={}, text=""))
+    prompts = [SimpleNamespace(ids=ids, uid=uid, source="s", reward="r", answer=uid.upper(), text=uid,
+                               row={"question": uid})
                for ids, uid in (([2], "a"), ([2, 3], "b"))]
     engine.wake(POLICY, 5)
     rollouts = engine.sample(prompts, [[10, 11], [20, 21]], Scores(), 0.7,
@@ -129,6 +135,7 @@ def test_rollouts_are_scored_while_sampling_goes_on_and_come_in_order(one_proces
     assert submitted[:2] == [((1, 1), "r", "5 6", "B", False, 2, 8), ((0, 0), "r", "4", "A", False, 2, 8)]
     assert [truncated for *_, truncated, _, _ in submitted] == [False, False, True, True]  # as ids without a text are
     assert recorded[0] == (1, 1) and sorted(recorded) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert grouped == [[(0, 0, 4), (0, 1, 4), (1, 0, 4), (1, 1, 4)]]  # whole groups, when all scores are recorded
     assert [(r.uid, r.sample) for r in rollouts] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
     assert all(r.asked is prompts[r.prompt] and r.source == "s" for r in rollouts)
     assert [r.phantom for r in rollouts] == [False, False, True, False]

@@ -483,13 +483,6 @@ def test_a_verifier_that_fails_its_own_golds_stops_the_run_with_code_5(monkeypat
     assert stopped.value.exit_code == 5
 
 
-def test_no_learning_signal_is_said_every_ten_steps():
-    row = {"reward": 0.1, "format_error": 0.5, "truncated": 0.25}
-    said = [step for step in range(31) if metrics.no_signal(step, row)]
-    assert said == [10, 20, 30]
-    assert "mean 0.100, format_error 50%, truncated 25%" in metrics.no_signal(10, row)
-
-
 def test_nothing_evaluates_text_or_unpickles_files_or_trusts_remote_code():
     """
     Model text and data files only meet json, ast.literal_eval and our own parsers; a .bin of weights the unpickler that

@@ -86,9 +86,13 @@ def explain(prompt, cfg, tokenizer):
         known = own.tested(prompt.reward)
         print0(f"reward         {prompt.reward}{'' if known else '; NOT TESTED: no perfect response is known to it'}")
     if cfg.reward_parts:
-        num_tokens = len(tokenizer.encode(response)) if tokenizer else len(response.split())
-        score = rewards.add_parts(score, cfg.reward_parts, response, num_tokens, cfg.max_response_len)
+        token_ids = tokenizer.encode(response) if tokenizer else ()
+        num_tokens = len(token_ids) if tokenizer else len(response.split())
+        score = rewards.add_parts(score, cfg.reward_parts, response, num_tokens, cfg.max_response_len, None, prompt.row,
+                                  prompt.text, token_ids, prompt.answer)
         print0(f"with parts     {score.total:g} = {sums(score)}")
+        if of_group := [name for name in cfg.reward_parts if name in rewards.GROUP_PARTS]:
+            print0(f"of the group   {', '.join(of_group)}: compare the responses to one prompt, so not shown here")
 
 
 def sums(score):

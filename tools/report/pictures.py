@@ -30,6 +30,7 @@ FIGURES = {
     "clip": ("share of tokens", {"clip_frac": "gradient stopped by the clip"}),
     "mismatch": ("|rollout - trainer| log-prob", {"mismatch_mean": "mean", "mismatch_max": "max"}),
     "grad_norm": ("before clipping", {"grad_norm": "policy", "critic_grad_norm": "critic"}),
+    "length_bias": ("correlation", {"corr_length_advantage": "of length and advantage"}),
     "critic": ("1 = predicts the return", {"explained_variance": "explained variance"}),
     "groups": ("share of groups", {"zero_variance_groups": "all rewards equal"}),
     "seconds": ("seconds per step", {
@@ -40,7 +41,7 @@ FIGURES = {
 PARTS = {  # of the page, in its order
     "Learning": ("success", "reward", "parts", "sources", "errors", "groups"),
     "Responses": ("length", "reasoning", "reflection", "word_share", "suspicious"),
-    "Updates": ("entropy", "kl", "clip", "mismatch", "grad_norm", "critic"),
+    "Updates": ("entropy", "kl", "clip", "mismatch", "grad_norm", "length_bias", "critic"),
     "Time": ("seconds", "speed"),
 }
 TITLES = {
