@@ -20,7 +20,7 @@ from itertools import chain
 import numpy as np
 import torch
 
-from onebox.config import own_and_inherited, refuse, script_of
+from onebox.config import ConfigError, own_and_inherited, refuse, script_of
 from onebox.distributed import Broken, init_distributed, print0, progress_bar, seed_generators, whole
 from onebox.files import read_json, read_rows, write_atomic
 from onebox.metrics import StepStats
@@ -60,8 +60,12 @@ def replay(cfg):
 
     device = init_distributed()[2]
     models = load_models(cfg, path, critic_path, run, saved_step, device)
-    if saved_step and getattr(cfg, "kl_target", 0):  # PPO's controller had moved it
-        cfg = replace(cfg, kl_coef=read_json(f"{run}/step_{saved_step:06d}/state.json").get("kl_coef") or cfg.kl_coef)
+    own = [row for _, row in read_rows(os.path.join(run, "metrics.jsonl")) if row.get("step") == step] if run else []
+    own = own[-1] if own and step else {}
+    others = other_settings(run, cfg)
+    if run and getattr(cfg, "kl_target", 0):  # PPO's controller had moved it
+        state = read_json(os.path.join(run, f"step_{saved_step:06d}", "state.json"))
+        cfg = replace(cfg, kl_coef=own.get("kl_coef") or state.get("kl_coef") or cfg.kl_coef)
     whole_step, count = cfg.prompts_per_step * cfg.group_size, len(rollouts)
     print0(f"replay        {file}: {count} responses in {count // cfg.group_size} groups, updates_per_step "
            f"{cfg.updates_per_step}\nweights       {weights}\nold_logprobs  of "
@@ -69,11 +73,10 @@ def replay(cfg):
     if count != whole_step:
         print0(f"note          a step has {whole_step} responses (prompts_per_step x group_size): loss and shares are "
                f"of the {count} in the file. A run keeps all with --keep_rollouts {whole_step}")
-    if others := other_settings(run, cfg):
+    if others:
         print0(f"settings      other than the run's: {', '.join(others)}")
     seed_generators(cfg.seed, step or 0, 0)  # as a step does: for a changed script with dropout
     totals, responses = compute(script, cfg, models, rollouts, saved, step, device)
-    own = next((row for _, row in read_rows(f"{run}/metrics.jsonl") if row.get("step") == step), {}) if step else {}
     settings = {f.name: getattr(cfg, f.name) for f in own_and_inherited(type(cfg))[0]}
     target = re.sub(r"(\.jsonl)?(\.gz)?$", "", file) + ".replay.json"
     show(totals, responses, read_json(target).get("totals", {}), own)
@@ -83,7 +86,10 @@ def replay(cfg):
         write_atomic(target, text)
     except OSError:  # somebody else's run
         target = os.path.basename(target)
-        write_atomic(target, text)
+        try:
+            write_atomic(target, text)
+        except OSError as error:
+            raise ConfigError(f"neither there nor here {target} can be written: {error}") from error
     print0(f"\nwritten to {target}")
 
 
