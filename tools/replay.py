@@ -73,6 +73,8 @@ def replay(cfg):
     if count != whole_step:
         print0(f"note          a step has {whole_step} responses (prompts_per_step x group_size): loss and shares are "
                f"of the {count} in the file. A run keeps all with --keep_rollouts {whole_step}")
+    if cfg.updates_per_step * cfg.epochs_per_step > 1:
+        print0("note          the run's own columns are of weights that moved from update to update; these do not")
     if others:
         print0(f"settings      other than the run's: {', '.join(others)}")
     seed_generators(cfg.seed, step or 0, 0)  # as a step does: for a changed script with dropout
@@ -197,7 +199,8 @@ def of_responses(script, cfg, models, rollouts, batches, device):
                       "loss_share": of["losses"].sum(), "grad_norm": take_norm(models["policy"])}
             if models["critic"] is not None:
                 about |= {"value_loss_share": of["value_losses"].sum(), "critic_grad_norm": take_norm(models["critic"])}
-            about |= of
+            about["loss_weight"] = of.pop("loss_weights")[0]  # the same for all tokens, as `advantage` is in GRPO
+            about |= {name: array for name, array in of.items() if name != "advantages" or array.min() < array.max()}
         yield about
 
 

@@ -139,14 +139,15 @@ def weights_of(run, step, cfg):
     model = read_json(f"{run}/config.json").get("settings", {}).get("model", cfg.model) if run else cfg.model
     older = [s for s in checkpoint.saved_steps(run) if s < step] if run and step and model == cfg.model else []
     found = older[-1] if older else 0
+    distance = "ratio_mean (mismatch_mean, if the file has no old_logprobs) shows how far these are away"
     text = f"checkpoint {run}/step_{found:06d}" if found else f"model {cfg.model}"
     if model != cfg.model:
-        return found, f"{text}, as you ask (the run began with {model}): ratio and mismatch show how far it is away"
+        return found, f"{text}, as you ask (the run began with {model}); {distance}"
     if step is None:
         return found, f"{text}; the file does not say its step"
-    exact = "the weights that sampled the file" if found == step - 1 else (
-        f"NOT the weights of step {step - 1} that sampled the file: ratio and mismatch show how far these are away")
-    return found, f"{text}, {exact}"
+    exact = found == step - 1
+    return found, f"{text}, " + ("the weights that sampled the file" if exact else
+                                 f"NOT the weights of step {step - 1} that sampled the file; {distance}")
 
 
 def other_settings(run, cfg):
