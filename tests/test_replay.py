@@ -9,6 +9,7 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from runs import GRPO, Server
 
 from onebox.rundir import as_json
@@ -354,6 +355,26 @@ def test_settings_that_do_not_go_with_a_replay_are_refused(replay):
     refused(replay(rows=ROWS, env={"WORLD_SIZE": "2", "RANK": "0"})[0], "--replay is one process", 1)
     refused(replay("--dynamic_sampling", "1", rows=ROWS[2:])[0], "no group varies", 2)
     refused(replay("--updates_per_step", "3", rows=ROWS)[0], "updates_per_step = 3 does not divide", 1)
+
+
+@pytest.mark.parametrize("name, args", [
+    ("on_policy", ["train_grpo.py", "recipes/demo.py"]),
+    ("off_policy", ["train_grpo.py", "recipes/demo.py", "--adv_std", "True", "--loss_agg", "seq_mean"]),
+    ("ppo", ["train_ppo.py", "recipes/demo_ppo.py", "--lam", "0.95", "--critic_warmup_steps", "0"])])
+def test_the_reference_steps_are_what_the_scripts_compute(server, tmp_path, name, args):
+    reference, (script, recipe, *more) = f"{ROOT}/results/2026-11-28_replay/{name}", args
+    shutil.copy(f"{reference}.jsonl.gz", tmp_path)
+    done = server.run(tmp_path, script, [
+        f"{ROOT}/{recipe}", "--model", f"{ROOT}/demo_base/model", "--prompts_per_step", "4", "--group_size", "4",
+        "--updates_per_step", "1", *more, "--replay", f"{name}.jsonl.gz"])
+    assert done.returncode == 0, done.stderr[-2000:]
+    ours, theirs = replayed(tmp_path / f"{name}.jsonl.gz"), replayed(f"{reference}.jsonl.gz")
+    for column in COLUMNS + OF_PPO * (name == "ppo"):
+        assert ours["totals"][column] == pytest.approx(theirs["totals"][column], rel=1e-5, abs=1e-6), column
+    for column in ("advantage", "logprob_mean", "loss_share", "grad_norm"):
+        largest = max(map(abs, of(theirs, column)))
+        assert of(ours, column) == pytest.approx(of(theirs, column), abs=1e-5 * largest), column
+    assert ours["settings"] | {"model": ""} == theirs["settings"] | {"model": ""}
 
 
 def test_replay_changes_nothing_of_a_run():
