@@ -135,6 +135,14 @@ def test_other_settings_and_a_checkpoint_that_is_too_old_are_said(server, traine
     assert sorted(os.listdir(run)) == ["config.json", "metrics.jsonl", "samples", "step_000001"]  # it is not renamed
 
 
+def test_another_model_than_the_runs_is_taken_and_said(server, trained, untied_model):
+    folder, script, args = trained
+    done = server.run(folder, script, [*args, "--model", untied_model, "--replay",
+                                       "out/run/samples/step_000002.jsonl.gz"])
+    assert f"weights       model {untied_model}, which is not the one that the run began with" in done.stdout
+    assert replayed(folder / "out/run/samples/step_000002.jsonl.gz")["totals"]["approx_kl"] > 0.1
+
+
 def test_a_crash_report_is_replayed_as_the_step_that_crashed(server, trained, tmp_path):
     """A run that dies after its second update: from the checkpoint before it, its batch gives that step."""
     folder, script, args = trained
@@ -237,6 +245,15 @@ def test_one_response_with_an_advantage_is_the_whole_gradient(replay):
     assert done.returncode == 0, done.stderr[-2000:]
     assert of(found, "advantage") == [1, 0, 0, 0] and of(found, "grad_norm")[1:] == [0, 0, 0]
     assert of(found, "grad_norm")[0] == pytest.approx(found["totals"]["grad_norm"], rel=1e-5)
+
+
+def test_while_only_the_critic_learns_the_policy_has_no_gradient(replay):
+    args = ["--critic_warmup_steps", "1", "--num_steps", "3"]
+    done, found = replay(*args, rows=ROWS, script="train_ppo.py")
+    assert "step 1 is one of critic_warmup_steps" in done.stdout and found["totals"]["grad_norm"] == 0
+    assert of(found, "grad_norm") == [0] * 4 and found["totals"]["critic_grad_norm"] > 0
+    done, found = replay(*args, rows=[one | {"step": 2} for one in ROWS], script="train_ppo.py")
+    assert "critic_warmup_steps" not in done.stdout and found["totals"]["grad_norm"] > 0
 
 
 def test_an_edited_loss_is_what_is_replayed(replay):

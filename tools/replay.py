@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from onebox.config import ConfigError, own_and_inherited, refuse, script_of
+from onebox.crash import memory_of
 from onebox.distributed import Broken, init_distributed, print0, progress_bar, seed_generators, whole
 from onebox.files import read_json, read_rows, write_atomic
 from onebox.metrics import StepStats
@@ -56,7 +57,7 @@ def replay(cfg):
     if getattr(cfg, "estimator", "") == "gae":
         critic_path = check_critic(cfg.critic_model or cfg.model, longest, hf_config, tokenizer)
     run, step = place_of(file, row)
-    saved_step, weights = weights_of(run, step, cfg)
+    saved_step, weights = weights_of(run, step, cfg.model, path)
 
     device = init_distributed()[2]
     models = load_models(cfg, path, critic_path, run, saved_step, device)
@@ -78,12 +79,15 @@ def replay(cfg):
     if others:
         print0(f"settings      other than the run's: {', '.join(others)}")
     seed_generators(cfg.seed, step or 0, 0)  # as a step does: for a changed script with dropout
-    totals, responses = compute(script, cfg, models, rollouts, saved, step, device)
+    with memory_of("the replay", "take a smaller --max_tokens_per_gpu, or --checkpointing True"):
+        totals, responses = compute(script, cfg, models, rollouts, saved, step, device)
     settings = {f.name: getattr(cfg, f.name) for f in own_and_inherited(type(cfg))[0]}
     target = re.sub(r"(\.jsonl)?(\.gz)?$", "", file) + ".replay.json"
-    show(totals, responses, read_json(target).get("totals", {}), own)
-    text = json.dumps(rounded({"script": script_of(type(cfg)), "settings": settings, "weights": weights, "step": step,
-                               "totals": totals, "responses": responses})) + "\n"
+    before, name = read_json(target), script_of(type(cfg))
+    show(totals, responses, before.get("totals", {}) if before.get("script") == name else {}, own)
+    head = json.dumps(rounded({"script": name, "settings": settings, "weights": weights, "step": step, "totals": totals,
+                               "responses": []}))
+    text = head[:-2] + "\n" + ",\n".join(json.dumps(rounded(one)) for one in responses) + "\n]}\n"  # a line for each
     try:
         write_atomic(target, text)
     except OSError:  # somebody else's run
@@ -130,6 +134,8 @@ def compute(script, cfg, models, rollouts, saved, step, device):
                 batch.old_values = token_values(critic, batch) if critic else torch.zeros_like(batch.rollout_logprobs)
     add_up(stats)
     train_policy = step is None or step > getattr(cfg, "critic_warmup_steps", 0)
+    if not train_policy:
+        print0(f"note          step {step} is one of critic_warmup_steps: the policy has no gradient")
     if advantages is None:
         columns = script.set_advantages(updates, rollouts, rewards, train_policy, cfg)
     for micro_batches in updates:

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_mo
 
 from onebox import checkpoint, rundir
 from onebox.config import ConfigError
+from onebox.distributed import print0
 from onebox.files import read_json
 from onebox.models import resolve_dtype
 from onebox.text import excerpt
@@ -134,20 +135,23 @@ def place_of(file, row):
     return run, step if type(step) is int and step > 0 else None
 
 
-def weights_of(run, step, cfg):
-    """Return (step of the newest checkpoint before the file's step, 0 for the model itself; what to say of it)."""
-    model = read_json(f"{run}/config.json").get("settings", {}).get("model", cfg.model) if run else cfg.model
-    older = [s for s in checkpoint.saved_steps(run) if s < step] if run and step and model == cfg.model else []
-    found = older[-1] if older else 0
+def weights_of(run, step, model, path):
+    """
+    Return (step of the newest checkpoint before the file's step, 0 for the model itself; what to say of these weights).
+    """
+    if not run:
+        return 0, f"model {model}: the file lies in no run's directory, so nothing tells which weights sampled it"
     distance = "ratio_mean (mismatch_mean, if the file has no old_logprobs) shows how far these are away"
-    text = f"checkpoint {run}/step_{found:06d}" if found else f"model {cfg.model}"
-    if model != cfg.model:
-        return found, f"{text}, as you ask (the run began with {model}); {distance}"
+    began_with = (read_json(os.path.join(run, "config.json")).get("fingerprints") or {}).get("model")
+    if began_with != checkpoint.fingerprint_of_model(path):
+        return 0, f"model {model}, which is not the one that the run began with: {distance}"
+    found = max([0, *(s for s in checkpoint.saved_steps(run) if step and s < step)])
+    text = f"checkpoint {run}/step_{found:06d}" if found else f"model {model}"
     if step is None:
-        return found, f"{text}; the file does not say its step"
-    exact = found == step - 1
-    return found, f"{text}, " + ("the weights that sampled the file" if exact else
-                                 f"NOT the weights of step {step - 1} that sampled the file; {distance}")
+        return found, f"{text}: the file does not say of which step it is"
+    if found == step - 1:
+        return found, f"{text}, the weights that sampled the file"
+    return found, f"{text}, NOT the weights of step {step - 1} that sampled the file: {distance}"
 
 
 def other_settings(run, cfg):
@@ -167,6 +171,8 @@ def load_models(cfg, path, critic_path, run, step, device):
         models["reference"] = load_policy(path, device, dtype, compile=cfg.compile, trainable=False)
     if step:
         held = read_json(f"{run}/step_{step:06d}/state.json").get("models", ["model"])
+        if critic_path and "critic" not in held:
+            print0(f"note          that checkpoint holds no critic: it is {critic_path} with a head of zeros")
         saved = {"model": models["policy"]} | ({"critic": models["critic"]} if critic_path and "critic" in held else {})
         state = {name: get_model_state_dict(module) for name, module in saved.items()}
         if problem := checkpoint.damage_or_error(run, step) or checkpoint.read_into(state, run, step):
