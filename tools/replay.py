@@ -84,7 +84,6 @@ def replay(cfg):
     settings = {f.name: getattr(cfg, f.name) for f in own_and_inherited(type(cfg))[0]}
     target = re.sub(r"(\.jsonl)?(\.gz)?$", "", file) + ".replay.json"
     before, name = read_json(target), script_of(type(cfg))
-    show(totals, responses, before.get("totals", {}) if before.get("script") == name else {}, own)
     head = json.dumps(rounded({"script": name, "settings": settings, "weights": weights, "step": step, "totals": totals,
                                "responses": []}))
     text = head[:-2] + "\n" + ",\n".join(json.dumps(rounded(one)) for one in responses) + "\n]}\n"  # a line for each
@@ -96,6 +95,7 @@ def replay(cfg):
             write_atomic(target, text)
         except OSError as error:
             raise ConfigError(f"neither there nor here {target} can be written: {error}") from error
+    show(totals, responses, before.get("totals", {}) if before.get("script") == name else {}, own)
     print0(f"\nwritten to {target}")
 
 
