@@ -262,7 +262,7 @@ def check_config(cfg, world):
 def main():
     # ---- setup: everything that can be wrong is found before weights are loaded ------------------------------------
     cfg, origin = load_config(Config)
-    if cfg.check:
+    if cfg.check or cfg.replay:
         from tools.check import check_recipe
         return check_recipe(cfg)
     rank, world, device = init_distributed(cfg.rollout_deadline_s + 3600)  # how long ranks may wait for the slowest

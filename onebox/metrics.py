@@ -23,6 +23,7 @@ PHASES = ("rollout", "reward", "logprobs", "train", "sync", "eval", "save")
 VALUE_COLUMNS = ("explained_variance", "value_mean", "return_mean", "advantage_std", "corr_length_advantage",
                  "value_loss", "value_clip_frac", "critic_grad_norm")  # of PPO
 TOKEN_VALUES = ("logprobs", "old_logprobs", "entropy", "ratio", "clipped", "old_values", "advantages")
+EXACT = ("rollout_logprobs", "old_logprobs", "old_values")  # of training all digits of fp32, for tools/replay.py
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -108,7 +109,9 @@ def rollout_row(r, step, split, tokenizer, token_values=None):
     return {**scored_row(r, r.asked, step), "split": split, "source": r.source, "gold": r.asked.answer,
             "reward_name": r.asked.reward,
             "flags": sorted(r.score.flags), "truncated": r.truncated, "ends": token_ends(r, tokenizer),
-            **{name: [round(float(x), 4) for x in numbers] for name, numbers in lists.items()}}
+            "prompt_ids": list(r.prompt_ids), "response_ids": list(r.response_ids),
+            **{name: [float(f"{x:.9g}") if split == "train" and name in EXACT else round(float(x), 4) for x in numbers]
+               for name, numbers in lists.items()}}
 
 
 def scored_row(r, prompt, step):

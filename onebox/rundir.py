@@ -61,6 +61,7 @@ class BasicSettings:
 class RunSettings(BasicSettings):
     """Settings of a run with rollouts."""
 
+    replay: str = ""                     # compute this saved step again (samples/ or crash/) and stop; docs/replay.md
     eval_every: NonNegative[int] = 10    # held-out evaluation every N steps; 0 = only before and after
     keep_rollouts: NonNegative[int] = 16  # responses of a step kept in samples/, see metrics.trained_rows; 0 = none
     report_every: NonNegative[int] = 20  # renew report.html every N steps and at the end; 0 = never

@@ -71,6 +71,18 @@ BUGS = [  # file, text, what it becomes, the tests that must fail
     ("onebox/checkpoint.py", "[1] != sha256:", "[1] is None:", "test_faults.py -k flipped"),
     ("onebox/rundir.py", "seed_generators(self.cfg.seed", "(self.cfg.seed",
      "test_faults.py -k 'again_and_again and grpo'"),
+    ("onebox/metrics.py", 'float(f"{x:.9g}")', "round(float(x), 4)", "test_metrics.py -k every_digit"),
+    ("tools/replay.py", "chosen = indices[in_loss[indices]]", "chosen = in_loss.nonzero().flatten()",
+     "test_replay.py -k each_update"),
+    ("tools/replay.py", "losses, clipped = script.token_loss", "losses, clipped = __import__('train_grpo').token_loss",
+     "test_replay.py -k 'computed_again and ppo'"),
+    ("tools/replay.py", "batch.needs_grad = needs[i]", "batch.loss_weights = batch.loss_weights * 2",
+     "test_replay.py -k whole_gradient"),
+    ("tools/replay.py", "own.get(\"kl_coef\") or state.get(\"kl_coef\") or cfg.kl_coef", "cfg.kl_coef",
+     "test_replay.py -k computed_again"),
+    ("tools/saved_step.py", "if step and s < step", "if step and s <= step", "test_replay.py -k computed_again"),
+    ("tools/saved_step.py", 'and "critic" in held', 'and "critic" not in held', "test_replay.py -k computed_again"),
+    ("tools/saved_step.py", "-1e30 < x < 1e30", "True", "test_replay.py -k one_line"),
     ("onebox/flops.py", "(lens * (lens + 1) / 2).sum()", "(lens * lens).sum()", "test_flops.py -k by_hand"),
 ]
 

@@ -1,5 +1,6 @@
 """python -m pytest tests/test_metrics.py: the columns of metrics.jsonl, by hand."""
 
+import json
 import math
 import re
 import time
@@ -21,6 +22,7 @@ from onebox.metrics import (
     hacked,
     more_seconds,
     no_signal,
+    rollout_row,
     seconds,
     summarize,
     trained_rows,
@@ -94,6 +96,17 @@ def test_kept_rollouts_are_the_last_whole_groups_token_by_token(one_process):
     unpacked = trained_rows(9, rollouts, [], SimpleNamespace(keep_rollouts=2, group_size=2), Words())
     assert [(row["reward"], row["advantage"]) for row in unpacked] == [(4, 0), (5, 0)]  # no group had a signal
     assert masked["advantage"] == 0 and "logprobs" not in masked and masked["rollout_logprobs"] == [0, 0]
+
+
+def test_rows_of_training_hold_token_ids_and_every_digit_that_a_replay_needs():
+    logprobs = np.array([-0.123456789, -1e-7, -33.3333333], np.float32)
+    r = Rollout(0, 0, (7, 8), [5, 6, 1], logprobs, "stop", "a", Score(1.0, True, True, {}),
+                asked=SimpleNamespace(uid="p", text="?", answer="1"))
+    row = json.loads(json.dumps(rollout_row(r, 1, "train", Words(), {"old_logprobs": logprobs, "ratio": logprobs})))
+    assert (row["prompt_ids"], row["response_ids"]) == ([7, 8], [5, 6, 1])
+    for name in ("rollout_logprobs", "old_logprobs"):
+        assert (np.array(row[name], np.float32) == logprobs).all(), name
+    assert row["ratio"] == rollout_row(r, 1, "held-out", Words())["rollout_logprobs"] == [-0.1235, -0.0, -33.3333]
 
 
 def test_a_mixture_reports_each_source():

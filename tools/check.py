@@ -21,6 +21,7 @@ from onebox.text import excerpt
 from tasks import own
 from tasks.templates import called, is_chat, reads_clock
 from tasks.workers import ask_now
+from tools.replay import replay
 
 ROWS = 1000  # of each data set that are looked at; training looks at all of them
 
@@ -29,6 +30,8 @@ def check_recipe(cfg):
     """Check the Config of either script; return if all is well, else raise ConfigError."""
     if os.environ.get("RANK", "0") != "0":  # under torchrun one process is enough
         return
+    if cfg.replay:
+        return replay(cfg)
     script = sys.modules[type(cfg).__module__]  # train_grpo or train_ppo: each knows what its settings may be
     world = int(os.environ.get("WORLD_SIZE", cfg.tensor_parallel))
     script.check_config(cfg, world)
