@@ -66,11 +66,13 @@ def load_config(cls, argv=None):
 
     # 1) recipe: at most one positional argument, before the flags
     if argv and not argv[0].startswith("-"):
-        path = argv.pop(0)
+        path, hints = argv.pop(0), typing.get_type_hints(cls, include_extras=True)
         for name, value in read_recipe(path, script).items():
-            if takes_functions(cls, name):
+            if getattr(hints.get(name), "__metadata__", ()) == OrFunction.__metadata__:
                 value = name_functions(value, path)
-            if name in settings or not is_own(name, value, settings):
+            own = isinstance(value, types.ModuleType) or callable(value)  # and names in capitals, but for typos
+            own = own or name.isupper() and not difflib.get_close_matches(name.lower(), settings, 1, cutoff=0.85)
+            if name in settings or not own:
                 values[name], origin[name] = check(cls, name, value, where=path), path
 
     # 2) command line: --name value, --name=value, or a bare --flag for True
@@ -106,18 +108,6 @@ def check_ranges(cfg):
         if typing.get_origin(hint) is typing.Annotated:
             must, holds = hint.__metadata__
             refuse(not holds(getattr(cfg, name)), f"{name} = {getattr(cfg, name)} {must}")
-
-
-def is_own(name, value, settings):
-    """Tell whether a name that is no setting is the recipe's own: it stands for no value, or looks like no setting."""
-    own = isinstance(value, types.ModuleType) or callable(value)
-    return own or name.isupper() and not difflib.get_close_matches(name.lower(), settings, 1, cutoff=0.85)
-
-
-def takes_functions(cls, name):
-    """Tell whether a setting may hold functions of the recipe."""
-    return getattr(typing.get_type_hints(cls, include_extras=True).get(name), "__metadata__", ()) == \
-        OrFunction.__metadata__
 
 
 def name_functions(value, path):
