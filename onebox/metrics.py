@@ -107,7 +107,7 @@ def rollout_row(r, step, split, tokenizer, token_values=None):
     """
     lists = {"rollout_logprobs": r.rollout_logprobs, **(token_values or {})}
     return {**scored_row(r, r.asked, step), "split": split, "source": r.source, "gold": r.asked.answer,
-            "reward_name": r.asked.reward,
+            "reward_name": r.asked.reward, **({"row": r.asked.row} if ".py:" in r.asked.reward else {}),
             "flags": sorted(r.score.flags), "truncated": r.truncated, "ends": token_ends(r, tokenizer),
             "prompt_ids": list(r.prompt_ids), "response_ids": list(r.response_ids),
             **{name: [float(f"{x:.9g}") if split == "train" and name in EXACT else round(float(x), 4) for x in numbers]

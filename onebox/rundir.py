@@ -382,7 +382,7 @@ class Run:
             if os.path.exists(file):
                 with gzip.open(file, "rt") as f:
                     rows = [row for row in map(json.loads, f) if row["split"] != rows[0]["split"]] + rows
-            text = "".join(json.dumps(row) + "\n" for row in rows)
+            text = "".join(json.dumps(row, default=str) + "\n" for row in rows)
             write_atomic(file, gzip.compress(text.encode(), compresslevel=6, mtime=0))  # equal rows, equal bytes
         except OSError as error:  # a full disk does not end the run: nothing that is learned depends on them
             self.say(f"WARNING: the rollouts of step {step} are not kept ({error})")

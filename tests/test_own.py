@@ -1,6 +1,7 @@
 """Rewards and prompt templates of one's own: python -m pytest tests/test_own.py"""
 
 import dataclasses
+import gzip
 import json
 import os
 import textwrap
@@ -14,6 +15,7 @@ from onebox.config import ConfigError
 from runs import Server, assert_same, everything_of
 from tasks import own
 from tasks.workers import Workers
+from tools import why
 
 
 def write(folder, text, name="mine.py"):
@@ -387,3 +389,24 @@ def test_the_recipe_of_the_page_passes_its_check(tmp_path, server):
     done = server.run(tmp_path, "train_grpo.py", ["reviews.py", "--check", "--model", "no/such"])
     assert done.returncode == 0, done.stderr
     assert "custom: 81 prompts" in done.stdout and "custom: 9 prompts" in done.stdout
+
+
+def test_why_explains_an_own_reward_with_the_row_it_reads(tmp_path, monkeypatch, capsys):
+    name = reward_file(tmp_path, '"""1 for the label."""\nreturn float(sample.said == sample.row["label"])')
+    (tmp_path / "said.txt").write_text("<answer>good</answer>")
+    monkeypatch.setattr("sys.argv", ["rewards.py", "--why", str(tmp_path / "said.txt"), "--reward", name, "--answer",
+                                     "good", "--row", '{"label": "good"}'])
+    why.main()
+    out = capsys.readouterr().out
+    assert "mine.py:mine: 1 for the label." in out and "+1" in out and "correct yes" in out
+
+
+def test_why_explains_a_kept_response_of_a_run_with_own_rewards(finished, monkeypatch, capsys):
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.argv", ["rewards.py", "--why", "out/run/samples/step_000002.jsonl.gz"])
+    why.main()
+    out = capsys.readouterr().out
+    assert "mine.py:" in out and "not as kept" not in out and "Not scored again" not in out
+    rows = [json.loads(line) for line in gzip.open("out/run/samples/step_000002.jsonl.gz", "rt")]
+    assert all(row["row"]["question"] for row in rows)

@@ -2,6 +2,7 @@
 Explain the score of a completion, rule by rule.
 
     python rewards.py --why RESPONSE.txt --reward logic_rl_kk --answer '{"names": ...}'     - reads standard input
+    python rewards.py --why RESPONSE.txt --reward mine.py:my_reward --answer good --row '{"text": ...}'
     python rewards.py --why out/demo/samples/step_000010.jsonl.gz --sample 3    a response that a run has kept
 """
 
@@ -14,6 +15,7 @@ import sys
 import rewards
 from onebox.files import read_json
 from onebox.text import excerpt, visible
+from tasks import own
 from tasks.workers import ask_now
 
 
@@ -22,7 +24,9 @@ def explain(reward, response, answer, **kwargs):
     rewards.check(reward)
     notes = []
     result = rewards.run(reward, ask_now, response, answer, notes=notes, **kwargs)
-    lines = [f"{reward}: {' '.join((rewards.REWARDS[reward].__doc__ or 'no docstring').split()).partition('. ')[0]}",
+    docs = [rewards.REWARDS[name].__doc__ if name in rewards.REWARDS else own.load(name).__doc__
+            for _, name in rewards.terms(reward)]
+    lines = [f"{reward}: {' + '.join(' '.join((doc or 'no docstring').split()).partition('. ')[0] for doc in docs)}",
              f"response {len(response):,} characters: {excerpt(response)}", f"answer   {excerpt(str(answer))}", ""]
     width = max([len(rule) for rule, _ in notes], default=0)
     lines += [f"  {rule:<{width}}  {excerpt(str(finding))}" for rule, finding in notes] + [""]
@@ -39,7 +43,7 @@ def parse_answer(reward, text):
         answer = json.loads(text)
     except ValueError:
         return text
-    if isinstance(answer, dict) and rewards.READS.get(reward) != "math":
+    if isinstance(answer, dict) and rewards.reads(reward) != "math":
         return answer
     return answer if isinstance(answer, list) and answer and all(isinstance(a, str) for a in answer) else text
 
@@ -83,20 +87,23 @@ def kinds(rows):
 def score_again(row, max_tokens):
     """Explain the reward of a kept response without its parts; or say why this file is not enough for that."""
     name = row.get("reward_name")
-    if name not in rewards.REWARDS:
-        return f"Not scored again: no reward {name!r} in rewards.py." if name else \
-            "Not scored again: the file does not name the reward, it is from an older version; see --reward, --answer."
+    if not name:
+        return "Not scored again: the file, of an older version, does not name the reward; see --reward, --answer."
+    try:
+        rewards.check(name)
+    except ValueError as error:
+        return f"Not scored again: {error}"
     asked = dict(truncated=bool(row.get("truncated")) or "phantom_ids" in row.get("flags", ()), prompt=row["prompt"],
-                 num_tokens=row.get("tokens"), max_tokens=max_tokens, token_ids=row.get("response_ids") or ())
+                 num_tokens=row.get("tokens"), max_tokens=max_tokens, token_ids=row.get("response_ids") or (),
+                 row=row.get("row"))
     notes = []
     result = rewards.run(name, ask_now, row["response"], row["gold"], notes=notes, **asked)
     if "error" in result.flags:
-        return (f"Not scored again: {name} fails on what the file holds ({excerpt(notes[-1][1], 200)}). The response's "
-                "row of the data set is not in it, which your own reward may need.")
+        return f"Not scored again: {name} fails on what the file holds ({excerpt(notes[-1][1], 200)})."
     differs = {part for part, value in result.parts.items() if abs(row["parts"].get(part, 0.0) - value) > 1e-6}
     return explain(name, row["response"], row["gold"], **asked) + (
-        f"\nnot as kept: {', '.join(sorted(differs))}. The reward has changed, or one of reward_parts has that name, "
-        "or the reward reads the row of the data set, which the file does not hold" if differs else "")
+        f"\nnot as kept: {', '.join(sorted(differs))}. The reward has changed, or one of reward_parts has that name"
+        if differs else "")
 
 
 def main():
@@ -104,8 +111,10 @@ def main():
     parser.add_argument("--why", metavar="FILE", required=True, help="the completion; - reads standard input; or, "
                         "without --reward and --answer, a file of a run's samples/, .jsonl.gz or .jsonl")
     parser.add_argument("--sample", type=int, default=0, help="which response of such a file, from 0")
-    parser.add_argument("--reward", help=", ".join(rewards.REWARDS))
+    parser.add_argument("--reward", help="FILE.py:FUNCTION of your own, or " + ", ".join(rewards.REWARDS))
     parser.add_argument("--answer", help="JSON or the gold string")
+    parser.add_argument("--row", help="JSON of the row of the data set, which a reward of your own may read")
+    parser.add_argument("--prompt", default="", help="the prompt, which it may read too")
     parser.add_argument("--truncated", action="store_true", help="it hit the length limit")
     parser.add_argument("--num_tokens", type=int)
     parser.add_argument("--max_tokens", type=int)
@@ -118,8 +127,9 @@ def main():
         rewards.check(args.reward)
         answer = parse_answer(args.reward, args.answer)
         rewards.check_answer(args.reward, answer)
+        row = json.loads(args.row or "{}") | ({} if args.row and "answer" in args.row else {"answer": answer})
         raw = sys.stdin.buffer.read() if args.why == "-" else open(args.why, "rb").read()
     except (ValueError, OSError, EOFError) as error:
         sys.exit(f"rewards.py: {error}")
     print(explain(args.reward, raw.decode(errors="replace"), answer, truncated=args.truncated,
-                  num_tokens=args.num_tokens, max_tokens=args.max_tokens))
+                  num_tokens=args.num_tokens, max_tokens=args.max_tokens, row=row, prompt=args.prompt))
