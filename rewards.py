@@ -370,8 +370,9 @@ def run_one(name, equal, response, answer, truncated, num_tokens, max_tokens, ro
     failed = Score(0.0, False, False, {})
     try:
         # a copy: a reward that changes the answer must not change what the next response is graded against
+        row = copy.deepcopy(row or {}) if own.is_own(name) else row or {}
         completion = Completion(strip_eos(response), copy.deepcopy(answer), bool(truncated), num_tokens, max_tokens,
-                                dict(row or {}), prompt, token_ids, equal=equal)
+                                row, prompt, token_ids, equal=equal)
         completion.flags |= tag_monitors(completion.text) | ({"truncated"} if truncated else set())
         completion.notes = notes
         if not own.is_own(name):
@@ -463,8 +464,8 @@ class Scorer:
         return {key: self.scores.pop(key) for key in [key for key in self.scores if key not in undecided]}
 
     def collect(self, budget_s=60.0):
-        """Return all scores since the last collect, as {key: Score}."""
-        deadline = time.monotonic() + budget_s
+        """Return all scores since the last collect, as {key: Score}. Killable rewards get their own seconds besides."""
+        deadline = time.monotonic() + budget_s + self.verdicts.own_seconds()
         while self.verdicts.undecided() and time.monotonic() < deadline:
             self.poll(min(1.0, max(0.0, deadline - time.monotonic())))
         self.verdicts.drop()

@@ -24,6 +24,7 @@ import pickle
 import re
 import statistics
 import sys
+import sysconfig
 import time
 
 from onebox.config import ConfigError, run_file
@@ -40,7 +41,9 @@ class Options:
     """What own_reward says of a function."""
 
     on_error: float = 0.0      # what a response is worth where the function raises, or returns what is no finite number
-    killable: bool = False     # run it in a process that is killed after 3 seconds; the response then scores on_error
+    killable: bool = False     # run it in a process that can be killed; the response then scores on_error
+    seconds: float = 3.0       # how long one call may take; the check at start holds every reward to it
+    memory_gb: float = 1.0     # how much a killable one may use
     full_mark: float = 1.0     # a number, or a sum of parts, from which a response counts as correct
     perfect: str | None = None  # a response that must get full_mark, with {think} and {answer} (the row's)
 
@@ -182,14 +185,17 @@ def answer(name, sample, equal):
     return json.dumps([{**vars(score), "flags": sorted(score.flags)}, completion.notes], default=str)
 
 
-def ask(name, completion):
+def ask(name, completion, seconds=None, memory_gb=None):
     """Score in a grader process: Score, or None until it is in. RuntimeError with what went wrong there."""
-    path, function = NAME.fullmatch(name).groups()
+    options, (path, function) = options_of(name), NAME.fullmatch(name).groups()
     sample = base64.b64encode(pickle.dumps(dataclasses.replace(completion, notes=[], equal=None))).decode()
-    # a worker runs elsewhere: the whole path
-    said = completion.equal([f"{os.path.abspath(path)}:{function}"], sample, "own")
+    # a worker was started elsewhere: the whole path, and this directory
+    where = [f"{os.path.abspath(path)}:{function}", os.getcwd(), str(seconds or options.seconds),
+             str(memory_gb or options.memory_gb)]
+    said = completion.equal(where, sample, "own")
     if said in ("timeout", "error"):
-        return None if said == "timeout" else failed("its process died: it took more than 1 GB, or 10 s of CPU")
+        return None if said == "timeout" else failed(f"its process died: of a crash, more than {where[3]} GB, or too "
+                                                     "much CPU time")
     found = json.loads(said)
     if isinstance(found, str):
         failed(found)
@@ -207,11 +213,15 @@ def failed(text):
 
 def source_of(name):
     """
-    Return the source text of a function and of all that it refers to: names of its file, and files beside it that it
-    imports. Of the project itself and of installed packages only the import is part of it.
+    Return the source text of a function and of all that it refers to: names of its file, and the user's own files that
+    it imports. Of the project itself and of installed packages only the import is part of it.
     """
     path, function = NAME.fullmatch(name).groups()
-    return "\n".join(sorted(statements(os.path.abspath(path), function, set())))
+    found = statements(os.path.abspath(path), function, set())
+    if not found:  # bound in a way that is not seen here, by exec for one: then all of the file
+        with open(path, errors="replace") as f:
+            found = {f.read()}
+    return "\n".join(sorted(found))
 
 
 def sources(rewards):
@@ -271,12 +281,16 @@ def statements(path, name, seen):
         if name not in binds and "*" not in binds:
             continue
         if imported:
-            found |= of_import(node, name, path, seen)
+            found |= of_import(node, name, seen)
         if name in binds:
             first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", []))])
             found.add("\n".join(line.rstrip() for line in lines[first - 1:node.end_lineno]))
             for used in {one.id for one in ast.walk(node) if isinstance(one, ast.Name)} - {name}:
                 found |= statements(path, used, seen)
+            for inside in () if imported else ast.walk(node):
+                if isinstance(inside, (ast.Import, ast.ImportFrom)):
+                    for alias in inside.names:
+                        found |= of_import(inside, alias.asname or alias.name, seen)
     return found
 
 
@@ -290,24 +304,51 @@ def bound(node):
         and not isinstance(node, (ast.FunctionDef, ast.ClassDef))}
 
 
-def of_import(node, name, path, seen):
-    """Follow an import into a file beside this one; nothing for the project's own modules and installed ones."""
+def of_import(node, name, seen):
+    """Follow an import into a file of the user's."""
     found = set()
-    for module in [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]:
-        try:
-            spec = importlib.util.find_spec(module or "")
-        except (ImportError, ValueError, AttributeError):
-            continue
-        file = getattr(spec, "origin", None) or ""
-        if not file.endswith(".py") or os.path.dirname(os.path.abspath(file)) != os.path.dirname(path):
-            continue
-        if isinstance(node, ast.ImportFrom):
-            original = next((alias.name for alias in node.names if (alias.asname or alias.name) == name), name)
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            found |= whole(file_of(alias.name), seen)
+    elif node.module:
+        original = next((alias.name for alias in node.names if (alias.asname or alias.name) == name), name)
+        file = file_of(node.module)
+        if file.endswith("__init__.py"):  # from package import module: a file of its own
+            found |= whole(file_of(f"{node.module}.{original}"), seen)
+        if is_users(file):
             found |= statements(os.path.abspath(file), original, seen)
-        else:
-            with open(file, errors="replace") as f:
-                found.add(f.read())
     return found
+
+
+def file_of(module):
+    """Return the file of a module, "" where it has none or is not there."""
+    try:
+        return getattr(importlib.util.find_spec(module), "origin", None) or ""
+    except (ImportError, ValueError, AttributeError):
+        return ""
+
+
+def whole(file, seen):
+    """Return {text} of a file of the user's, once."""
+    if not is_users(file) or (os.path.abspath(file), "") in seen:
+        return set()
+    seen.add((os.path.abspath(file), ""))
+    with open(file, errors="replace") as f:
+        return {f.read()}
+
+
+PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+INSTALLED = tuple(os.path.join(os.path.realpath(path), "") for path in sysconfig.get_paths().values())
+
+
+def is_users(file):
+    """Tell whether a Python file is the user's: not one of an installed package, nor of this project but a recipe."""
+    inside = os.path.relpath(os.path.realpath(file), PROJECT).split(os.sep)
+    project = inside[0] in ("tasks", "onebox", "tools") or len(inside) == 1 and inside[0] in DOOR
+    return file.endswith(".py") and not project and not os.path.realpath(file).startswith(INSTALLED)
+
+
+DOOR = ("data.py", "eval.py", "policy.py", "rewards.py", "rollout.py", "sft.py", "train_grpo.py", "train_ppo.py")
 
 
 # ---------------------------------------------------------------- the check at start
@@ -349,7 +390,7 @@ def check(name, prompts, workers, say=print_once):
     Score made-up responses to real rows, and hostile texts, in a process that can be killed.
 
     prompts: some that have this reward. Raises ConfigError with exit code 5 if the reward fails on every response to
-    real rows, misses its own perfect ones, or (unless it is killable) needs seconds for one text. Says in one line how
+    real rows, misses its own perfect ones, or (unless it is killable) needs too long for one text. Says in one line how
     it went, and warns of one that fails on hostile texts, gives one value to all, or two values to one response.
     """
     options, jobs = options_of(name), []
@@ -376,9 +417,9 @@ def check(name, prompts, workers, say=print_once):
                               f"{excerpt(text, 200)}",
                               exit_code=5)
         if found.said == "timeout" and not options.killable:
-            raise ConfigError(f"{where} needs more than 3 s for one text ({what}: {excerpt(text)}): a response can be "
-                              "as long, so make it linear in the length, or run it where it can be stopped: "
-                              "@own_reward(killable=True)", exit_code=5)
+            raise ConfigError(f"{where} needs more than {options.seconds:g} s for one text ({what}: {excerpt(text)}): "
+                              "a response can be such a text, so make it linear in the length, allow more time, "
+                              "@own_reward(seconds=30), or run it where it can be stopped, killable=True", exit_code=5)
     seconds = sorted(found.seconds for found in results if not isinstance(found.said, str))
     typical = statistics.median(seconds)
     say(f"{where}: checked on {len(prompts)} rows and {len(HOSTILE)} hostile texts, {typical * 1000:.2g} ms for one, "
@@ -411,9 +452,9 @@ class Tried:
 def score_in_process(name, prompt, text, workers):
     completion = Completion(text, prompt.answer, False, max(1, len(text) // 4), max(1, len(text) // 4) + 1, prompt.row,
                             prompt.text, equal=lambda golds, sample, rules: verdict(golds, sample, rules, workers))
-    start = time.perf_counter()
+    start, options = time.perf_counter(), options_of(name)
     try:
-        said = ask(name, completion) or "timeout"
+        said = ask(name, completion, memory_gb=options.memory_gb if options.killable else "inf") or "timeout"
     except RuntimeError as error:
         said = str(error)
     return Tried(prompt, said, time.perf_counter() - start)

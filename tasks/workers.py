@@ -136,14 +136,15 @@ COMMAND = (sys.executable, "-m", "tasks.workers")
 
 def serve(judge=judge, cpu_s=10):
     """Run a worker: read lines [id, golds, prediction, rules] as JSON, answer [id, right], until stdin closes."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
     import math_verify  # noqa: F401   before the first deadline runs
     print("ready", flush=True)
     for line in sys.stdin:
         used = resource.getrusage(resource.RUSAGE_SELF)         # an orphan must not spin on after its parent was killed
-        limit = int(used.ru_utime + used.ru_stime) + cpu_s
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
         job_id, golds, prediction, rules = json.loads(line)
+        own_s = own_seconds((0, golds, prediction, rules)) or 0.0
+        limit = int(used.ru_utime + used.ru_stime) + max(cpu_s, 4 * int(own_s))
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
         # one write: where Python does not buffer, print() writes its line break apart, perhaps after the deadline
         found = own_answer(golds, prediction) if rules == "own" else judge(golds, prediction, rules)
         sys.stdout.write(json.dumps([job_id, found]) + "\n")
@@ -154,7 +155,16 @@ def own_answer(golds, prediction):
     """Let an own reward score a response here, where it can be killed; see own.answer."""
     from tasks import own  # only a worker that is asked so loads the user's file
 
-    return own.answer(golds[0], prediction, lambda *question: "right" if judge(*question) else "wrong")
+    name, folder, _, memory_gb = golds
+    most = resource.RLIM_INFINITY if memory_gb == "inf" else int(float(memory_gb) * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    os.chdir(folder)
+    return own.answer(name, prediction, lambda *question: "right" if judge(*question) else "wrong")
+
+
+def own_seconds(job):
+    """Return how long the own reward of a job (id, golds, prediction, rules) may take; None where sympy is asked."""
+    return float(job[1][2]) if job[3] == "own" else None
 
 
 @dataclass
@@ -218,7 +228,8 @@ class Workers:
         idle = [w for w in self.workers if w.ready and not w.job]
         while self.queue and idle:
             worker = idle.pop()
-            worker.job, worker.deadline = self.queue.popleft(), time.monotonic() + self.timeout_s
+            worker.job = self.queue.popleft()
+            worker.deadline = time.monotonic() + (own_seconds(worker.job) or self.timeout_s)
             try:
                 worker.process.stdin.write(json.dumps([0, *worker.job[1:]]).encode() + b"\n")
                 worker.process.stdin.flush()
@@ -312,6 +323,10 @@ class Verdicts:
                 self.known[question] = verdict
             found += [(key, question, verdict) for key in self.waiting.pop(question)]
         return found
+
+    def own_seconds(self):
+        """Return how long the own rewards that wait may take at most, all workers at work."""
+        return sum(own_seconds((0, *question)) or 0.0 for question in self.waiting) / max(1, self.graders.num_workers)
 
     def undecided(self):
         """Return the set of keys that wait."""

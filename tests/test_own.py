@@ -153,10 +153,33 @@ def test_a_killable_reward_that_hangs_or_dies_scores_on_error_and_stops_nothing(
         if sample.text == "memory":
             return len([0] * 10**9)
         return sample.is_right(r"\\sqrt{8}", r"2\\sqrt{2}") + sample.n
-    """.replace("sample.n", "sample.row['n']"), before="import os", options="on_error=-2, killable=True")
+    """.replace("sample.n", "sample.row['n']"), before="import os", options="on_error=-2, killable=True, seconds=1")
     scores = score_all([(name, text, "5") for text in ("fine", "hang", "die", "memory", "fine")], timeout_s=1.0)
     assert [s.total for s in scores] == [4.0, -2.0, -2.0, -2.0, 4.0]
     assert [set(s.flags) for s in scores] == [set(), {"timeout"}, {"error"}, {"error"}, set()]
+
+
+def test_a_killable_reward_has_its_own_time_memory_and_directory(tmp_path, monkeypatch):
+    (tmp_path / "words.txt").write_text("yes")
+    monkeypatch.chdir(tmp_path)
+    name = reward_file(tmp_path, """
+        if sample.text == "long":
+            time.sleep(1.5)
+        if sample.text == "much":
+            return len(bytearray(1_500_000_000)) / 1.5e9
+        return float(open("words.txt").read() == "yes")
+    """, options="killable=True, seconds=6, memory_gb=3")
+    assert [s.total for s in score_all([(name, text, "5") for text in ("fine", "long", "much")], timeout_s=1.0)] == [
+        1.0, 1.0, 1.0]
+
+
+def test_a_reward_that_changes_its_row_changes_only_its_own_copy(tmp_path):
+    name = reward_file(tmp_path, "sample.row['list'].append(1)\nreturn len(sample.row['list'])")
+    scorer, row = rewards.Scorer(num_workers=1), {"list": []}
+    for key in range(3):
+        scorer.submit(key, name, "x", None, row=row)
+    assert [score.total for score in scorer.collect().values()] == [1.0, 1.0, 1.0] and row == {"list": []}
+    scorer.close()
 
 
 def test_a_row_reaches_a_killable_reward_with_its_types(tmp_path):
@@ -194,7 +217,7 @@ def test_a_good_reward_is_checked_in_one_line_that_tells_its_time(tmp_path):
     ("return '1'", "", "it is 1, a str"),
     ("return float(sample.said == sample.answer)", "perfect='I say {answer}'", "perfect gets 0 for custom/0"),
     ("while len(sample.text) > 90_000: pass\nreturn len(sample.text)",
-     "", "needs more than 3 s for one text (open boxes"),
+     "", "needs more than 1 s for one text (open boxes"),
 ])
 def test_a_reward_that_cannot_work_is_refused_at_start(tmp_path, body, options, told):
     with pytest.raises(ConfigError) as stopped:
@@ -206,7 +229,7 @@ def test_a_reward_that_cannot_work_is_refused_at_start(tmp_path, body, options, 
     ("return float(sample.text.split('</think>')[1] == 'x')", "on_error=-1", "such a response scores -1"),
     ("return 0.5", "", "gave 0.5 to all"),
     ("return time.time() % 1", "", "to one and the same response"),
-    ("while len(sample.text) > 150_000: pass\nreturn len(sample.text)", "killable=True", "fails on 2 of"),
+    ("while len(sample.text) > 150_000: pass\nreturn len(sample.text)", "killable=True, seconds=1", "fails on 2 of"),
 ])
 def test_a_doubtful_reward_is_told_and_runs(tmp_path, body, options, told):
     said = check(reward_file(tmp_path, body, options=options), timeout_s=1.0)
@@ -258,6 +281,43 @@ def test_whatever_the_function_refers_to_is_part_of_its_source(tmp_path, changed
 def test_other_settings_and_functions_are_not(tmp_path, changed, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     assert sources(tmp_path) == sources(tmp_path, **changed)
+
+
+def test_helpers_in_packages_star_imports_and_imports_inside_belong_to_the_source(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "kit" / "deep").mkdir(parents=True)
+    for folder in ("kit", "kit/deep"):
+        write(tmp_path / folder, "", "__init__.py")
+    files = {"kit/deep/one.py": "A = 1\nB = 1\n", "kit/two.py": "C = 1\n", "three.py": "E = 1\n",
+             "starred.py": "D = 1\ndef base(s): return D\n"}
+
+    def source(**changed):
+        for name, text in files.items():
+            write(tmp_path, changed.get(name.split("/")[-1][:-3], text), name)
+        return own.source_of(write(tmp_path, """
+            from starred import *
+            from kit.deep.one import A
+            from kit import two
+            def mine(sample):
+                from three import E
+                return base(sample) + A + two.C + E
+        """) + ":mine")
+
+    first = source()
+    assert first == source(one="A = 1\nB = 2\n")
+    for changed in (dict(one="A = 2\nB = 1\n"), dict(two="C = 2\n"), dict(three="E = 2\n"),
+                    dict(starred="D = 2\ndef base(s): return D\n")):
+        assert source(**changed) != first, changed
+
+
+def test_an_inherited_reward_brings_its_source(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = "LIMIT = 3\ndef mine(sample): return LIMIT\nreward = mine\n"
+    first = [own.source_of(write(tmp_path, "from base_recipe import *\nlr = 1\n") + ":mine")
+             for _ in [write(tmp_path, text, "base_recipe.py")]]
+    again = [own.source_of(str(tmp_path / "mine.py") + ":mine")
+             for _ in [write(tmp_path, text.replace("3", "4"), "base_recipe.py")]]
+    assert "LIMIT = 3" in first[0] and first != again
 
 
 def test_a_source_does_not_depend_on_where_the_file_lies(tmp_path):
