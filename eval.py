@@ -59,6 +59,9 @@ def evaluate_and_log(progress, run, engine, policy, scorer, prompts, cfg):
     """Finish a step: evaluate on the held-out prompts if that is due, then log progress.row with it. Collective."""
     step, row = progress.step, progress.row
     if prompts and (step in (0, cfg.num_steps) or (cfg.eval_every and step % cfg.eval_every == 0)):
+        if not step:  # the first one may take long, and nothing else is to be seen yet
+            run.say(f"evaluating the start: {len(prompts)} held-out prompts, {cfg.eval_samples} samples and a greedy "
+                    "response each")
         engine.wake(policy, version=step)
         row = row | evaluate(engine, scorer, prompts, cfg, run, step)  # a new row: the old one is saved without it
         engine.sleep()

@@ -41,7 +41,7 @@ class Config(RunSettings):  # RunSettings, in onebox/rundir.py: what does not ch
 
     # data
     data: str | dict = "countdown"       # source name, or {name: weight}
-    data_path: str | dict = ""           # local JSONL, parquet or directory instead of the hub, or {source: path}
+    data_path: str | dict = ""           # file (JSONL, CSV, Parquet, ...), part of one or directory; {source: such}
     data_limit: NonNegative[int] = 0     # use only so many rows, 0 = all
     template: OrFunction[str | dict] = "tinyzero_base"  # name, text with {slots} or function; or {source: such}
     system_prompt: str | None = None     # instead of the template's own, in chats

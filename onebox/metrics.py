@@ -328,10 +328,12 @@ def hacked(before, now):
 
 def no_signal(silent_steps, row, example=""):
     """
-    Warn in one line, or return "": after 5 steps in a row without anything to learn from, then every 10. Name the cause
-    that most responses of the step have, with counts, and a fix. example: a file of samples/ with responses to read.
+    Warn in one line, or return "": after 5 steps in a row without anything to learn from, then every 10, and where no
+    held-out response is right before the first step. Name the cause that most responses of the step have, with counts,
+    and a fix. example: a file of samples/ with responses to read.
     """
-    if silent_steps != 5 and (not silent_steps or silent_steps % 10):
+    at_start = row.get("step") == 0 and row.get("correct") == 0
+    if not at_start and silent_steps != 5 and (not silent_steps or silent_steps % 10):
         return ""
     total, names = row.get("num_rollouts", 0), ("flag/error", "truncated", "correct", "format_error")
     raised, cut, right, unformed = counts = [round(row.get(name, 0.0) * total) for name in names]
@@ -348,7 +350,8 @@ def no_signal(silent_steps, row, example=""):
             "take problems of middling difficulty, more samples (group_size), or a reward that tells responses apart")
     counted = ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
     look = f"python rewards.py --why {example}" if example else "none is kept to read: --keep_rollouts 16"
-    return (f"warning: nothing to learn from for {silent_steps} steps: {number} of {total} responses {what} (mean "
+    lead = "no held-out response is right yet" if at_start else f"nothing to learn from for {silent_steps} steps"
+    return (f"warning: {lead}: {number} of {total} responses {what} (mean "
             f"reward {row['reward']:.3f}; {counted}): {fix}. An example: {look}")
 
 

@@ -254,12 +254,13 @@ def files_of(settings):
     return sorted({path for path, _ in seen})
 
 
-def made_up(prompt):
-    """Return responses to a prompt that a reward may like, and two that it should not."""
+def made_up(prompt, others=()):
+    """Return responses to a prompt: right ones in three forms, another row's answer, and one that is no answer."""
     gold = prompt.answer[0] if isinstance(prompt.answer, (list, tuple)) and prompt.answer else prompt.answer
     opening = "" if prompt.text.rstrip().endswith("<think>") else "<think>"
     return [f"{opening}I worked it out.</think>\n<answer>{gold}</answer>",
             f"{opening}I worked it out.</think>\n\\boxed{{{gold}}}", str(gold),
+            next((str(other.answer) for other in others if other.answer != prompt.answer), "something else"),
             f"{opening}I worked it out.</think>\n<answer>no idea</answer>"]
 
 
@@ -396,7 +397,7 @@ def check(name, prompts, workers, say=print_once):
     options, jobs = options_of(name), []
     verdict(["1"], "2", "strict", workers)  # so that no start of a process is measured
     for prompt in prompts:
-        texts = made_up(prompt)
+        texts = made_up(prompt, prompts)
         jobs += [("a real row", prompt, text) for text in [*texts, texts[-1]]]  # the last one twice
         if options.perfect is not None:
             jobs.append(("a perfect response", prompt, perfect(name, prompt.answer, prompt.text)))
@@ -429,11 +430,11 @@ def check(name, prompts, workers, say=print_once):
         say(f"warning: {where} fails on {len(odd)} of {len(jobs)} texts; such a response scores {options.on_error:g} "
             f"(own_reward(on_error=...)) and counts in column flag/error; first on {odd[0][0]}: "
             f"{excerpt(odd[0][1].said, 200)}")
-    totals = {found.said.total for found in results if not isinstance(found.said, str)}
+    totals = {options.on_error if isinstance(found.said, str) else found.said.total for found in results}
     if len(totals) == 1:
         say(f"warning: {where} gave {totals.pop():g} to all {len(jobs)} texts tried, right and wrong ones: nothing can "
             "be learned from a constant")
-    twice = [pair for pair in zip(real[3::5], real[4::5], strict=True)
+    twice = [pair for pair in zip(real[4::6], real[5::6], strict=True)
              if not any(isinstance(one.said, str) for one in pair) and pair[0].said.total != pair[1].said.total]
     if twice:
         say(f"warning: {where} gave {twice[0][0].said.total:g} and {twice[0][1].said.total:g} to one and the same "

@@ -210,7 +210,7 @@ def check_columns(name, columns, rows):
             continue
         if isinstance(theirs, str) and theirs in COLUMNS and ours in there:
             raise DataError(f"data {name!r}: columns = {columns} is the wrong way round: write "
-                            f"{{{theirs!r}: {ours!r}}}")
+                            f"{ {value: key for key, value in columns.items()} }")
         if ours not in COLUMNS:
             hint = suggest(ours, COLUMNS) or f"known: {', '.join(COLUMNS)}"
             raise DataError(f"data {name!r}: columns names {ours!r}, which nothing reads; {hint}. Your other columns "
@@ -257,7 +257,8 @@ def read_path(kind, source, split, path):
     part = PART.fullmatch(str(path)) if not os.path.exists(os.path.expanduser(path)) else None
     path = Path(part[1] if part else path).expanduser()
     if not path.exists():
-        raise DataError(f"data {kind!r}: there is no {str(path)!r}; give an existing path, or none for the hub")
+        hub = ", or none for the hub" if source.hub else ""
+        raise DataError(f"data {kind!r}: there is no {str(path)!r} in {os.getcwd()}; give an existing path{hub}")
     files = [path] if path.is_file() else files_of_split(kind, source, split, path)
     other = None if part else {"train": "test", "test": "train"}.get(split)
     if path.is_file() and other in words(path.stem) and split not in words(path.stem):

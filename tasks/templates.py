@@ -186,6 +186,9 @@ def warn_of_plain_markers(template, tokenizer):
     """Warn where a raw template writes another model's chat markers, such as <|im_start|>, as plain text."""
     found = entry(template)
     text = "" if callable(found) else found.get("text", "")
+    if "\\n" in text and "\n" not in text and os.environ.get("RANK", "0") == "0":
+        print(f"warning: template {called(template)} holds a backslash and an n, no line break: in a shell write "
+              "$'a\\nb'")
     plain = [marker for marker in dict.fromkeys(re.findall(r"<\|\w+\|>", text))
              if tokenizer is not None and tokenizer.tokenize(marker) != [marker]]
     if plain and os.environ.get("RANK", "0") == "0":
@@ -420,8 +423,9 @@ def fill(template, text, row):
         found = next((row[field] for field in fields if row.get(field) is not None), None)
         if found is None:
             fitting = [name for name, parts in TEMPLATES.items() if all(fits(text, row) for text in parts.values())]
+            hint = f"templates for such rows: {', '.join(fitting) or 'none'}" if published else suggest(match[1], row)
             raise ConfigError(f"prompt template {called(template)} wants {' or '.join(fields)}; the row has "
-                              f"{', '.join(row)}; templates for such rows: {', '.join(fitting) or 'none'}")
+                              f"{', '.join(row)}; {hint}".rstrip("; "))
         return written(found)
 
     return (SLOT if published else ANY_SLOT).sub(value, text)

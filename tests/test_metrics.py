@@ -101,7 +101,7 @@ def test_kept_rollouts_are_the_last_whole_groups_token_by_token(one_process):
 def test_rows_of_training_hold_token_ids_and_every_digit_that_a_replay_needs():
     logprobs = np.array([-0.123456789, -1e-7, -33.3333333], np.float32)
     r = Rollout(0, 0, (7, 8), [5, 6, 1], logprobs, "stop", "a", Score(1.0, True, True, {}),
-                asked=SimpleNamespace(uid="p", text="?", answer="1"))
+                asked=SimpleNamespace(uid="p", text="?", answer="1", reward="math"))
     row = json.loads(json.dumps(rollout_row(r, 1, "train", Words(), {"old_logprobs": logprobs, "ratio": logprobs})))
     assert (row["prompt_ids"], row["response_ids"]) == ([7, 8], [5, 6, 1])
     for name in ("rollout_logprobs", "old_logprobs"):

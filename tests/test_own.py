@@ -213,11 +213,11 @@ def test_a_good_reward_is_checked_in_one_line_that_tells_its_time(tmp_path):
 
 
 @pytest.mark.parametrize("body, options, told", [
-    ("return sample.row['labl']", "", "fails on all 15 responses tried on 3 rows: KeyError: 'labl'; the row was"),
+    ("return sample.row['labl']", "", "fails on all 18 responses tried on 3 rows: KeyError: 'labl'; the row was"),
     ("return '1'", "", "it is 1, a str"),
     ("return float(sample.said == sample.answer)", "perfect='I say {answer}'", "perfect gets 0 for custom/0"),
     ("while len(sample.text) > 90_000: pass\nreturn len(sample.text)",
-     "", "needs more than 1 s for one text (open boxes"),
+     "seconds=1", "needs more than 1 s for one text (open boxes"),
 ])
 def test_a_reward_that_cannot_work_is_refused_at_start(tmp_path, body, options, told):
     with pytest.raises(ConfigError) as stopped:
@@ -431,7 +431,7 @@ def test_check_shows_own_rewards_and_prompts(tmp_path, model, server):
     done = own_run(tmp_path / "check", model, server, args=["--check"])
     assert done.returncode == 0, done.stderr
     assert "numbers 0 target" in done.stdout and "custom:short: 20 prompts" in done.stdout
-    assert done.stdout.count("made up") == 8 and "check passed" in done.stdout
+    assert done.stdout.count("made up") == 10 and "check passed" in done.stdout
 
 
 def test_the_fields_of_a_completion_are_those_that_the_page_names():

@@ -73,7 +73,7 @@ def test_columns_look_inside_a_column_and_come_before_other_golds(tmp_path):
 @pytest.mark.parametrize("columns, told", [
     ({"question": "body", "answer": "lable"}, ["the answer from 'lable', which no row has; did you mean 'label'?"]),
     ({"question": "text", "answer": "label"}, ["no row has", "the columns are id, body, label, meta"]),
-    ({"body": "question", "label": "answer"}, ["the wrong way round: write {'question': 'body'}"]),
+    ({"body": "question", "label": "answer"}, ["the wrong way round: write {'question': 'body', 'answer': 'label'}"]),
     ({"question": "body", "anwser": "label"}, ["'anwser', which nothing reads; did you mean 'answer'?"]),
     ({"question": 3}, ["from 3, which no row has"]), ({"answer": "meta.silver"}, ["'meta.silver', which no row has"]),
 ])

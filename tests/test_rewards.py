@@ -1006,8 +1006,8 @@ def test_why_knows_the_length_that_a_run_allowed(tmp_path):
 
 
 @pytest.mark.parametrize(("row", "told"), [
-    ({"reward_name": "mine"}, "Not scored again: no reward 'mine' in rewards.py"),
-    ({"reward_name": None}, "Not scored again: the file does not name the reward"),
+    ({"reward_name": "mine"}, "Not scored again: no reward 'mine'"),
+    ({"reward_name": None}, "Not scored again: the file, of an older version, does not name the reward"),
     ({"gold": None}, "Not scored again: tinyzero_countdown fails on what the file holds (")])
 def test_why_says_when_a_kept_response_cannot_be_scored_again(tmp_path, row, told):
     out = why_kept(kept(tmp_path / "a", row))

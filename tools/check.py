@@ -9,6 +9,7 @@ that data, template and reward do not belong together, and fails the check. No p
 your own without `perfect`: the check shows how it scores made-up ones.
 """
 
+import collections
 import dataclasses
 import os
 import sys
@@ -60,16 +61,25 @@ def check_recipe(cfg):
             lens = [len(p.ids) for p in found if p.source == name]
             tokens = f", {min(lens):,} to {max(lens):,} tokens of {cfg.max_prompt_len:,}" if tokenizer else ""
             share = shares[name] if what == "train" else ""
-            print0(f"{what:<10} {name}: {len(lens):,} prompts looked at{tokens}{share}")
+            print0(f"{what:<10} {name}: {len(lens):,} prompts looked at{tokens}{share}{answers_of(found, name)}")
     for part in mixture:
-        explain(prompts[part.start], cfg, tokenizer)
+        explain(prompts[part.start], prompts[part.start:part.start + part.size], cfg, tokenizer)
     for prompt in {p.source: p for p in held_out}.values():  # other data sets, other golds: scored, not shown
         if prompt.reward in rewards.PERFECT:
             score_gold(prompt)
     print0("check passed")
 
 
-def explain(prompt, cfg, tokenizer):
+def answers_of(prompts, name, most=10):
+    """List the answers of one source with their shares, if they are few: what a constant answer would get."""
+    counts = collections.Counter(str(p.answer) for p in prompts if p.source == name)
+    if not 1 <= len(counts) <= most or len(counts) == sum(counts.values()):
+        return ""
+    return "; answers: " + ", ".join(f"{excerpt(answer, 30)} {count / sum(counts.values()):.0%}"
+                                     for answer, count in counts.most_common())
+
+
+def explain(prompt, prompts, cfg, tokenizer):
     """Print a prompt and the score of a perfect response to it, or of a made-up one."""
     length = f"{len(prompt.ids)} tokens" if tokenizer else "tokens not counted"
     template = per_source(cfg.template, prompt.source, "template")
@@ -79,15 +89,15 @@ def explain(prompt, cfg, tokenizer):
         print0(f"gold response  {ascii(response)[1:-1]}")
         print0(f"reward         {prompt.reward} {score.total:g} = {sums(score)}: the full mark")
     else:
-        for response in own.made_up(prompt):
+        for response in own.made_up(prompt, prompts):
             notes = []
             score = rewards.run(prompt.reward, ask_now, response, prompt.answer, False, 16, cfg.max_response_len,
                                 prompt.row, prompt.text, notes=notes)
             failed = next((f"; fails: {excerpt(text, 200)}" for rule, text in notes if rule == "error"), "")
             print0(f"made up        {ascii(response)[1:-1]}\n{'':15}{score.total:g} = {sums(score)}"
                    f"{', correct' * score.correct}{failed}")
-        known = own.tested(prompt.reward)
-        print0(f"reward         {prompt.reward}{'' if known else '; NOT TESTED: no perfect response is known to it'}")
+        untested = "; NOT TESTED: no perfect response is known to it, see own_reward(perfect=...)"
+        print0(f"reward         {prompt.reward}{'' if own.tested(prompt.reward) else untested}")
     if cfg.reward_parts:
         token_ids = tokenizer.encode(response) if tokenizer else ()
         num_tokens = len(token_ids) if tokenizer else len(response.split())

@@ -32,7 +32,7 @@ from policy import load_policy
 from rollout import Engine
 from tasks import own
 from tasks.rows import DataError, data_files
-from tasks.sources import BENCHMARKS, GENERATED, boxed, parse_name
+from tasks.sources import BENCHMARKS, GENERATED, PART, boxed, parse_name
 from tasks.templates import TEMPLATES, check_chat, is_chat, is_entry, reads_clock
 from tools import provenance
 from tools.results import (RESULT_HEAD, compact, file_of, finish, is_ours, read_rows, read_table, result_cells,
@@ -107,9 +107,12 @@ def find_path(name, source, data_path, alone):
     kind = re.split("[:@]", source)[0]
     if isinstance(data_path, dict):
         return next((data_path[key] for key in (name, source, kind) if key in data_path), None)
+    if PART.fullmatch(str(data_path)) and alone:
+        return data_path
     folder = Path(data_path).expanduser()
     if not folder.exists():
-        raise DataError(f"data_path {data_path!r} is not there; give a directory with files such as gsm8k_test.jsonl")
+        raise DataError(f"data_path {data_path!r} is not there; give a file, or a directory with files such as "
+                        "gsm8k_test.jsonl")
     if alone:
         return data_path
     if folder.is_file():
