@@ -34,10 +34,11 @@ from tasks.countdown import countdown, solvable, tiny_countdown
 from tasks.knights_and_knaves import knights_and_knaves
 from tasks.order import prompt_order
 from tasks.own import fingerprint as reward_fingerprint
+from tasks.own_check import check_all
 from tasks.rows import BadRow, DataError, report_bad
-from tasks.sources import GENERATED, columns_of, load_rows, parse_name, read_rows, source_of
+from tasks.sources import GENERATED, columns_of, load_rows, parse_name, per_source_columns, read_rows, source_of
 from tasks.templates import (TEMPLATES, build_prompt, check_chat, encode_prompt, is_chat, is_entry, refuse_gold, render,
-                             special_tokens, warn_of_plain_markers)
+                             shown, special_tokens, warn_of_plain_markers)
 
 __all__ = ["Prompt", "Part", "load_train_and_eval", "load_prompts", "fingerprint", "reward_fingerprint", "draw",
            "prompt_order", "load_rows", "build_prompt", "encode_prompt", "countdown", "solvable", "tiny_countdown",
@@ -82,11 +83,11 @@ def load_train_and_eval(cfg, tokenizer, vocab_size):
                              check_answer=rewards.check_answer, columns=cfg.columns)
     prompts, mixture = load(cfg.data, split="train", paths=cfg.data_path or None, limit=cfg.data_limit or None)
     check_golds(prompts)
-    own.check_all(prompts)
     held_out = []
     if cfg.eval_prompts:
         held_out, _ = load(cfg.eval_data or cfg.data, split="test", paths=cfg.eval_path or cfg.data_path or None,
                            limit=cfg.eval_prompts)
+    check_all([*prompts, *held_out], cfg.max_response_len)
     if both := {p.text for p in prompts} & {p.text for p in held_out}:
         raise ConfigError(f"{len(both)} of the {len(held_out)} held-out prompts are training prompts: give --eval_path "
                           "with other rows, or --eval_prompts 0")
@@ -151,6 +152,8 @@ def load_prompts(data, template, reward, tokenizer, *, split="train", limit=None
     for setting in (template, reward, paths):
         for name in setting if isinstance(setting, dict) and not is_entry(setting) else ():
             parse_name(name)  # a misspelled one would be passed over, and the hub asked instead of the path
+    if odd := [name for name in per_source_columns(columns) if name not in data]:
+        raise DataError(f"columns names {odd[0]!r}, which is none of data: {', '.join(data)}")
     prompts, mixture = [], []
     for name, weight in data.items():
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
@@ -220,9 +223,7 @@ def make_prompt(uid, name, template, reward, row, tokenizer, max_prompt_len, che
     text, is_chat_text = render(template, row, tokenizer, chat)
     if tokenizer is None:  # to look at prompts only
         return Prompt(uid, name, text, (), reward, answer, row)
-    shown = [row["question"], *(value for value in row.values() if isinstance(value, str) and value in text)]
-    shown += [turn["content"] for turn in row.get("conversation", ())]
-    if any(token in part for token in special_tokens(tokenizer) for part in shown):
+    if any(token in part for token in special_tokens(tokenizer) for part in shown(template, row)):
         raise BadRow("special token in the question")  # it would end the user's turn, or the prompt
     ids = tuple(encode_prompt(tokenizer, text, chat=is_chat_text))
     if not ids:
@@ -251,8 +252,9 @@ def fingerprint(prompts):
     digest, own_sources = hashlib.sha256(), own.sources({p.reward for p in prompts})
     for p in prompts:
         reward = own_sources.get(p.reward, p.reward)
-        digest.update(json.dumps([p.uid, p.source, p.text, p.ids, reward, p.answer], sort_keys=True,
-                                 default=str).encode())
+        asked = [p.uid, p.source, p.text, p.ids, reward, p.answer]
+        asked += [p.row] * (p.reward in own_sources)  # your own reward may read all of it
+        digest.update(json.dumps(asked, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 

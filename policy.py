@@ -25,9 +25,7 @@ from onebox.fused_logprobs import TokenLogprobs
 from onebox.models import load_hf
 from onebox.packed_attention import length_buckets, packed_attention
 
-# ----------------------------------------------------------------------------------------------------------------------
-# models
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- models
 
 
 class Policy(torch.nn.Module):
@@ -161,9 +159,7 @@ def keep_products():
     return create_selective_checkpoint_contexts(kept)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# packing
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- packing
 
 
 @dataclass
@@ -288,9 +284,7 @@ def from_responses(batch, arrays):
     return torch.from_numpy(np.concatenate(parts or [np.zeros(0)])).to(batch.rollout_logprobs)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# log-probabilities, values, optimizer step
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- log-probabilities, values, optimizer step
 
 
 def token_logprobs(policy, batch, temperature):

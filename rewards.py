@@ -284,11 +284,11 @@ def unsloth_gsm8k(completion, equal):
 
 # ---------------------------------------------------------------- scoring
 
-def add_parts(score, weights, response, num_tokens, max_tokens, notes=None, row=None, prompt="", token_ids=(),
-              answer=None, truncated=False):
+def add_parts(score, weights, response, num_tokens=None, max_tokens=None, notes=None, answer=None, **asked):
     """Return the score plus weight x part for each of {"reasoning_steps": 0.5, ...}; GROUP_PARTS come later."""
-    sample = Completion(strip_eos(response), answer, truncated or "truncated" in score.flags, num_tokens, max_tokens,
-                        dict(row or {}), prompt, token_ids)
+    asked["truncated"] = asked.get("truncated") or "truncated" in score.flags
+    sample = Completion(strip_eos(response), answer, num_tokens=num_tokens, max_tokens=max_tokens,
+                        **{**asked, "row": asked.get("row") or {}})
     return add_parts_of_one(score, weights, sample, notes)
 
 
@@ -342,45 +342,43 @@ def perfect_response(reward, answer, prefilled=False):
     return response.replace("{think}", think).replace("{answer}", text), full_mark
 
 
-def run(reward, equal, response, answer, truncated=False, num_tokens=None, max_tokens=None, row=None, prompt="",
-        token_ids=(), notes=None):
+def run(reward, equal, response, answer, notes=None, **asked):
     """
     Call the reward function, whatever it does. Where it raises, or returns no Score of finite numbers, the score is 0
     (own_reward(on_error=...) sets another value), of a published reward its failing value, with the flag 'error' and a
     note that says what went wrong. Neither a bad row nor a bug may end a run of days; Scorer counts and prints such
     failures. Of several rewards, `correct` and `format_ok` are the first one's.
+
+    asked: truncated, num_tokens, max_tokens, row, prompt, token_ids of Completion
     """
     notes = [] if notes is None else notes
-    judged = [(weight, name, run_one(name, equal, response, answer, truncated, num_tokens, max_tokens, row, prompt,
-                                     token_ids, notes)) for weight, name in terms(reward)]
+    judged = [(weight, name, run_one(name, equal, response, answer, notes, **asked)) for weight, name in terms(reward)]
     if len(judged) == 1 and judged[0][0] == 1:
         return judged[0][2]
     parts = {}
-    for weight, name, score in judged:
+    for number, (weight, name, score) in enumerate(judged, 1):
         for part, value in score.parts.items():
             part = own.short(name) if len(score.parts) == 1 else f"{own.short(name)}/{part}"
-            parts[part] = parts.get(part, 0.0) + weight * value
+            parts[f"{part}#{number}" if part in parts else part] = weight * value
     first = judged[0][2]
     return Score(float(sum(parts.values())), first.correct, first.format_ok, parts,
                  frozenset().union(*(score.flags for _, _, score in judged)))
 
 
-def run_one(name, equal, response, answer, truncated, num_tokens, max_tokens, row, prompt, token_ids, notes):
+def run_one(name, equal, response, answer, notes, **asked):
     """Call one reward function, as run() describes."""
-    failed = Score(0.0, False, False, {})
+    failed = own.failing(name) if own.is_own(name) else Score(0.0, False, False, {})
     try:
-        # a copy: a reward that changes the answer must not change what the next response is graded against
-        row = copy.deepcopy(row or {}) if own.is_own(name) else row or {}
-        completion = Completion(strip_eos(response), copy.deepcopy(answer), bool(truncated), num_tokens, max_tokens,
-                                row, prompt, token_ids, equal=equal)
-        completion.flags |= tag_monitors(completion.text) | ({"truncated"} if truncated else set())
+        # copies: a reward that changes the answer must not change what the next response is graded against
+        asked["row"] = copy.deepcopy(asked.get("row") or {}) if own.is_own(name) else asked.get("row") or {}
+        asked["token_ids"] = tuple(asked.get("token_ids") or ())
+        completion = Completion(strip_eos(response), copy.deepcopy(answer), equal=equal, **asked)
+        completion.flags |= tag_monitors(completion.text) | ({"truncated"} if completion.truncated else set())
         completion.notes = notes
-        if not own.is_own(name):
-            return checked(REWARDS[name](completion, equal))
-        value = own.options_of(name).on_error
-        failed = Score(float(value), False, False, {"on_error": float(value)} if value else {})
-        score = own.score(name, completion)
+        score = own.score(name, completion) if own.is_own(name) else checked(REWARDS[name](completion, equal))
         return score or replace(failed, flags=frozenset(completion.flags | {"timeout"}))
+    except own.Edited:
+        raise
     except (Exception, SystemExit) as error:  # SystemExit: ConfigError and DataError are such
         notes.append(("error", f"{type(error).__name__}: {error}"))
     try:
@@ -400,7 +398,7 @@ def predicted(reward, response, answer, truncated=False):
         asked.append("" if rules == "own" else prediction)
         return "error" if rules == "own" else "wrong"
 
-    run(reward, equal, response, answer, truncated, num_tokens=0, max_tokens=1 << 30)
+    run(reward, equal, response, answer, truncated=truncated, num_tokens=0, max_tokens=1 << 30)
     return asked[0] if asked and asked[0].strip() else None
 
 
@@ -412,7 +410,7 @@ def score(reward, response, answer, *, truncated=False, num_tokens=None, max_tok
     string or a list of acceptable ones. Waits for a grader process where only sympy can tell (3 s at most).
     """
     check(reward)
-    return run(reward, ask_now, response, answer, truncated, num_tokens, max_tokens)
+    return run(reward, ask_now, response, answer, truncated=truncated, num_tokens=num_tokens, max_tokens=max_tokens)
 
 
 class Scorer:
@@ -429,11 +427,9 @@ class Scorer:
         self.failed = {}  # {key: (reward, what went wrong, response, total)}, not printed yet
         self.failures = {}  # {reward: how many responses}
 
-    def submit(self, key, reward, response, answer, truncated=False, num_tokens=None, max_tokens=None, row=None,
-               prompt="", token_ids=()):
+    def submit(self, key, reward, response, answer, **asked):
         check(reward)
-        self.submitted[key] = (reward, response, answer, truncated, num_tokens, max_tokens, row, prompt, token_ids)
-        self.answered[key] = {}
+        self.submitted[key], self.answered[key] = (reward, response, answer, asked), {}
         self.keep(key)
         self.poll()
 
@@ -443,10 +439,10 @@ class Scorer:
             question = (tuple(golds), prediction, rules)
             return self.answered[key].get(question) or self.verdicts.ask(key, *question)
 
-        notes, (reward, response, answer, truncated, *rest) = [], self.submitted[key]
-        score = run(reward, equal, response, answer, truncated, *rest, notes=notes)
+        notes, (reward, response, answer, asked) = [], self.submitted[key]
+        score = run(reward, equal, response, answer, notes, **asked)
         if self.part_weights:
-            score = add_parts(score, self.part_weights, response, *rest[:2], notes, *rest[2:], answer, truncated)
+            score = add_parts(score, self.part_weights, response, answer=answer, notes=notes, **asked)
         self.scores[key] = score
         self.failed.pop(key, None)
         if problem := next((finding for rule, finding in notes if rule == "error"), None):
@@ -469,6 +465,10 @@ class Scorer:
         while self.verdicts.undecided() and time.monotonic() < deadline:
             self.poll(min(1.0, max(0.0, deadline - time.monotonic())))
         self.verdicts.drop()
+        for key, score in self.scores.items():
+            reward, response, _, _ = self.submitted[key]
+            if "timeout" in score.flags and own.own_names(reward):
+                self.failed[key] = reward, "it took longer than its seconds", response, score.total
         scores, self.scores, self.submitted, self.answered = self.scores, {}, {}, {}
         self.print_failures()
         return scores

@@ -40,6 +40,9 @@ OrFunction = typing.Annotated[T, "may be a function of the recipe", lambda x: Tr
 BelowOne = typing.Annotated[T, "must lie in 0 ... 1, without 1", lambda x: 0 <= x < 1]
 
 
+OWN_NAME = re.compile(r"(.+\.py):([^\W\d]\w*)")  # "recipes/mine.py:my_reward", a function in a file
+
+
 class ConfigError(SystemExit):
     """A bad recipe, setting or input: one line that says what, where and the fix. crash.entry exits with exit_code."""
 
@@ -127,7 +130,7 @@ def name_functions(value, path):
 
 def without_folders(settings):
     """Leave out where own functions lie: a recipe may move, what its reward says may not (fingerprint)."""
-    return json.loads(re.sub(r'[^"*+ ]+\.py:(?=[A-Za-z_]\w*)', ":", json.dumps(settings)))
+    return json.loads(re.sub(r'"[^"]*\.py:([^\W\d]\w*)"', r'":\1"', json.dumps(settings, ensure_ascii=False)))
 
 
 def run_file(path):

@@ -100,9 +100,7 @@ def as_plain(value):
     return value.tolist() if hasattr(value, "tolist") else getattr(value, "__dict__", None) or str(value)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# out of memory
-# ---------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- out of memory
 
 # PyTorch's and Python's own classes need no text. These come as plain errors: vLLM's wake-up and CUDA's driver ("CUDA
 # Error: out of memory"), Triton, cuBLAS ("CUBLAS_STATUS_ALLOC_FAILED"), NCCL ("Failed to CUDA calloc async 608 bytes"),

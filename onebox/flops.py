@@ -92,9 +92,7 @@ def decode_work(shape, prompt_lens, response_lens, num_seqs, bytes_each=2):
     return float(read), float(flops)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# the machine, and how much of it a step used
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- the machine, and how much of it a step used
 
 
 class Peaks(NamedTuple):

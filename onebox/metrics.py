@@ -26,9 +26,7 @@ TOKEN_VALUES = ("logprobs", "old_logprobs", "entropy", "ratio", "clipped", "old_
 EXACT = ("rollout_logprobs", "old_logprobs", "old_values")  # of training all digits of fp32, for tools/replay.py
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# rollouts
-# ---------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- rollouts
 
 
 def summarize(rollouts, tokenizer, group_size=None):
@@ -47,6 +45,7 @@ def summarize(rollouts, tokenizer, group_size=None):
     answer_lens = [min(len(ids), total) for ids, total in zip(answer_ids, lens, strict=True)]
     row = {
         "reward": mean(r.score.total for r in rollouts),
+        "reward_std": float(np.std([r.score.total for r in rollouts])) if rollouts else 0.0,
         "correct": mean(r.score.correct for r in rollouts),
         "format_error": 1 - mean(r.score.format_ok for r in rollouts),
         "wrong_answer": mean(r.score.format_ok and not r.score.correct for r in rollouts),
@@ -139,9 +138,7 @@ def token_ends(r, tokenizer):
     return ends
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# updates
-# ---------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- updates
 
 
 class StepStats:
@@ -275,9 +272,7 @@ def mean_of_finite(norms):
     return sum(finite) / len(finite) if finite else math.nan if norms else 0.0
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# rows and lines
-# ---------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- rows and lines
 
 
 def empty_row(*names):
@@ -337,7 +332,12 @@ def no_signal(silent_steps, row, example=""):
         return ""
     total, names = row.get("num_rollouts", 0), ("flag/error", "truncated", "correct", "format_error")
     raised, cut, right, unformed = counts = [round(row.get(name, 0.0) * total) for name in names]
-    causes = [(raised, "made the reward or a part of it raise an error", "correct its code, see flag/error"),
+    raised += round(row.get("flag/timeout", 0.0) * total)
+    same = row.get("reward_std") == 0 < row["reward"] and not (cut or right or unformed)  # of a reward of one's own
+    causes = [(raised, "made the reward or a part of it raise an error, or take too long", "correct its code, see "
+               "flag/error and flag/timeout"),
+              (total * same, f"get one reward, {row['reward']:g}, and none counts as right", "look at what your reward "
+               "tells apart, and from which full_mark on"),
               (cut, "do not end", "raise max_response_len, or say what ends a response (stop)"),
               (right, "are right already", "take harder problems"),
               (min(unformed, total - right) - cut, "end without the format", "ask for it in the template, learn it "

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from onebox.text import excerpt
 from tasks.formats import filled_boxes, outside_thinking
+from tasks.math_problems import gold_answers
 from tasks.parts import finite
 
 
@@ -60,12 +61,12 @@ class Completion:
     def is_right(self, said=None, answer=None):
         """
         Tell whether two mathematical answers are equal, by default `said` and the row's: 1/2, 0.5 and \\frac12 are.
+        TypeError where there is no answer.
 
         Sympy decides in grader processes what strings cannot: until its verdict is in, the answer is False and the
         score not final; then the reward is called again. Flags: timeout, error.
         """
-        golds = self.answer if answer is None else answer
-        golds = [str(gold) for gold in (golds if isinstance(golds, (list, tuple)) else [golds])]
+        golds = gold_answers(self.answer if answer is None else answer)
         said = self.said if said is None else str(said)
         verdict = self.equal(golds, said, "strict")
         self.note("equal to the gold (strict rules)", f"{verdict}: {excerpt(said)} for {excerpt(' or '.join(golds))}")

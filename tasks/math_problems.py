@@ -117,7 +117,7 @@ def clean(row, source, needs=("question", "answer")):
     except BadRow:
         if "answer" in needs:
             raise
-        row.setdefault("answer", None)
+        row["answer"] = row.get("answer") if filled(row.get("answer")) else None
     digits = re.search(r"\d+", str(row.get("level")))  # 5, "Level 5"; two rows of MATH have "Level ?"
     row["level"] = int(digits.group()) if digits else None
     subject = row.get("subject") or row.get("type") or row.get("subfield")

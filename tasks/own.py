@@ -6,7 +6,7 @@ one wherever a name is wanted: in recipes (there the function itself will do), i
         return float(sample.said.lower() == sample.row["label"])
 
 It returns a number, {part: number}, or sample.finish({part: number}, correct, format_ok). It must depend on the sample
-alone: it may be called twice for one response. docs/your_own.md shows the whole way.
+alone: it may be called twice for one response. docs/your_own.md shows the whole way; own_check.py tries each at start.
 """
 
 import ast
@@ -14,26 +14,24 @@ import base64
 import builtins
 import contextlib
 import dataclasses
+import decimal
 import functools
 import hashlib
-import importlib.util
+import importlib.machinery
 import inspect
 import json
+import math
+import numbers
 import os
 import pickle
 import re
-import statistics
 import sys
 import sysconfig
-import time
 
-from onebox.config import ConfigError, run_file
-from onebox.text import excerpt, suggest
-from tasks.judged import Completion, Score, checked
-from tasks.parts import MAX_REWARD
-from tasks.workers import Workers
-
-NAME = re.compile(r"(.+\.py):([A-Za-z_]\w*)")
+from onebox.config import OWN_NAME, ConfigError, run_file
+from onebox.text import suggest
+from tasks.judged import Score, checked
+from tasks.parts import MAX_REWARD, finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +44,16 @@ class Options:
     memory_gb: float = 1.0     # how much a killable one may use
     full_mark: float = 1.0     # a number, or a sum of parts, from which a response counts as correct
     perfect: str | None = None  # a response that must get full_mark, with {think} and {answer} (the row's)
+
+    def __post_init__(self):
+        for name in ("on_error", "seconds", "memory_gb", "full_mark"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not math.isfinite(value) or abs(value) > MAX_REWARD:
+                raise ConfigError(f"own_reward({name}={value!r}): it must be a finite number")
+        if type(self.killable) is not bool or not isinstance(self.perfect, (str, type(None))) or \
+                min(self.seconds, self.memory_gb) <= 0:
+            raise ConfigError(f"own_reward: killable is True or False, perfect a text, seconds and memory_gb are "
+                              f"positive, not {self}")
 
 
 def own_reward(**options):
@@ -64,25 +72,44 @@ def own_reward(**options):
 
 def is_own(name):
     """Tell whether a name is that of a function in a file."""
-    return isinstance(name, str) and NAME.fullmatch(name) is not None
+    return isinstance(name, str) and OWN_NAME.fullmatch(name) is not None
 
 
 def load(name):
-    """Return the function of "recipes/mine.py:my_reward". ConfigError, in one line, where there is none."""
-    path, function = NAME.fullmatch(name).groups()
-    if not os.path.isfile(path):
-        raise ConfigError(f"{name}: there is no file {path!r}: give its path from this directory, or the whole one")
+    """
+    Return the function of "recipes/mine.py:my_reward", the same one as long as this process lives, whatever becomes of
+    the file. ConfigError, in one line, where there is none.
+    """
+    path, function = OWN_NAME.fullmatch(name).groups()
+    return load_from(os.path.abspath(path), path, function)
+
+
+@functools.lru_cache(maxsize=None)
+def load_from(whole_path, path, function):
+    if not os.path.isfile(whole_path):
+        raise ConfigError(f"{path}:{function}: there is no file {path!r} in {os.getcwd()}")
     try:
-        names = run_file(path)
+        names = run_file(whole_path)
+        refuse_namesakes(whole_path)
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:  # the file is the user's Python
-        raise ConfigError(f"{name}: {path} cannot be run: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{path}:{function}: {path} cannot be run: {type(error).__name__}: {error}") from error
     if not callable(names.get(function)):
         known = [own for own, value in names.items() if inspect.isfunction(value)]
         hint = suggest(function, known) or f"its functions are {', '.join(known) or 'none'}"
         raise ConfigError(f"{path} has no function {function!r}; {hint}")
     return names[function]
+
+
+def refuse_namesakes(path):
+    """Raise ConfigError where a file imports a module that lies beside it, and has got another one of that name."""
+    for module in imported(path):
+        beside = os.path.join(os.path.dirname(path), f"{module.partition('.')[0]}.py")
+        got = getattr(sys.modules.get(module.partition(".")[0]), "__file__", None)
+        if os.path.isfile(beside) and got and os.path.realpath(got) != os.path.realpath(beside):
+            raise ConfigError(f"{path} imports {module}, which is {got} and not the file beside it: give {beside} "
+                              "another name")
 
 
 def options_of(name):
@@ -97,10 +124,11 @@ def short(name):
 # ---------------------------------------------------------------- several with weights
 
 
+@functools.lru_cache(maxsize=1024)
 def terms(reward):
-    """Return [(weight, name)] of "math", of "math + 0.5 * recipes/mine.py:short", or of [("math", 1.0), ...]."""
-    if not isinstance(reward, str):
-        return [(float(weight), name) for name, weight in reward]
+    """Return [(weight, name)] of "math", or of "math + 0.5 * recipes/mine.py:short"."""
+    if is_own(reward) and os.path.isfile(reward.rpartition(":")[0]):  # of any path
+        return [(1.0, reward)]
     found = [re.fullmatch(r"(?:([-+.0-9eE]+) *\* *)?(.*)", term.strip()).groups() for term in reward.split(" + ")]
     return [(1.0 if weight is None else float(weight), name) for weight, name in found]
 
@@ -113,23 +141,17 @@ def named(reward):
             isinstance(term, (list, tuple)) and len(term) == 2 and isinstance(term[0], str)
             and type(term[1]) in (int, float) and abs(term[1]) < MAX_REWARD for term in reward):
         raise ValueError(f"several rewards are written [('math', 1.0), (my_reward, 0.5)], not {reward!r}")
+    if odd := next((name for name, _ in reward if " + " in name or "*" in name), None):
+        raise ValueError(f"several rewards: {odd!r} may hold no '*' nor ' + '; move the file")
     return " + ".join(f"{float(weight)!r} * {name}" for name, weight in reward)
 
 
 # ---------------------------------------------------------------- calling them
 
 
-def tested(reward):
-    """Tell whether the check at start knows a perfect response to each own reward in this one, and there is one."""
-    names = [name for _, name in terms(reward)]
-    return all(is_own(name) and options_of(name).perfect is not None for name in names)
-
-
-def perfect(name, answer, prompt=""):
-    """Return the response that own_reward(perfect=...) calls perfect; {think} stands for a short thinking."""
-    gold = answer[0] if isinstance(answer, (list, tuple)) and answer else answer
-    think = ("" if prompt.rstrip().endswith("<think>") else "<think>") + "I worked it out.\n</think>"
-    return options_of(name).perfect.replace("{think}", think).replace("{answer}", str(gold))
+def score(name, completion):
+    """Score by an own reward, here or, if it is killable, in a grader process. None: its verdict is not in yet."""
+    return score_elsewhere(name, completion) if options_of(name).killable else call(load(name), completion)
 
 
 def call(function, completion):
@@ -145,7 +167,6 @@ def call(function, completion):
     return checked(completion.finish(parts, sum(parts.values()) >= mark - 1e-9, True))
 
 
-@functools.lru_cache(maxsize=64)
 def takes_equal(function):
     """Tell whether a function is written as those of rewards.py are, as (completion, equal)."""
     try:
@@ -160,73 +181,173 @@ def number(value, what):
     """Return a number as a float. TypeError for anything else: "1" and None are mistakes."""
     if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:  # of numpy or torch
         value = value.item()
-    if not isinstance(value, (bool, int, float)):
+    if not isinstance(value, (numbers.Real, decimal.Decimal)):
         missing = ": does every path end in a return?" if value is None else ""
-        raise TypeError(f"{what} is {excerpt(value)}, a {type(value).__name__}; a reward returns a number, a dict of "
+        raise TypeError(f"{what} is {value!a:.100}, a {type(value).__name__}; a reward returns a number, a dict of "
                         f"numbers or sample.finish(...){missing}")
-    return float(value)
+    return finite(value, what)
 
 
-def score(name, completion):
-    """Score by an own reward, here or, if it is killable, in a grader process. None: its verdict is not in yet."""
-    return ask(name, completion) if options_of(name).killable else call(load(name), completion)
+def failing(name):
+    """Return the Score of a response where an own reward fails."""
+    value = float(options_of(name).on_error)
+    return Score(value, False, False, {"on_error": value} if value else {})
 
 
-def answer(name, sample, equal):
-    """Score in a worker: a pickled Completion -> JSON of [Score's fields, notes], or of an error's text."""
-    builtins.exit = builtins.quit = sys.exit  # the interactive ones close stdin, through which the questions come
-    with contextlib.redirect_stdout(sys.stderr):  # a print must not break the worker's protocol
+def score_elsewhere(name, completion, memory_gb=None):
+    """Score in a grader process: Score, or None until it is in. RuntimeError with what went wrong there."""
+    options, (path, function) = options_of(name), OWN_NAME.fullmatch(name).groups()
+    sample = base64.b64encode(pickle.dumps(dataclasses.replace(completion, notes=[], equal=None))).decode()
+    # a worker was started elsewhere: the whole path, and this directory; and perhaps later: the source
+    where = [f"{os.path.abspath(path)}:{function}", os.getcwd(), str(options.seconds),
+             str(memory_gb or options.memory_gb), identity(name)]
+    said = completion.equal(where, sample, "own")
+    if said == "timeout":
+        return None
+    if said == "error":
+        raise RuntimeError(f"its process died: of a crash, or of more than {where[3]} GB")
+    found = json.loads(said)
+    if found is None:
+        raise Edited(f"{path} was edited while this process uses it: put it back (a copy lies in the run's code/), and "
+                     "start the same command again")
+    if isinstance(found, str):
+        raise RuntimeError(found)
+    fields, notes = found
+    completion.notes += [tuple(note) for note in notes]
+    return Score(**{**fields, "flags": frozenset(fields["flags"])})
+
+
+class Edited(ConfigError):
+    """The file of a reward is another one than at the start, so that new grader processes would score otherwise."""
+
+    def __init__(self, message):
+        super().__init__(message, exit_code=2)
+
+
+def score_in_worker(where, sample, equal):
+    """Score in a worker: a pickled Completion -> JSON of [Score's fields, notes], or of an error; null if edited."""
+    name, _, _, _, source = where
+    builtins.exit = builtins.quit = sys.exit  # the interactive ones close stdin
+    with contextlib.redirect_stdout(sys.stderr):
         try:
+            function = load(name)
+            if identity(name) != source:
+                return json.dumps(None)
+            if not sample:  # only to load it
+                return json.dumps("loaded")
             completion = pickle.loads(base64.b64decode(sample))
             completion.equal = equal
-            score = call(load(name), completion)
+            found = call(function, completion)
         except (Exception, SystemExit) as error:
             return json.dumps(f"{type(error).__name__}: {error}")
-    return json.dumps([{**vars(score), "flags": sorted(score.flags)}, completion.notes], default=str)
-
-
-def ask(name, completion, seconds=None, memory_gb=None):
-    """Score in a grader process: Score, or None until it is in. RuntimeError with what went wrong there."""
-    options, (path, function) = options_of(name), NAME.fullmatch(name).groups()
-    sample = base64.b64encode(pickle.dumps(dataclasses.replace(completion, notes=[], equal=None))).decode()
-    # a worker was started elsewhere: the whole path, and this directory
-    where = [f"{os.path.abspath(path)}:{function}", os.getcwd(), str(seconds or options.seconds),
-             str(memory_gb or options.memory_gb)]
-    said = completion.equal(where, sample, "own")
-    if said in ("timeout", "error"):
-        return None if said == "timeout" else failed(f"its process died: of a crash, more than {where[3]} GB, or too "
-                                                     "much CPU time")
-    found = json.loads(said)
-    if isinstance(found, str):
-        failed(found)
-    score, notes = found
-    completion.notes += [tuple(note) for note in notes]
-    return Score(**{**score, "flags": frozenset(score["flags"])})
-
-
-def failed(text):
-    raise RuntimeError(text)
+    return json.dumps([{**vars(found), "flags": sorted(found.flags)}, completion.notes], default=str)
 
 
 # ---------------------------------------------------------------- what belongs to a run's fingerprint
 
 
+@functools.lru_cache(maxsize=None)
+def identity(name):
+    """Return sha256 of the source of an own function, as it was when this process first asked."""
+    return sha256("\n".join(source_of(name)))
+
+
 def source_of(name):
     """
-    Return the source text of a function and of all that it refers to: names of its file, and the user's own files that
-    it imports. Of the project itself and of installed packages only the import is part of it.
+    Return the texts that decide what an own function does: its file without the settings in it, and the user's other
+    files that these import. Installed packages and the project's own modules are not part of them, nor data files.
     """
-    path, function = NAME.fullmatch(name).groups()
-    found = statements(os.path.abspath(path), function, set())
-    if not found:  # bound in a way that is not seen here, by exec for one: then all of the file
-        with open(path, errors="replace") as f:
-            found = {f.read()}
-    return "\n".join(sorted(found))
+    load(name)  # so that its imports can be found
+    first, *others = files_of(name)
+    return [without_settings(first), *(read(file) for file in others)]
+
+
+def files_of(name):
+    """Return the files of the user that an own function needs: its own first, then those that it imports, sorted."""
+    first = os.path.abspath(OWN_NAME.fullmatch(name)[1])
+    found, todo = [], [first]
+    while todo:
+        file = todo.pop()
+        if file not in found:
+            found.append(file)
+            todo += [os.path.abspath(other) for module in imported(file) if is_users(other := file_of(module))]
+    return [first, *sorted(set(found) - {first})]
+
+
+def read(path):
+    with open(path, encoding="utf-8", errors="replace") as f:
+        return f.read()
+
+
+def without_settings(path):
+    """Return the top-level statements of a file, but for `name = value` lines that no other statement refers to."""
+    text = read(path)
+    tree, lines = ast.parse(text).body, text.splitlines()
+
+    def plain(node):  # the name that a line such as `lr = 1e-6` or `a, b = 1, 2` sets
+        targets = node.targets if isinstance(node, ast.Assign) else \
+            [node.target] if isinstance(node, ast.AnnAssign) else []
+        names = [one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)]
+        return set(names) if names and all(isinstance(one, (ast.Name, ast.Tuple)) for one in targets) else set()
+
+    kept = [node for node in tree if not plain(node)]
+    while True:
+        used = {one.id for node in kept for one in ast.walk(node)
+                if isinstance(one, ast.Name) and (isinstance(one.ctx, ast.Load) or isinstance(node, ast.AugAssign))}
+        more = [node for node in tree if node not in kept and plain(node) & used]
+        if not more:
+            break
+        kept += more
+    return "\n".join(line.rstrip() for node in sorted(kept, key=lambda node: (node.lineno, node.col_offset))
+                     for line in lines[min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", []))])
+                                       - 1:node.end_lineno])
+
+
+def imported(path):
+    """List the modules that a file imports anywhere: "a.b" of `import a.b`, "a" and "a.b" of `from a import b`."""
+    found = []
+    for node in ast.walk(ast.parse(read(path))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return [".".join(module.split(".")[:n]) for module in dict.fromkeys(found) for n in range(1, module.count(".") + 2)]
+
+
+def file_of(module):
+    """Return the file of a module, "" where it has none or is none."""
+    loaded = getattr(sys.modules.get(module), "__file__", None)
+    if loaded or module.partition(".")[0] in sys.builtin_module_names:
+        return loaded or ""
+    parent, path = module.rpartition(".")[0], None
+    try:
+        if parent:  # found without importing it
+            where = file_of(parent)
+            path = [os.path.dirname(where)] if where.endswith("__init__.py") else []
+        return getattr(importlib.machinery.PathFinder.find_spec(module, path), "origin", None) or ""
+    except (ImportError, ValueError, AttributeError):
+        return ""
+
+
+PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+DOOR = ("data.py", "eval.py", "policy.py", "rewards.py", "rollout.py", "sft.py", "train_grpo.py", "train_ppo.py")
+INSTALLED = tuple(os.path.join(os.path.realpath(path), "") for path in sysconfig.get_paths().values())
+
+
+def is_users(file):
+    """Tell whether a Python file is the user's: not one of an installed package, nor of this project but a recipe."""
+    inside = os.path.relpath(os.path.realpath(file), PROJECT).split(os.sep)
+    project = inside[0] in ("tasks", "onebox", "tools") or len(inside) == 1 and inside[0] in DOOR
+    return file.endswith(".py") and not project and not os.path.realpath(file).startswith(INSTALLED)
+
+
+def sha256(text):
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sources(rewards):
     """Return {reward: its text with sha256 of a source in place of each own function's name} of those with such."""
-    return {reward: " + ".join(f"{weight!r} * {sha256(source_of(name)) if is_own(name) else name}"
+    return {reward: " + ".join(f"{weight!r} * {identity(name) if is_own(name) else name}"
                                for weight, name in terms(reward))
             for reward in rewards if any(is_own(name) for _, name in terms(reward))}
 
@@ -245,224 +366,16 @@ def hash_of(found):
     return sha256("\n".join(sorted(found.values()))) if found else ""
 
 
-def files_of(settings):
-    """Return the files of all own functions in a run's settings, and those beside them that these import."""
-    seen = set()
-    for path, function in re.findall(r'([^"*+]+\.py):([A-Za-z_]\w*)', json.dumps(settings)):
-        if os.path.isfile(path.strip()):
-            statements(os.path.abspath(path.strip()), function, seen)
-    return sorted({path for path, _ in seen})
+def own_names(value):
+    """List the names of own functions in a setting."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [name for one in value for name in own_names(one)]
+    return [name for _, name in terms(value) if is_own(name)] if isinstance(value, str) else []
 
 
-def made_up(prompt, others=()):
-    """Return responses to a prompt: right ones in three forms, another row's answer, and one that is no answer."""
-    gold = prompt.answer[0] if isinstance(prompt.answer, (list, tuple)) and prompt.answer else prompt.answer
-    opening = "" if prompt.text.rstrip().endswith("<think>") else "<think>"
-    return [f"{opening}I worked it out.</think>\n<answer>{gold}</answer>",
-            f"{opening}I worked it out.</think>\n\\boxed{{{gold}}}", str(gold),
-            next((str(other.answer) for other in others if other.answer != prompt.answer), "something else"),
-            f"{opening}I worked it out.</think>\n<answer>no idea</answer>"]
-
-
-def sha256(text):
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def statements(path, name, seen):
-    """Collect the top-level statements of a file that bind a name, and those of what they refer to."""
-    if (path, name) in seen:
-        return set()
-    seen.add((path, name))
-    with open(path, "rb") as f:
-        text = f.read()
-    lines, found = text.decode(errors="replace").splitlines(), set()
-    for node in ast.parse(text).body:
-        imported = isinstance(node, (ast.Import, ast.ImportFrom))
-        binds = {(alias.asname or alias.name).partition(".")[0] for alias in node.names} if imported else bound(node)
-        if name not in binds and "*" not in binds:
-            continue
-        if imported:
-            found |= of_import(node, name, seen)
-        if name in binds:
-            first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", []))])
-            found.add("\n".join(line.rstrip() for line in lines[first - 1:node.end_lineno]))
-            for used in {one.id for one in ast.walk(node) if isinstance(one, ast.Name)} - {name}:
-                found |= statements(path, used, seen)
-            for inside in () if imported else ast.walk(node):
-                if isinstance(inside, (ast.Import, ast.ImportFrom)):
-                    for alias in inside.names:
-                        found |= of_import(inside, alias.asname or alias.name, seen)
-    return found
-
-
-def bound(node):
-    """Return the names that a top-level statement binds."""
-    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-        return {node.name}
-    return {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)} | {
-        one.value.id for one in ast.walk(node)  # WORDS.update(...), WORDS["a"] = 1
-        if isinstance(one, (ast.Attribute, ast.Subscript)) and isinstance(one.value, ast.Name)
-        and not isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-
-
-def of_import(node, name, seen):
-    """Follow an import into a file of the user's."""
-    found = set()
-    if isinstance(node, ast.Import):
-        for alias in node.names:
-            found |= whole(file_of(alias.name), seen)
-    elif node.module:
-        original = next((alias.name for alias in node.names if (alias.asname or alias.name) == name), name)
-        file = file_of(node.module)
-        if file.endswith("__init__.py"):  # from package import module: a file of its own
-            found |= whole(file_of(f"{node.module}.{original}"), seen)
-        if is_users(file):
-            found |= statements(os.path.abspath(file), original, seen)
-    return found
-
-
-def file_of(module):
-    """Return the file of a module, "" where it has none or is not there."""
-    try:
-        return getattr(importlib.util.find_spec(module), "origin", None) or ""
-    except (ImportError, ValueError, AttributeError):
-        return ""
-
-
-def whole(file, seen):
-    """Return {text} of a file of the user's, once."""
-    if not is_users(file) or (os.path.abspath(file), "") in seen:
-        return set()
-    seen.add((os.path.abspath(file), ""))
-    with open(file, errors="replace") as f:
-        return {f.read()}
-
-
-PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-INSTALLED = tuple(os.path.join(os.path.realpath(path), "") for path in sysconfig.get_paths().values())
-
-
-def is_users(file):
-    """Tell whether a Python file is the user's: not one of an installed package, nor of this project but a recipe."""
-    inside = os.path.relpath(os.path.realpath(file), PROJECT).split(os.sep)
-    project = inside[0] in ("tasks", "onebox", "tools") or len(inside) == 1 and inside[0] in DOOR
-    return file.endswith(".py") and not project and not os.path.realpath(file).startswith(INSTALLED)
-
-
-DOOR = ("data.py", "eval.py", "policy.py", "rewards.py", "rollout.py", "sft.py", "train_grpo.py", "train_ppo.py")
-
-
-# ---------------------------------------------------------------- the check at start
-
-def print_once(text):
-    """Print on rank 0."""
-    if os.environ.get("RANK", "0") == "0":
-        print(text, flush=True)
-
-
-HOSTILE = {  # a response that a model may write one day
-    "nothing": "", "blanks": " \n\t ", "no tags": "yes", "only tags": "<think></think><answer></answer>",
-    "never ends": "<think>" + "so " * 200, "tags the wrong way round": "</answer>5<answer></think>",
-    "a thousand tags": "<answer>" * 1000 + "5" + "</answer>" * 1000, "open brackets": "[" * 50_000,
-    "open boxes": "\\boxed{" * 20_000, "a long number": "9" * 100_000,
-    "not a number": "<answer>nan 1e999 -inf</answer>",
-    "broken JSON": '<answer>{"a": [1, {"b": </answer>', "other scripts": "<answer>\u0663 \u4e94 \ufffd \x00</answer>",
-    "one long word": "a" * 200_000, "blanks and words": "a " * 100_000,
-}
-SECONDS_A_CALL = 0.05  # above it, the check says what a step of scoring will take
-
-
-def check_all(prompts, count=8):
-    """Try each own reward on `count` of its rows and on hostile texts: see check."""
-    its_rows = {}
-    for prompt in prompts:
-        for name in (name for _, name in terms(prompt.reward) if is_own(name)):
-            its_rows.setdefault(name, []).append(prompt)
-    for name, rows in its_rows.items():
-        workers = Workers(num_workers=1)
-        try:
-            check(name, rows[::max(1, len(rows) // count)][:count], workers)
-        finally:
-            workers.close()
-
-
-def check(name, prompts, workers, say=print_once):
-    """
-    Score made-up responses to real rows, and hostile texts, in a process that can be killed.
-
-    prompts: some that have this reward. Raises ConfigError with exit code 5 if the reward fails on every response to
-    real rows, misses its own perfect ones, or (unless it is killable) needs too long for one text. Says in one line how
-    it went, and warns of one that fails on hostile texts, gives one value to all, or two values to one response.
-    """
-    options, jobs = options_of(name), []
-    verdict(["1"], "2", "strict", workers)  # so that no start of a process is measured
-    for prompt in prompts:
-        texts = made_up(prompt, prompts)
-        jobs += [("a real row", prompt, text) for text in [*texts, texts[-1]]]  # the last one twice
-        if options.perfect is not None:
-            jobs.append(("a perfect response", prompt, perfect(name, prompt.answer, prompt.text)))
-    jobs += [(what, prompts[0], text) for what, text in HOSTILE.items()]
-    results = [score_in_process(name, prompt, text, workers) for _, prompt, text in jobs]
-    real = [found for (what, *_), found in zip(jobs, results, strict=True) if what == "a real row"]
-    errors = [found for found in real if isinstance(found.said, str)]
-    where = f"reward {name}"
-    if len(errors) == len(real):
-        raise ConfigError(f"{where} fails on all {len(real)} responses tried on {len(prompts)} rows: "
-                          f"{excerpt(errors[0].said, 300)}; the row was {excerpt(errors[0].prompt.row, 200)}",
-                          exit_code=5)
-    for (what, prompt, text), found in zip(jobs, results, strict=True):
-        if what == "a perfect response" and (isinstance(found.said, str) or not found.said.correct):
-            got = found.said if isinstance(found.said, str) else f"{found.said.total:g}"
-            raise ConfigError(f"{where}: the response that own_reward(perfect=...) calls perfect gets "
-                              f"{excerpt(got, 200)} for {prompt.uid}, full_mark is {options.full_mark:g}: "
-                              f"{excerpt(text, 200)}",
-                              exit_code=5)
-        if found.said == "timeout" and not options.killable:
-            raise ConfigError(f"{where} needs more than {options.seconds:g} s for one text ({what}: {excerpt(text)}): "
-                              "a response can be such a text, so make it linear in the length, allow more time, "
-                              "@own_reward(seconds=30), or run it where it can be stopped, killable=True", exit_code=5)
-    seconds = sorted(found.seconds for found in results if not isinstance(found.said, str))
-    typical = statistics.median(seconds)
-    say(f"{where}: checked on {len(prompts)} rows and {len(HOSTILE)} hostile texts, {typical * 1000:.2g} ms for one, "
-        f"{seconds[-1] * 1000:.2g} ms at most" + (", in a process of its own" if options.killable else ""))
-    odd = [(what, found) for (what, *_), found in zip(jobs, results, strict=True) if isinstance(found.said, str)]
-    if odd:
-        say(f"warning: {where} fails on {len(odd)} of {len(jobs)} texts; such a response scores {options.on_error:g} "
-            f"(own_reward(on_error=...)) and counts in column flag/error; first on {odd[0][0]}: "
-            f"{excerpt(odd[0][1].said, 200)}")
-    totals = {options.on_error if isinstance(found.said, str) else found.said.total for found in results}
-    if len(totals) == 1:
-        say(f"warning: {where} gave {totals.pop():g} to all {len(jobs)} texts tried, right and wrong ones: nothing can "
-            "be learned from a constant")
-    twice = [pair for pair in zip(real[4::6], real[5::6], strict=True)
-             if not any(isinstance(one.said, str) for one in pair) and pair[0].said.total != pair[1].said.total]
-    if twice:
-        say(f"warning: {where} gave {twice[0][0].said.total:g} and {twice[0][1].said.total:g} to one and the same "
-            "response: it must depend on the sample alone, else a resumed run is another run")
-
-
-@dataclasses.dataclass
-class Tried:
-    """How a reward took one text: its Score, or what went wrong ("timeout", "ZeroDivisionError: ..."); the seconds."""
-
-    prompt: object
-    said: object
-    seconds: float
-
-
-def score_in_process(name, prompt, text, workers):
-    completion = Completion(text, prompt.answer, False, max(1, len(text) // 4), max(1, len(text) // 4) + 1, prompt.row,
-                            prompt.text, equal=lambda golds, sample, rules: verdict(golds, sample, rules, workers))
-    start, options = time.perf_counter(), options_of(name)
-    try:
-        said = ask(name, completion, memory_gb=options.memory_gb if options.killable else "inf") or "timeout"
-    except RuntimeError as error:
-        said = str(error)
-    return Tried(prompt, said, time.perf_counter() - start)
-
-
-def verdict(golds, sample, rules, workers):
-    workers.submit(0, golds, sample, rules)
-    while not (found := workers.poll(wait_s=1.0)):
-        pass
-    return found[0][1]
+def files_of_settings(settings):
+    """Return the files of all own functions in a run's settings, and those that these import."""
+    names = own_names([settings.get("reward"), settings.get("template")])
+    return sorted({file for name in names if os.path.isfile(OWN_NAME.fullmatch(name)[1]) for file in files_of(name)})

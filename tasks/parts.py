@@ -76,7 +76,7 @@ def language(sample, score, script=None):
     adds it to the reward of an answer. The question is the row's, else the prompt; `script` names one instead of it.
     """
     question = sample.row.get("question")
-    scripts = scripts_of(question if isinstance(question, str) else sample.prompt)
+    scripts = scripts_of(question if isinstance(question, str) and question.strip() else sample.prompt)
     if script:
         scripts = JAPANESE if script in ("HIRAGANA", "KATAKANA") else {script}
     return share_of_scripts(sample.text, scripts)

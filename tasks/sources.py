@@ -16,7 +16,7 @@ from onebox.hub import hub_reachable
 from onebox.text import excerpt, suggest
 from tasks import TASKS, math_problems
 from tasks.math_problems import answer_or_box
-from tasks.rows import SUFFIXES, BadRow, DataError, Source, data_files, read_file, report_bad, stem_and_suffix
+from tasks.rows import SUFFIXES, BadRow, DataError, Source, data_files, filled, read_file, report_bad, stem_and_suffix
 
 # ---------------------------------------------------------------- public sets: row -> gold, or list of acceptable ones
 
@@ -175,6 +175,9 @@ def clean_row(task, source, raw, columns=None, needs=("question", "answer")):
         raise BadRow("not an object")
     nested = raw.get("extra_info")  # where verl's files, SimpleRL-Zoo's among them, keep question and answer
     raw = rename({**(nested if isinstance(nested, dict) else {}), **raw}, columns or {})
+    for ours in columns or {}:
+        if ours in ("question", "answer") and not filled(raw[ours]):
+            raise BadRow(f"empty {ours}")
     row = task.clean(raw, source, needs) if task is math_problems else task.clean(raw, source)
     return row if source.gold is answer_or_box and source not in SOURCES.values() or source is SOURCES["custom"] else {
         key: value for key, value in row.items() if key not in DROP}
@@ -204,8 +207,8 @@ def check_columns(name, columns, rows):
     """Raise DataError for a setting `columns` that is not {our name: theirs}, or names a column that no row has."""
     there = dict.fromkeys(key for row in rows if isinstance(row, dict) for key in row)
     for ours, theirs in (columns or {}).items():
-        found = isinstance(theirs, str) and any(isinstance(row, dict) and look_up(row, theirs) is not None
-                                                for row in rows)
+        found = isinstance(theirs, str) and any(isinstance(row, dict) and (
+            theirs in row or look_up(row, theirs) is not None) for row in rows)
         if ours in COLUMNS and found:
             continue
         if isinstance(theirs, str) and theirs in COLUMNS and ours in there:
@@ -221,9 +224,13 @@ def check_columns(name, columns, rows):
 
 def columns_of(columns, name):
     """Return the setting `columns` for one source: itself, or its entry where it is {source: columns}."""
-    if not columns or not all(isinstance(value, dict) for value in columns.values()):
-        return columns
-    return columns.get(name, columns.get(name.partition("@")[0]))
+    several = per_source_columns(columns)
+    return several.get(name) if several else columns
+
+
+def per_source_columns(columns):
+    """Return the setting `columns` if it is {source: columns}, else {}."""
+    return columns if columns and all(isinstance(value, dict) for value in columns.values()) else {}
 
 
 # ---------------------------------------------------------------- the hub, files and directories

@@ -23,6 +23,7 @@ import re
 from onebox.config import ConfigError
 from onebox.text import excerpt, suggest
 from tasks import TASKS, own
+from tasks.rows import BadRow, filled
 
 CHAT_DATE = "2024-07-26"  # the date in Llama 3's own templates for callers without a clock
 
@@ -421,6 +422,8 @@ def fill(template, text, row):
             raise ConfigError(f"prompt template {called(template)} shows the model the column {match[1]!r}, which "
                               "holds the answer; where braces around a word are meant, let a function write the prompt")
         found = next((row[field] for field in fields if row.get(field) is not None), None)
+        if not published and not filled(found) and any(field in row for field in fields):
+            raise BadRow(f"empty {match[1]}")
         if found is None:
             fitting = [name for name, parts in TEMPLATES.items() if all(fits(text, row) for text in parts.values())]
             hint = f"templates for such rows: {', '.join(fitting) or 'none'}" if published else suggest(match[1], row)
@@ -433,10 +436,30 @@ def fill(template, text, row):
 
 def refuse_gold(template, columns):
     """Raise ConfigError for a template that shows the column from which `columns` takes the answer."""
-    found, gold = entry(template), (columns or {}).get("answer")
-    if not callable(found) and gold in ANY_SLOT.findall(" ".join(found.values())):
-        raise ConfigError(f"prompt template {called(template)} shows the model the column {gold!r}, which holds the "
-                          "answer")
+    found, gold = entry(template), str((columns or {}).get("answer"))
+    slots = set() if callable(found) else set(ANY_SLOT.findall(" ".join(found.values()))) - set(columns or {})
+    if named := slots & {gold, gold.partition(".")[0]}:
+        raise ConfigError(f"prompt template {called(template)} shows the model the column {named.pop()!r}, which holds "
+                          "the answer")
+
+
+def shown(template, row):
+    """Return the texts of a row that its prompt may show: of a function's, all that there are in the row."""
+    found = entry(template)
+    if callable(found):
+        return texts_in(list(row.values()))
+    if not found:
+        return [row["question"], *(turn["content"] for turn in row.get("conversation", ()))]
+    slots = ANY_SLOT.findall(" ".join(found.values()))
+    fields = [field for slot in slots for field in SLOTS.get(slot, ([slot],))[0]]
+    return texts_in([row["question"], *(row.get(field) for field in fields)])
+
+
+def texts_in(value):
+    """List all texts inside a value."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [text for one in value for text in texts_in(one)] if isinstance(value, list) else [str(value)]
 
 
 def fits(text, row):

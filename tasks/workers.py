@@ -13,12 +13,13 @@ import os
 import re
 import resource
 import selectors
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 from tasks.math_equal import TRIGONOMETRIC, Rules, decide
@@ -138,33 +139,42 @@ def serve(judge=judge, cpu_s=10):
     """Run a worker: read lines [id, golds, prediction, rules] as JSON, answer [id, right], until stdin closes."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
     import math_verify  # noqa: F401   before the first deadline runs
-    print("ready", flush=True)
-    for line in sys.stdin:
-        used = resource.getrusage(resource.RUSAGE_SELF)         # an orphan must not spin on after its parent was killed
+    # An own reward may run programs that a model wrote: they get no way to these lines, and neither does a print
+    questions, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    os.dup2(2, 1)
+    answers.write("ready\n")
+    answers.flush()
+    for line in questions:
         job_id, golds, prediction, rules = json.loads(line)
-        own_s = own_seconds((0, golds, prediction, rules)) or 0.0
-        limit = int(used.ru_utime + used.ru_stime) + max(cpu_s, 4 * int(own_s))
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+        if rules == "own":
+            found = own_answer(golds, prediction)
+        else:
+            used = resource.getrusage(resource.RUSAGE_SELF)  # an orphan must not spin on after its parent was killed
+            limit = int(used.ru_utime + used.ru_stime) + cpu_s
+            resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+            found = judge(golds, prediction, rules)
         # one write: where Python does not buffer, print() writes its line break apart, perhaps after the deadline
-        found = own_answer(golds, prediction) if rules == "own" else judge(golds, prediction, rules)
-        sys.stdout.write(json.dumps([job_id, found]) + "\n")
-        sys.stdout.flush()
+        answers.write(json.dumps([job_id, found]) + "\n")
+        answers.flush()
 
 
-def own_answer(golds, prediction):
-    """Let an own reward score a response here, where it can be killed; see own.answer."""
+def own_answer(where, sample):
+    """Let an own reward score a response here, where it can be killed; see own.score_in_worker."""
     from tasks import own  # only a worker that is asked so loads the user's file
 
-    name, folder, _, memory_gb = golds
-    most = resource.RLIM_INFINITY if memory_gb == "inf" else int(float(memory_gb) * 2**30)
+    most = resource.RLIM_INFINITY if where[3] == "inf" else int(float(where[3]) * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    os.chdir(folder)
-    return own.answer(name, prediction, lambda *question: "right" if judge(*question) else "wrong")
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    limit = int(used.ru_utime + used.ru_stime + 60 + 16 * float(where[2]))  # of all its threads
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    os.chdir(where[1])
+    return own.score_in_worker(where, sample, lambda *question: "right" if judge(*question) else "wrong")
 
 
-def own_seconds(job):
-    """Return how long the own reward of a job (id, golds, prediction, rules) may take; None where sympy is asked."""
-    return float(job[1][2]) if job[3] == "own" else None
+def own_seconds(golds, prediction, rules):
+    """Return how long the own reward of a question may take; None where sympy is asked."""
+    return float(golds[2]) if rules == "own" else None
 
 
 @dataclass
@@ -173,6 +183,8 @@ class Worker:
     deadline: float
     ready: bool = False
     job: object = None          # that it works on
+    loaded: set = field(default_factory=set)  # files of own rewards
+    nonce: int = 0              # of the job
     jobs_done: int = 0
     buffer: bytes = b""
 
@@ -228,10 +240,14 @@ class Workers:
         idle = [w for w in self.workers if w.ready and not w.job]
         while self.queue and idle:
             worker = idle.pop()
-            worker.job = self.queue.popleft()
-            worker.deadline = time.monotonic() + (own_seconds(worker.job) or self.timeout_s)
+            worker.job, worker.nonce = self.queue.popleft(), int.from_bytes(os.urandom(6))
+            golds, _, rules = worker.job[1:]
+            worker.deadline = time.monotonic() + (own_seconds(*worker.job[1:]) or self.timeout_s)
             try:
-                worker.process.stdin.write(json.dumps([0, *worker.job[1:]]).encode() + b"\n")
+                if rules == "own" and golds[0] not in worker.loaded:  # first the file, however long its imports take
+                    worker.deadline += START_S
+                    worker.process.stdin.write(json.dumps([-1, golds, "", "own"]).encode() + b"\n")
+                worker.process.stdin.write(json.dumps([worker.nonce, *worker.job[1:]]).encode() + b"\n")
                 worker.process.stdin.flush()
             except OSError:
                 self._end(worker, "error")
@@ -265,8 +281,15 @@ class Workers:
         for line in lines:
             if line == b"ready":
                 worker.ready, self.failed_starts = True, 0
-            elif worker.job and line.startswith(b"["):
-                found = json.loads(line)[1]
+                continue
+            try:
+                nonce, found = json.loads(line)
+            except (ValueError, TypeError):
+                return self._end(worker, "error")
+            if worker.job and nonce == -1:
+                worker.loaded.add(worker.job[1][0])
+                worker.deadline = time.monotonic() + own_seconds(*worker.job[1:])
+            elif worker.job and nonce == worker.nonce:
                 self.done.append((worker.job[0], found if isinstance(found, str) else "right" if found else "wrong"))
                 worker.job, worker.jobs_done = None, worker.jobs_done + 1
         if worker.jobs_done >= JOBS_PER_WORKER and not worker.job:
@@ -276,7 +299,10 @@ class Workers:
         """Kill and reap a worker. Its job, if any, gets `verdict`."""
         self.workers.remove(worker)
         self.selector.unregister(worker.process.stdout)
-        worker.process.kill()
+        try:
+            os.killpg(worker.process.pid, signal.SIGKILL)  # with the programs that an own reward has started
+        except ProcessLookupError:
+            worker.process.kill()
         worker.process.wait()
         worker.process.stdout.close()
         try:
@@ -325,8 +351,9 @@ class Verdicts:
         return found
 
     def own_seconds(self):
-        """Return how long the own rewards that wait may take at most, all workers at work."""
-        return sum(own_seconds((0, *question)) or 0.0 for question in self.waiting) / max(1, self.graders.num_workers)
+        """Return how long the own rewards that wait may take at most, from the start of their processes on."""
+        seconds = [own_seconds(*question) for question in self.waiting if question[2] == "own"]
+        return 2 * START_S * bool(seconds) + sum(seconds) / max(1, self.graders.num_workers)
 
     def undecided(self):
         """Return the set of keys that wait."""

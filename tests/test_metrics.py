@@ -179,7 +179,7 @@ def test_a_run_that_has_nothing_to_learn_from_says_so_after_5_steps_and_then_eve
 
 
 @pytest.mark.parametrize("counts, told, fix", [
-    ((64, 0, 0, 64), "64 of 64 responses made the reward or a part of it raise an error", "correct its code"),
+    ((64, 0, 0, 64), "64 of 64 responses made the reward or a part of it raise an error, or", "correct its code"),
     ((33, 64, 0, 64), "33 of 64 responses made", "flag/error"),             # whatever else they have in common
     ((32, 0, 0, 32), "32 of 64 responses made", "flag/error"),              # the other half is wrong: the first of two
     ((0, 64, 0, 64), "64 of 64 responses do not end", "max_response_len"),  # and so miss the format too
@@ -200,6 +200,13 @@ def test_a_dead_reward_says_which_cause_it_is(counts, told, fix):
     assert told in line and fix in line and "\n" not in line, line
     names = ("flag/error", "truncated", "correct", "format_error")
     assert ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True)) in line  # all of them
+
+
+def test_a_dead_own_reward_is_constant_or_too_slow():
+    row = of_silence(0, 0, 0, 0) | {"reward": 0.5, "reward_std": 0.0}
+    assert "64 of 64 responses get one reward, 0.5, and none counts as right" in no_signal(5, row)
+    assert "have the format and a wrong answer" in no_signal(5, row | {"reward_std": 0.2})
+    assert "64 of 64 responses made the reward" in no_signal(5, of_silence(0, 0, 0, 64) | {"flag/timeout": 1.0})
 
 
 def test_an_evaluation_adds_its_seconds_to_those_of_its_step():

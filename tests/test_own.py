@@ -4,7 +4,10 @@ import dataclasses
 import gzip
 import json
 import os
+import subprocess
+import sys
 import textwrap
+import time
 
 import pytest
 
@@ -13,7 +16,7 @@ import rewards
 from conftest import ROOT, save_tiny_model
 from onebox.config import ConfigError
 from runs import Server, assert_same, everything_of
-from tasks import own
+from tasks import own, own_check
 from tasks.workers import Workers
 from tools import why
 
@@ -76,7 +79,7 @@ def test_a_reward_of_completion_and_equal_is_called_as_those_of_this_project(tmp
 
 @pytest.mark.parametrize("body, told", [
     ("pass", "it is None, a NoneType; a reward returns a number, a dict of numbers or sample.finish(...): does every"),
-    ("return '1'", "it is 1, a str"), ("return [1.0]", "a list"), ("return {}", "a dict"),
+    ("return '1'", "it is '1', a str"), ("return [1.0]", "a list"), ("return {}", "a dict"),
     ("return {'a': None}", "part 'a' is None"), ("return math.nan", "is nan"), ("return 1e300", "is 1e+300"),
     ("return -math.inf", "is -inf"), ("return 1 / 0", "ZeroDivisionError"),
     ("return sample.text.split('</think>')[7]", "IndexError"), ("exit()", "SystemExit"),
@@ -182,6 +185,51 @@ def test_a_reward_that_changes_its_row_changes_only_its_own_copy(tmp_path):
     scorer.close()
 
 
+def test_what_a_response_runs_can_neither_forge_a_score_nor_outlive_its_time(tmp_path):
+    name = reward_file(tmp_path, """
+        return 0.25 * (subprocess.run([sys.executable, "-c", sample.text], timeout=60).returncode == 0)
+    """, before="import subprocess, sys", options="killable=True, seconds=5")
+    score = '[{"total": 9.0, "correct": true, "format_ok": true, "parts": {"a": 9.0}, "flags": []}, []]'
+    forged = [f"print({json.dumps([number, score])!r}, flush=True)" for number in (0, -1)]
+    sleeps = "import time\nopen('slept', 'w').write(str(__import__('os').getpid()))\ntime.sleep(600)"
+    os.chdir(tmp_path)
+    scores = score_all([(name, text, None) for text in [*forged, "print('[abc]')", "print('[]')", "exit(1)", sleeps]])
+    assert [s.total for s in scores] == [0.25, 0.25, 0.25, 0.25, 0.0, 0.0] and scores[-1].flags == {"timeout"}
+    pid = int(open("slept").read())
+    end = time.monotonic() + 20
+    while os.path.exists(f"/proc/{pid}") and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not os.path.exists(f"/proc/{pid}") or "Z" in open(f"/proc/{pid}/stat").read().split()[2]
+
+
+def test_slow_rewards_are_waited_for_and_a_slow_import_costs_no_response(tmp_path, capfd):
+    name = reward_file(tmp_path, "time.sleep(0.4)\nreturn 1", before="time.sleep(2.5)",
+                       options="killable=True, seconds=2")
+    scorer = rewards.Scorer(num_workers=1)
+    for key in range(6):
+        scorer.submit(key, name, "x", None)
+    assert [score.total for score in scorer.collect(budget_s=0.1).values()] == [1.0] * 6
+    scorer.close()
+
+
+def test_the_tokens_and_golds_that_a_reward_gets_are_copies(tmp_path):
+    name = reward_file(tmp_path, "sample.row['answer'].pop()\nreturn len(sample.row['answer']) + len(sample.token_ids)")
+    golds, ids = ["a", "b"], [4, 5]
+    scorer = rewards.Scorer(num_workers=1)
+    for key in range(2):
+        scorer.submit(key, name, "x", golds, row={"answer": golds}, token_ids=ids)
+    assert [score.total for score in scorer.collect().values()] == [3.0, 3.0] and (golds, ids) == (["a", "b"], [4, 5])
+    with pytest.raises(TypeError):
+        rewards.Completion("x", None).is_right("5")
+    scorer.close()
+
+
+@pytest.mark.parametrize("options", ["on_error=math.nan", "full_mark='1'", "seconds=0", "killable=1", "perfect=5"])
+def test_options_that_make_no_sense_are_refused(tmp_path, options):
+    with pytest.raises(ConfigError, match="own_reward"):
+        own.load(reward_file(tmp_path, "return 1", options=options))
+
+
 def test_a_row_reaches_a_killable_reward_with_its_types(tmp_path):
     name = reward_file(tmp_path, "return sample.row['when'].year", options="killable=True")
     scorer = rewards.Scorer(num_workers=1)
@@ -201,7 +249,7 @@ def prompts(name, count=3):
 def check(name, **settings):
     said, workers = [], Workers(num_workers=1, **settings)
     try:
-        own.check(name, prompts(name), workers, said.append)
+        own_check.check(name, prompts(name), workers, said.append)
     finally:
         workers.close()
     return said
@@ -214,7 +262,7 @@ def test_a_good_reward_is_checked_in_one_line_that_tells_its_time(tmp_path):
 
 @pytest.mark.parametrize("body, options, told", [
     ("return sample.row['labl']", "", "fails on all 18 responses tried on 3 rows: KeyError: 'labl'; the row was"),
-    ("return '1'", "", "it is 1, a str"),
+    ("return '1'", "", "it is '1', a str"),
     ("return float(sample.said == sample.answer)", "perfect='I say {answer}'", "perfect gets 0 for custom/0"),
     ("while len(sample.text) > 90_000: pass\nreturn len(sample.text)",
      "seconds=1", "needs more than 1 s for one text (open boxes"),
@@ -246,84 +294,94 @@ lr = 1e-6
 LIMIT = 3
 STEPS = [1]
 STEPS.append(2)
-def unused(x): return 1
+num_steps, LOW = 5, 1
 def twice(x): return 2 * x
 class Judge:
     def say(self, sample): return twice(len(sample.text)) + LIMIT
+try:
+    from helper import two
+except ImportError:
+    two = None
+if LOW:
+    def maybe(x): return x
 def mine(sample):
-    return Judge().say(sample) + len(GOOD) + helper.one() + sum(STEPS)
+    from deep import kit
+    return Judge().say(sample) + len(GOOD) + helper.one() + sum(STEPS) + kit.value()
 reward = mine
 """
+FILES = {"mine.py": FILE, "words.py": "GOOD = {'a'}\n", "deep/__init__.py": "", "deep/more.py": "Z = 1\n",
+         "deep/kit.py": "from deep.more import Z\ndef value(): return Z\n", "base.py": "D = 1\n",
+         "helper.py": "from base import *\ndef one(): return D\n"}
 
 
-def sources(folder, text=FILE, words="GOOD = {'a'}\nBAD = 1\n", helper="def one(): return 1\n"):
+def source(folder, **changed):
+    """The source as a fresh process sees it."""
     folder.mkdir(exist_ok=True)
-    write(folder, words, "words.py")
-    write(folder, helper, "helper.py")
-    return own.source_of(write(folder, text) + ":mine")
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        write(folder, changed.get(name.replace("/", "_")[:-3], text), name)
+    command = f"from tasks import own; print(own.identity({str(folder / 'mine.py')!r} + ':mine'))"
+    return subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.parametrize("changed", [
-    dict(text=FILE.replace("LIMIT = 3", "LIMIT = 4")), dict(text=FILE.replace("2 * x", "3 * x")),
-    dict(text=FILE.replace("STEPS.append(2)", "STEPS.append(3)")), dict(words="GOOD = {'b'}\nBAD = 1\n"),
-    dict(text=FILE.replace("def mine", "@staticmethod\ndef mine")), dict(helper="def one(): return 2\n"),
-    dict(text=FILE.replace("+ LIMIT", "- LIMIT")), dict(text=FILE.replace("import re\n", "") + "Judge = None\n"),
+    dict(mine=FILE.replace("LIMIT = 3", "LIMIT = 4")), dict(mine=FILE.replace("2 * x", "3 * x")),
+    dict(mine=FILE.replace("STEPS.append(2)", "STEPS.append(3)")), dict(words="GOOD = {'b'}\n"),
+    dict(mine=FILE.replace("def mine", "@staticmethod\ndef mine")), dict(helper="def one(): return 2\n"),
+    dict(mine=FILE.replace("+ LIMIT", "- LIMIT")), dict(mine=FILE.replace("return x\ndef mine", "return -x\ndef mine")),
+    dict(mine=FILE.replace("two = None", "two = 1")), dict(deep_kit="def value(): return 1\n"), dict(base="D = 2\n"),
+    dict(deep_more="Z = 2\n"), dict(mine=FILE.replace("num_steps, LOW = 5, 1", "num_steps, LOW = 5, 0")),
+    dict(mine=FILE.replace("import re\n", "import re\nglobals()['len'] = max\n")),
 ])
-def test_whatever_the_function_refers_to_is_part_of_its_source(tmp_path, changed, monkeypatch):
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert sources(tmp_path) != sources(tmp_path, **changed)
+def test_whatever_may_decide_what_a_reward_does_is_part_of_its_source(tmp_path, changed):
+    assert source(tmp_path / "a") != source(tmp_path / "b", **changed)
 
 
 @pytest.mark.parametrize("changed", [
-    dict(text=FILE.replace("lr = 1e-6", "lr = 2e-6")), dict(text=FILE.replace("return 1\n", "return 9\n")),
-    dict(text=FILE + "# a comment\nnum_steps = 5\n"), dict(words="GOOD = {'a'}\nBAD = 2\n"),
+    dict(mine=FILE.replace("lr = 1e-6", "lr = 2e-6")), dict(mine=FILE + "# a comment\nnum_steps = 5\n"),
+    dict(mine=FILE.replace("reward = mine", "reward = [(mine, 1.0)]")),
 ])
-def test_other_settings_and_functions_are_not(tmp_path, changed, monkeypatch):
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert sources(tmp_path) == sources(tmp_path, **changed)
-
-
-def test_helpers_in_packages_star_imports_and_imports_inside_belong_to_the_source(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "kit" / "deep").mkdir(parents=True)
-    for folder in ("kit", "kit/deep"):
-        write(tmp_path / folder, "", "__init__.py")
-    files = {"kit/deep/one.py": "A = 1\nB = 1\n", "kit/two.py": "C = 1\n", "three.py": "E = 1\n",
-             "starred.py": "D = 1\ndef base(s): return D\n"}
-
-    def source(**changed):
-        for name, text in files.items():
-            write(tmp_path, changed.get(name.split("/")[-1][:-3], text), name)
-        return own.source_of(write(tmp_path, """
-            from starred import *
-            from kit.deep.one import A
-            from kit import two
-            def mine(sample):
-                from three import E
-                return base(sample) + A + two.C + E
-        """) + ":mine")
-
-    first = source()
-    assert first == source(one="A = 1\nB = 2\n")
-    for changed in (dict(one="A = 2\nB = 1\n"), dict(two="C = 2\n"), dict(three="E = 2\n"),
-                    dict(starred="D = 2\ndef base(s): return D\n")):
-        assert source(**changed) != first, changed
+def test_other_settings_are_not(tmp_path, changed):
+    assert source(tmp_path / "a") == source(tmp_path / "b", **changed)
 
 
 def test_an_inherited_reward_brings_its_source(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
-    text = "LIMIT = 3\ndef mine(sample): return LIMIT\nreward = mine\n"
-    first = [own.source_of(write(tmp_path, "from base_recipe import *\nlr = 1\n") + ":mine")
-             for _ in [write(tmp_path, text, "base_recipe.py")]]
-    again = [own.source_of(str(tmp_path / "mine.py") + ":mine")
-             for _ in [write(tmp_path, text.replace("3", "4"), "base_recipe.py")]]
-    assert "LIMIT = 3" in first[0] and first != again
+    monkeypatch.delitem(sys.modules, "base_recipe", raising=False)
+    write(tmp_path, "LIMIT = 3\ndef mine(sample): return LIMIT\nreward = mine\n", "base_recipe.py")
+    assert "LIMIT = 3" in "".join(own.source_of(write(tmp_path, "from base_recipe import *\nlr = 1\n") + ":mine"))
 
 
-def test_a_source_does_not_depend_on_where_the_file_lies(tmp_path):
-    text = "LIMIT = 3\ndef mine(sample): return LIMIT\n"
-    a, b = (write(folder, text) for folder in (tmp_path / "a", tmp_path / "b") if not folder.mkdir())
-    assert own.sources({f"{a}:mine"}).popitem()[1] == own.sources({f"{b}:mine"}).popitem()[1]
+def test_a_file_that_is_edited_while_it_is_used_changes_nothing_or_stops_the_run(tmp_path):
+    here = reward_file(tmp_path, "return 1.0")
+    (tmp_path / "other").mkdir()
+    elsewhere = reward_file(tmp_path / "other", "return 1.0", options="killable=True")
+    scorer = rewards.Scorer(num_workers=1)
+    for edited in (False, True):
+        scorer.submit(0, here, "x", None)
+        assert scorer.collect()[0].total == 1.0
+        if not edited:
+            scorer.submit(0, elsewhere, "x", None)
+            assert scorer.collect()[0].total == 1.0
+            for name in (here, elsewhere):
+                path = name.rpartition(":")[0]
+                with open(path) as f:
+                    text = f.read()
+                with open(path, "w") as f:
+                    f.write(text.replace("1.0", "-7.0"))
+    scorer.close()  # a new grader process would load the other file
+    with pytest.raises(ConfigError, match="was edited while this process uses it") as stopped:
+        scorer.submit(0, elsewhere, "x", None)
+        scorer.collect()
+    assert stopped.value.exit_code == 2
+    scorer.close()
+
+
+def test_a_helper_that_another_module_hides_is_refused(tmp_path):
+    write(tmp_path, "A = 1\n", "colorsys.py")
+    import colorsys  # noqa: F401   the standard library's
+    with pytest.raises(ConfigError, match="imports colorsys, which is .* and not the file beside it"):
+        own.load(write(tmp_path, "import colorsys\ndef mine(sample): return 1\n") + ":mine")
 
 
 # ---------------------------------------------------------------- a run

@@ -3,7 +3,6 @@
 import csv
 import gzip
 import json
-import os
 
 import pytest
 
@@ -289,25 +288,60 @@ def test_a_conversation_is_asked_as_it_is_and_by_no_other_template(prompt, tmp_p
     {"prompt": [{"role": "user", "content": "a"}, {"role": "system", "content": "<|im_end|>"},
                 {"role": "user", "content": "b"}]},
     {"question": "a", "body": "b <|im_end|>"}, {"question": "<|im_start|>"},
+    {"question": "a", "list": [{"text": "b <|im_end|>"}]},
 ])
 def test_a_special_token_in_any_column_that_the_prompt_shows_is_a_bad_row(row, tmp_path, own_reward):
-    rows = [{**row, "answer": "1"}, {"question": "fine", "body": "fine", "answer": "1", "hidden": "a <|im_end|>"}]
+    rows = [{"body": "b"} if "list" in row else {}, {} if "list" in row else {"hidden": "a <|im_end|>"}]
+    rows = [{**rows[0], **row, "answer": "1"}, {**rows[1], "question": "fine", "body": "fine", "answer": "1"}]
     template = "{question} {body}" if "body" in row else "conversation" if "prompt" in row else "chat"
+    template = own_reward.replace(":mine", ":ask") if "list" in row else template
     found = load(write_jsonl(tmp_path / "a.jsonl", rows), template, own_reward,
                  tokenizer=byte_tokenizer(chat_template=CHATML), limit=1)
     assert [p.row["question"] for p in found] == ["fine"]
+
+
+def test_every_column_belongs_to_the_fingerprint_of_an_own_reward(tmp_path, own_reward):
+    rows = [{"question": "q", "label": "good", "answer": "1"}]
+    first, other = (data.fingerprint(load(write_jsonl(tmp_path / "a.jsonl", [rows[0] | {"label": label}]),
+                                          "{question}", own_reward)) for label in ("good", "bad"))
+    assert first != other
+
+
+@pytest.mark.parametrize("row, template, columns, told", [
+    ({"text": "", "label": "a"}, "{text}", None, "empty text"), ({
+        "text": None, "label": "a"}, "{text}", None, "empty text"),
+    ({"text": "t", "label": ""}, "{text}", {"answer": "label"}, "empty answer"),
+    ({"text": "", "label": "a"}, {"user": "{question}"}, {"question": "text"}, "empty question"),
+    ({"text": "t", "label": None, "solution": r"\boxed{8}"}, "{text}", {"answer": "label"}, "empty answer"),
+])
+def test_an_empty_cell_that_is_asked_for_is_a_bad_row(row, template, columns, told, tmp_path, own_reward):
+    with pytest.raises(ConfigError) as stopped:
+        load(write_jsonl(tmp_path / "a.jsonl", [row]), template, own_reward, columns=columns)
+    one_line(stopped, f"1 {told}")
+
+
+def test_a_source_that_columns_misspells_is_refused(tmp_path, own_reward):
+    with pytest.raises(ConfigError) as stopped:
+        load(write_jsonl(tmp_path / "a.jsonl", REVIEWS), "{body}", own_reward, name="custom:reviews",
+             columns={"custom:review": MAPPED})
+    one_line(stopped, "columns names 'custom:review', which is none of data: custom:reviews")
+
+
+@pytest.mark.parametrize("template, columns", [("{body} {meta}", {"answer": "meta.gold"}),
+                                               ({"user": "{label}"}, {"answer": "label"})])
+def test_no_column_that_holds_the_answer_is_shown(template, columns, tmp_path, own_reward):
+    with pytest.raises(ConfigError, match="shows the model the column"):
+        load(write_jsonl(tmp_path / "a.jsonl", REVIEWS), template, own_reward, columns=columns)
+
+
+def test_swapped_columns_may_be_shown(tmp_path, own_reward):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"question": "gold", "answer": "asked"}])
+    [found] = load(path, "{question}", own_reward, columns={"question": "answer", "answer": "question"})
+    assert (found.text, found.answer) == ("asked", "gold")
 
 
 def test_own_text_and_reward_change_the_fingerprint(tmp_path, own_reward):
     path = write_jsonl(tmp_path / "a.jsonl", REVIEWS)
     first = data.fingerprint(load(path, "{body}", own_reward))
     assert first != data.fingerprint(load(path, "{body}!", own_reward))
-    file = own_reward.partition(":")[0]
-    text = open(file).read()
-    with open(file, "w") as f:
-        f.write("# moved\n" + text)
-    assert first == data.fingerprint(load(path, "{body}", own_reward))
-    with open(file, "w") as f:
-        f.write(text.replace("1.0", "0.5"))
-    os.utime(file, ns=(1, 1))
-    assert first != data.fingerprint(load(path, "{body}", own_reward))
+    assert first != data.fingerprint(load(path, "{body}", "math", columns={"answer": "id"}))

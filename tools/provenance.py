@@ -54,9 +54,12 @@ def save_code(run, settings=None, recipe=()):
         for name in sorted(os.listdir(os.path.join(HERE, sub))):
             if name.endswith((".py", ".txt", ".html")):  # .html: the page that the report fills
                 shutil.copyfile(os.path.join(HERE, sub, name), os.path.join(folder, sub, name))
-    for file in {*own.files_of(settings), *(os.path.abspath(path) for path in recipe if path.endswith(".py"))}:
+    files = {*own.files_of_settings(settings or {}), *(os.path.abspath(p) for p in recipe if p.endswith(".py"))}
+    top = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
+    for file in files:
         if not os.path.exists(os.path.join(folder, os.path.relpath(file, HERE))):
-            os.makedirs(os.path.join(folder, "own"), exist_ok=True)
-            shutil.copyfile(file, os.path.join(folder, "own", os.path.basename(file)))
+            copy = os.path.join(folder, "own", os.path.relpath(file, top))
+            os.makedirs(os.path.dirname(copy), exist_ok=True)
+            shutil.copyfile(file, copy)
     with open(os.path.join(folder, "git.txt"), "w") as f:
         f.write(f"commit {commit()}\n{git('diff', 'HEAD')}")

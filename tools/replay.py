@@ -73,7 +73,9 @@ def replay(cfg):
            f"{'the file' if 'old_logprobs' in saved else 'these weights, now'}")
     if count != whole_step:
         print0(f"note          a step has {whole_step} responses (prompts_per_step x group_size): loss and shares are "
-               f"of the {count} in the file. A run keeps all with --keep_rollouts {whole_step}")
+               f"of the {count} in the file"
+               + ", and PPO's advantages are whitened over them" * hasattr(script, "set_advantages")
+               + f". A run keeps all with --keep_rollouts {whole_step}")
     if cfg.updates_per_step * cfg.epochs_per_step > 1:
         print0("note          the run's own columns are of weights that moved from update to update; these do not")
     if others:

@@ -136,8 +136,7 @@ def finish(folder, name, settings, rows, order):
     return done, seconds
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Results
+# ---------------------------------------------------------------- Results
 
 
 def finite(rows):
@@ -192,8 +191,7 @@ def save_sweep(folder, settings, rows, before):
     write_atomic(os.path.join(folder, "table.csv"), to_csv([dict(zip(head, line, strict=True)) for line in lines]))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Tables
+# ---------------------------------------------------------------- Tables
 
 
 def plain(value):

@@ -40,8 +40,7 @@ from tools.results import (RESULT_HEAD, compact, file_of, finish, is_ours, read_
 from tools.statistics import summarize
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# What is asked
+# ---------------------------------------------------------------- What is asked
 
 
 @dataclass
@@ -199,8 +198,7 @@ def output_of(cfg, tasks, weights):
     return os.path.join("out", "eval", f"{label}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"), cfg.output
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Whose weights: a model's directory, or the checkpoints of a run
+# ------------------------------------------------ Whose weights: a model's directory, or the checkpoints of a run
 
 
 def weights_fingerprint(folder):
@@ -279,8 +277,7 @@ def load_weights(policy, path, source, device, dtype):
     return policy
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Asking
+# ---------------------------------------------------------------- Asking
 
 
 def generate_missing(task, keys, temperature, engine, scorer, append):

@@ -122,12 +122,15 @@ def main():
     try:
         if args.reward is args.answer is None and args.why.endswith((".jsonl", ".jsonl.gz")):
             return print(explain_kept(args.why, args.sample, args.max_tokens))
-        if args.reward is None or args.answer is None:
+        if args.reward is None or args.answer is None and not own.own_names(args.reward):
             parser.error("--reward and --answer are needed, except for a file of a run's samples/ (.jsonl.gz, .jsonl)")
         rewards.check(args.reward)
-        answer = parse_answer(args.reward, args.answer)
+        answer = None if args.answer is None else parse_answer(args.reward, args.answer)
         rewards.check_answer(args.reward, answer)
-        row = json.loads(args.row or "{}") | ({} if args.row and "answer" in args.row else {"answer": answer})
+        row = json.loads(args.row or "{}")
+        if not isinstance(row, dict):
+            raise ValueError(f"--row wants a JSON object, got {excerpt(args.row)}")
+        row = {"answer": answer} | row
         raw = sys.stdin.buffer.read() if args.why == "-" else open(args.why, "rb").read()
     except (ValueError, OSError, EOFError) as error:
         sys.exit(f"rewards.py: {error}")
