@@ -299,10 +299,7 @@ def reads(reward):
 
 def check(reward, part_weights=(), max_tokens=None, group_size=None):
     """Raise ValueError unless there are such a reward and such parts, with fitting weights: for start-up."""
-    try:
-        names = [name for _, name in terms(named(reward))]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"no reward {reward!r}: {error}") from error
+    names = [name for _, name in terms(named(reward))]
     for what, wanted, known in (("reward", names, REWARDS), ("reward part", part_weights, PARTS | GROUP_PARTS)):
         for name in wanted:
             if what == "reward" and own.is_own(name):

@@ -325,7 +325,7 @@ def changed_contents(folder, before, now, allow_data_change):
                               "back, or give this run another --name")
     if "reward" in changed and not allow_data_change:
         raise ConfigError(f"the source of your own reward is not the one that {folder} was started with: put it back "
-                          "(a copy lies in its code/), give this run another --name, or accept it with "
+                          "(a copy lies in its code/own/), give this run another --name, or accept it with "
                           "--allow_data_change", exit_code=2)
     if changed and not allow_data_change:
         raise ConfigError(f"the {' and '.join(changed)} data are not those that {folder} was started with (other rows, "

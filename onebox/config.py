@@ -161,8 +161,8 @@ def read_recipe(path, script):
     except ConfigError:
         raise
     except SyntaxError as error:
-        line = f", line {error.lineno}" if error.lineno else ""
-        raise ConfigError(f"{path}{line}: not Python: {error.msg}") from error
+        line = f", line {error.lineno}" if error.lineno else ""  # of the recipe, or of a file that it imports
+        raise ConfigError(f"{error.filename or path}{line}: not Python: {error.msg}") from error
     except SystemExit as error:
         raise ConfigError(f"{path} ends the process itself (exit); a recipe only sets names") from error
     except Exception as error:  # a recipe is the user's Python: whatever it raises becomes one line
@@ -205,10 +205,13 @@ def check(cls, name, value, where):
     if name not in hints:
         near = suggest(name.lower(), hints)
         hint = f"; {near}" if near else " (--help lists them)"
-        if not near and where != "command line":
+        if script_of(cls) == "eval.py" and where != "command line":
+            hint += "; a recipe of training is not one of eval.py: --sweep out/NAME evaluates its run"
+        elif not near and where != "command line":
             hint += f"; a name of the recipe's own begins with an underscore: _{name}"
         raise ConfigError(f"{where}: {script_of(cls)} has no setting {name!r}{hint}")
-    refuse(what, f"{where}: {name} is set to {what}: it wants a plain value; only reward and template take functions")
+    refuse(what, f"{where}: {name} is set to {what}: it wants a plain value; only reward and template take functions, "
+                 "and not as keys: several rewards are [(f, 1.0), (g, 0.5)]")
     value, want = plain(value), hints[name]
     if typing.get_origin(want) is typing.Literal:
         if any(value == choice and type(value) is type(choice) for choice in typing.get_args(want)):

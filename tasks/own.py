@@ -43,21 +43,24 @@ class Options:
     seconds: float = 3.0       # how long one call may take; the check at start holds every reward to it
     memory_gb: float = 1.0     # how much a killable one may use
     full_mark: float = 1.0     # a number, or a sum of parts, from which a response counts as correct
-    perfect: str | None = None  # a response that must get full_mark, with {think} and {answer} (the row's)
+    perfect: object = None     # a response that must get full_mark, with {think}, {answer}; or a function of the row
 
     def __post_init__(self):
         for name in ("on_error", "seconds", "memory_gb", "full_mark"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not math.isfinite(value) or abs(value) > MAX_REWARD:
                 raise ConfigError(f"own_reward({name}={value!r}): it must be a finite number")
-        if type(self.killable) is not bool or not isinstance(self.perfect, (str, type(None))) or \
-                min(self.seconds, self.memory_gb) <= 0:
-            raise ConfigError(f"own_reward: killable is True or False, perfect a text, seconds and memory_gb are "
-                              f"positive, not {self}")
+        text = self.perfect is None or isinstance(self.perfect, str) or callable(self.perfect)
+        if type(self.killable) is not bool or not text or min(self.seconds, self.memory_gb) <= 0:
+            raise ConfigError(f"own_reward: killable is True or False, perfect a text or a function of the row, "
+                              f"seconds and memory_gb are positive, not {self}")
 
 
 def own_reward(**options):
     """Set the Options of an own reward: a decorator. Without it, all have their defaults."""
+    known = [field.name for field in dataclasses.fields(Options)]
+    if odd := [name for name in options if name not in known]:
+        raise ConfigError(f"own_reward has no option {odd[0]!r}; {suggest(odd[0], known)} known: {', '.join(known)}")
     options = Options(**options)
 
     def mark(function):

@@ -4,6 +4,7 @@ process that can be killed.
 """
 
 import dataclasses
+import json
 import os
 import statistics
 import time
@@ -59,7 +60,7 @@ def check(name, prompts, workers, say=print_once, max_response_len=1 << 30):
         texts = made_up(prompt, prompts)
         jobs += [("a real row", prompt, text) for text in [*texts, texts[-1]]]  # the last one twice
         if options.perfect is not None:
-            jobs.append(("a perfect response", prompt, perfect(name, prompt.answer, prompt.text)))
+            jobs.append(("a perfect response", prompt, perfect(name, prompt)))
     jobs += [(what, prompts[0], text[:CHARS_A_TOKEN * max_response_len]) for what, text in HOSTILE.items()]
     tried = []
     for what, prompt, text in jobs:
@@ -68,12 +69,14 @@ def check(name, prompts, workers, say=print_once, max_response_len=1 << 30):
             raise ConfigError(f"{where} needs more than {options.seconds:g} s for one text ({what}: {excerpt(text)}): "
                               "a response can be such a text, so make it end sooner, allow more time, "
                               "@own_reward(seconds=30), or run it where it can be stopped, killable=True", exit_code=5)
-    real = [one for one in tried if one.what == "a real row"]
+    real = [one for one in tried if one.what in ("a real row", "a perfect response")]
     errors = [one for one in real if one.failed]
     if len(errors) == len(real):
+        known = "" if options.perfect else "; if none of them can be right, own_reward(perfect=...) names one that is"
         raise ConfigError(f"{where} fails on all {len(real)} responses tried on {len(prompts)} rows: "
-                          f"{excerpt(errors[0].said, 300)}; the row was {excerpt(errors[0].prompt.row, 200)}",
-                          exit_code=5)
+                          f"{excerpt(errors[0].said, 300)}; the response was {excerpt(errors[0].text, 100)}, the row "
+                          f"{excerpt(errors[0].prompt.row, 200)}{known}", exit_code=5)
+    real = [one for one in real if one.what == "a real row"]
     for one in tried:
         if one.what == "a perfect response" and (one.failed or not one.said.correct):
             got = one.said if one.failed else f"{one.said.total:g}"
@@ -90,8 +93,9 @@ def check(name, prompts, workers, say=print_once, max_response_len=1 << 30):
             f"{excerpt(odd[0].said, 200)}")
     totals = {options.on_error if one.failed else one.said.total for one in tried}
     if len(totals) == 1:
-        say(f"warning: {where} gave {totals.pop():g} to all {len(jobs)} texts tried, right and wrong ones: nothing can "
-            "be learned from a constant")
+        say(f"warning: {where} gave {totals.pop():g} to all {len(jobs)} texts tried: "
+            + ("nothing can be learned from a constant" if options.perfect else "is none of them right? "
+               "own_reward(perfect=...) names a response that is; nothing can be learned from a constant"))
     each = len(real) // len(prompts)
     for first, again in zip(real[each - 2::each], real[each - 1::each], strict=True):
         if not first.failed and not again.failed and first.said.total != again.said.total:
@@ -117,12 +121,18 @@ class Tried:
 
 def made_up(prompt, others=()):
     """Return responses to a prompt: right ones in three forms, another row's answer, and one that is no answer."""
-    gold = prompt.answer[0] if isinstance(prompt.answer, (list, tuple)) and prompt.answer else prompt.answer
+    gold, others = written(prompt.answer), [written(other.answer) for other in others]
     opening = "" if prompt.text.rstrip().endswith("<think>") else "<think>"
     return [f"{opening}I worked it out.</think>\n<answer>{gold}</answer>",
-            f"{opening}I worked it out.</think>\n\\boxed{{{gold}}}", str(gold),
-            next((str(other.answer) for other in others if other.answer != prompt.answer), "something else"),
+            f"{opening}I worked it out.</think>\n\\boxed{{{gold}}}", gold,
+            next((other for other in others if other != gold), "something else"),
             f"{opening}I worked it out.</think>\n<answer>no idea</answer>"]
+
+
+def written(answer):
+    """Return an answer as a response would write it: the first of several, an object as JSON."""
+    answer = answer[0] if isinstance(answer, (list, tuple)) and answer else answer
+    return json.dumps(answer, default=str) if isinstance(answer, (dict, bool)) else str(answer)
 
 
 def tested(reward):
@@ -130,11 +140,16 @@ def tested(reward):
     return all(own.is_own(name) and own.options_of(name).perfect is not None for _, name in own.terms(reward))
 
 
-def perfect(name, answer, prompt=""):
-    """Return the response that own_reward(perfect=...) calls perfect; {think} stands for a short thinking."""
-    gold = answer[0] if isinstance(answer, (list, tuple)) and answer else answer
-    think = ("" if prompt.rstrip().endswith("<think>") else "<think>") + "I worked it out.\n</think>"
-    return own.options_of(name).perfect.replace("{think}", think).replace("{answer}", str(gold))
+def perfect(name, prompt):
+    """Return the response that own_reward(perfect=...) calls perfect: a text, or what its function makes of the row."""
+    text = own.options_of(name).perfect
+    if callable(text):
+        try:
+            text = text(dict(prompt.row))
+        except Exception as error:  # the user's Python
+            text = f"{type(error).__name__}: {error}"
+    think = ("" if prompt.text.rstrip().endswith("<think>") else "<think>") + "I worked it out.\n</think>"
+    return str(text).replace("{think}", think).replace("{answer}", written(prompt.answer))
 
 
 def score_in_process(name, prompt, text, workers):

@@ -51,6 +51,13 @@ class BadRow(Exception):
         self.line = line
 
 
+def look_up(row, column):
+    """Return row["a.b"], or row["a"]["b"]; None where it is not there."""
+    for key in [column] if column in row else column.split("."):
+        row = row.get(key) if isinstance(row, dict) else None
+    return row
+
+
 def filled(value):
     """Tell whether a field holds something: it is not null, blank or NaN, which is how tables write null."""
     return value is not None and value == value and bool(value.strip() if isinstance(value, str) else True)

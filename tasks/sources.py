@@ -16,7 +16,8 @@ from onebox.hub import hub_reachable
 from onebox.text import excerpt, suggest
 from tasks import TASKS, math_problems
 from tasks.math_problems import answer_or_box
-from tasks.rows import SUFFIXES, BadRow, DataError, Source, data_files, filled, read_file, report_bad, stem_and_suffix
+from tasks.rows import (SUFFIXES, BadRow, DataError, Source, data_files, filled, look_up, read_file, report_bad,
+                        stem_and_suffix)
 
 # ---------------------------------------------------------------- public sets: row -> gold, or list of acceptable ones
 
@@ -187,13 +188,6 @@ def clean_row(task, source, raw, columns=None, needs=("question", "answer")):
 
 COLUMNS = {"question": ("problem", "prompt"), "answer": ("gt_answer", "ground_truth", "reward_model"), "solution": (),
            "level": (), "subject": ("type", "subfield"), "target": (), "nums": ()}  # and what each stands in for
-
-
-def look_up(row, column):
-    """Return row["a.b"], or row["a"]["b"]; None where it is not there."""
-    for key in [column] if column in row else column.split("."):
-        row = row.get(key) if isinstance(row, dict) else None
-    return row
 
 
 def rename(row, columns):

@@ -23,7 +23,7 @@ import re
 from onebox.config import ConfigError
 from onebox.text import excerpt, suggest
 from tasks import TASKS, own
-from tasks.rows import BadRow, filled
+from tasks.rows import BadRow, filled, look_up
 
 CHAT_DATE = "2024-07-26"  # the date in Llama 3's own templates for callers without a clock
 
@@ -221,7 +221,7 @@ def render(template, row, tokenizer=None, chat=None):
         if system is not None:
             raise ConfigError(f"system_prompt is for chats, and template {called(template)} is raw text: write the "
                               "text into the template")
-        shots = [fill(template, found["text"], asked) for asked, _ in examples]
+        shots = [fill(template, found["text"], asked, "few_shot: ") for asked, _ in examples]
         shots = [shot + " " * (not shot[-1:].isspace()) + said for shot, (_, said) in zip(shots, examples, strict=True)]
         return "\n\n".join([*shots, fill(template, found["text"], row)]), False
     if isinstance(found, str):
@@ -240,7 +240,8 @@ def render(template, row, tokenizer=None, chat=None):
         messages = [{"role": "system", "content": system}] * bool(system) + \
             [message for message in messages if message["role"] != "system"]
     for asked, said in reversed(examples):
-        user = fill(template, found["user"], asked) if isinstance(found, dict) and found else asked["question"]
+        user = fill(template, found["user"], asked, "few_shot: ") if isinstance(found, dict) and found else \
+            asked["question"]
         at = messages[0]["role"] == "system"
         messages = [*messages[:at], {"role": "user", "content": user}, {"role": "assistant", "content": said},
                     *messages[at:]]
@@ -408,26 +409,26 @@ def is_chat(template):
 
 SLOTS = {slot: how for task in TASKS.values() for slot, how in task.SLOTS.items()}
 SLOT = re.compile(rf"\{{({'|'.join(SLOTS)})\}}")
-ANY_SLOT = re.compile(r"\{([A-Za-z_]\w*)\}")  # of a template that is not in TEMPLATES
+ANY_SLOT = re.compile(r"\{([A-Za-z_]\w*(?:\.\w+)*)\}")  # of a template that is not in TEMPLATES
 GOLD = ("answer", "solution", "ground_truth", "gt_answer", "reward_model")  # columns that no prompt may show
 
 
-def fill(template, text, row):
+def fill(template, text, row, where=""):
     """Replace the slots of `text` by a row's fields. What a row brings is never read as a slot again."""
     published = isinstance(template, str) and template in TEMPLATES
 
     def value(match):
-        fields, written = SLOTS.get(match[1], ([match[1]], str))
-        if match[1] in GOLD:
+        fields, written = SLOTS.get(match[1], ([match[1]], as_text))
+        if match[1].partition(".")[0] in GOLD:
             raise ConfigError(f"prompt template {called(template)} shows the model the column {match[1]!r}, which "
                               "holds the answer; where braces around a word are meant, let a function write the prompt")
-        found = next((row[field] for field in fields if row.get(field) is not None), None)
-        if not published and not filled(found) and any(field in row for field in fields):
+        found = next((value for field in fields if (value := look_up(row, field)) is not None), None)
+        if not published and not filled(found) and any(field.partition(".")[0] in row for field in fields):
             raise BadRow(f"empty {match[1]}")
         if found is None:
             fitting = [name for name, parts in TEMPLATES.items() if all(fits(text, row) for text in parts.values())]
             hint = f"templates for such rows: {', '.join(fitting) or 'none'}" if published else suggest(match[1], row)
-            raise ConfigError(f"prompt template {called(template)} wants {' or '.join(fields)}; the row has "
+            raise ConfigError(f"{where}prompt template {called(template)} wants {' or '.join(fields)}; the row has "
                               f"{', '.join(row)}; {hint}".rstrip("; "))
         return written(found)
 
@@ -438,7 +439,7 @@ def refuse_gold(template, columns):
     """Raise ConfigError for a template that shows the column from which `columns` takes the answer."""
     found, gold = entry(template), str((columns or {}).get("answer"))
     slots = set() if callable(found) else set(ANY_SLOT.findall(" ".join(found.values()))) - set(columns or {})
-    if named := slots & {gold, gold.partition(".")[0]}:
+    if named := {slot for slot in slots if f"{gold}.".startswith(f"{slot}.") or slot.startswith(f"{gold}.")}:
         raise ConfigError(f"prompt template {called(template)} shows the model the column {named.pop()!r}, which holds "
                           "the answer")
 
@@ -452,7 +453,7 @@ def shown(template, row):
         return [row["question"], *(turn["content"] for turn in row.get("conversation", ()))]
     slots = ANY_SLOT.findall(" ".join(found.values()))
     fields = [field for slot in slots for field in SLOTS.get(slot, ([slot],))[0]]
-    return texts_in([row["question"], *(row.get(field) for field in fields)])
+    return texts_in([row["question"], *(look_up(row, field) for field in fields)])
 
 
 def texts_in(value):
@@ -460,6 +461,11 @@ def texts_in(value):
     if isinstance(value, dict):
         value = list(value.values())
     return [text for one in value for text in texts_in(one)] if isinstance(value, list) else [str(value)]
+
+
+def as_text(value):
+    """Write a value into a prompt: an object or a list as JSON."""
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (dict, list)) else str(value)
 
 
 def fits(text, row):

@@ -261,7 +261,7 @@ def test_a_good_reward_is_checked_in_one_line_that_tells_its_time(tmp_path):
 
 
 @pytest.mark.parametrize("body, options, told", [
-    ("return sample.row['labl']", "", "fails on all 18 responses tried on 3 rows: KeyError: 'labl'; the row was"),
+    ("return sample.row['labl']", "", "fails on all 18 responses tried on 3 rows: KeyError: 'labl'; the response was"),
     ("return '1'", "", "it is '1', a str"),
     ("return float(sample.said == sample.answer)", "perfect='I say {answer}'", "perfect gets 0 for custom/0"),
     ("while len(sample.text) > 90_000: pass\nreturn len(sample.text)",
@@ -507,6 +507,33 @@ def test_the_recipe_of_the_page_passes_its_check(tmp_path, server):
     done = server.run(tmp_path, "train_grpo.py", ["reviews.py", "--check", "--model", "no/such"])
     assert done.returncode == 0, done.stderr
     assert "custom: 81 prompts" in done.stdout and "custom: 9 prompts" in done.stdout
+
+
+def test_a_reward_that_raises_on_all_but_its_own_form_needs_a_perfect_response(tmp_path):
+    body = "import json\nreturn float(json.loads(sample.text) == sample.row['record'])"
+    rows = [data.Prompt(f"custom/{i}", "custom", "ask", (1,), "", None, {"question": "q", "record": {"n": i}})
+            for i in range(3)]
+    for options, told in (("on_error=-1", "if none of them can be right, own_reward(perfect=...) names one that is"),
+                          ("perfect=lambda row: row['no']",
+                           "KeyError"), ("perfect='{answer}'", "fails"),
+                          ("perfect=lambda row: __import__('json').dumps(row['record'])", None)):
+        folder = tmp_path / str(len(options))
+        folder.mkdir()
+        workers, said = Workers(num_workers=1), []
+        name = reward_file(folder, body, options=options)
+        if told:
+            with pytest.raises(ConfigError) as stopped:
+                own_check.check(name, rows, workers, said.append)
+            assert told in str(stopped.value), (told, str(stopped.value))
+        else:
+            own_check.check(name, rows, workers, said.append)
+            assert any("fails on" in line for line in said)
+        workers.close()
+
+
+def test_an_option_that_is_misspelled_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="own_reward has no option 'killabel'; did you mean 'killable'"):
+        own.load(reward_file(tmp_path, "return 1", options="killabel=True"))
 
 
 def test_why_explains_an_own_reward_with_the_row_it_reads(tmp_path, monkeypatch, capsys):

@@ -189,6 +189,19 @@ def test_a_text_with_slots_is_filled_from_any_column_once():
     assert (text, chat) == ("3: good {question} 1+1?\n\\boxed{} {a b}", False)
 
 
+def test_a_slot_looks_inside_a_column_and_writes_objects_as_json():
+    row = {"question": "q", "record": {"name": "Ana", "tags": ["a", "b"]}}
+    assert templates.render("{record.name}: {record}", row)[0] == 'Ana: {"name": "Ana", "tags": ["a", "b"]}'
+    with pytest.raises(ConfigError, match="wants record.nam"):
+        templates.render("{records.nam}".replace("records", "record"), {"question": "q"})
+
+
+def test_a_worked_example_without_a_column_is_named():
+    chat = templates.check_chat(settings(few_shot=(("2+2?", "4"),)))
+    with pytest.raises(ConfigError, match="few_shot: prompt template '{body}' wants body"):
+        templates.render("{body}", ROW, chat=chat)
+
+
 def test_an_own_chat_goes_through_the_models_template():
     own = {"system": "Be {n}.", "user": "{body}"}
     text, chat = templates.render(own, ROW, byte_tokenizer(chat_template=CHATML))

@@ -101,8 +101,8 @@ def explain(prompt, prompts, cfg, tokenizer):
     if cfg.reward_parts:
         token_ids = tokenizer.encode(response) if tokenizer else ()
         num_tokens = len(token_ids) if tokenizer else len(response.split())
-        score = rewards.add_parts(score, cfg.reward_parts, response, num_tokens, cfg.max_response_len, None, prompt.row,
-                                  prompt.text, token_ids, prompt.answer)
+        score = rewards.add_parts(score, cfg.reward_parts, response, num_tokens, cfg.max_response_len, row=prompt.row,
+                                  prompt=prompt.text, token_ids=token_ids, answer=prompt.answer)
         print0(f"with parts     {score.total:g} = {sums(score)}")
         if of_group := [name for name in cfg.reward_parts if name in rewards.GROUP_PARTS]:
             print0(f"of the group   {', '.join(of_group)}: compare the responses to one prompt, so not shown here")

@@ -68,7 +68,8 @@ def explain_kept(path, number, max_tokens=None):
     return "\n".join([
         f"step {row['step']}, {row.get('split')}, {row['uid']}: --sample {number} of 0 to {len(rows) - 1}; "
         f"{kinds(rows)}", "",
-        f"prompt   {excerpt(row['prompt'], 400)}", "", visible(row["response"]), "",
+        f"prompt   {excerpt(row['prompt'], 400)}", *([f"row      {excerpt(row['row'], 400)}"] if "row" in row else []),
+        "", visible(row["response"]), "",
         f"ended by {row.get('finish_reason')} after {row.get('tokens')} tokens; reward {row['reward']:g} = {parts}; "
         f"correct {'yes' if row['correct'] else 'no'}, format {'ok' if row['format_ok'] else 'wrong'}, "
         f"flags: {', '.join(row.get('flags', ())) or 'none'}", "", score_again(row, max_tokens)])
