@@ -147,7 +147,8 @@ def perfect(name, prompt):
         try:
             text = text(dict(prompt.row))
         except Exception as error:  # the user's Python
-            text = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"reward {name}: the function own_reward(perfect=...) fails on the row "
+                              f"{excerpt(prompt.row, 200)}: {type(error).__name__}: {error}", exit_code=5) from error
     think = ("" if prompt.text.rstrip().endswith("<think>") else "<think>") + "I worked it out.\n</think>"
     return str(text).replace("{think}", think).replace("{answer}", written(prompt.answer))
 
