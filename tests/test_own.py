@@ -221,6 +221,10 @@ def test_the_tokens_and_golds_that_a_reward_gets_are_copies(tmp_path):
     assert [score.total for score in scorer.collect().values()] == [3.0, 3.0] and (golds, ids) == (["a", "b"], [4, 5])
     with pytest.raises(TypeError):
         rewards.Completion("x", None).is_right("5")
+    (tmp_path / "b").mkdir()
+    scorer.submit(0, reward_file(tmp_path / "b", "return len(sample.token_ids) - sample.token_ids.pop()"), "x", None,
+                  token_ids=ids)
+    assert "error" in scorer.collect()[0].flags and ids == [4, 5]
     scorer.close()
 
 

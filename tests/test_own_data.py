@@ -9,7 +9,7 @@ import pytest
 import data
 import rewards
 from onebox.config import ConfigError
-from tasks import sources, templates
+from tasks import own, sources, templates
 from test_data import CHATML, byte_tokenizer, write_jsonl
 
 REVIEWS = [{"id": i, "body": f"film {i}", "label": ["bad", "good"][i % 2], "meta": {"gold": str(i)}} for i in range(6)]
@@ -203,11 +203,12 @@ def test_a_worked_example_without_a_column_is_named():
 
 
 def test_an_own_chat_goes_through_the_models_template():
-    own = {"system": "Be {n}.", "user": "{body}"}
-    text, chat = templates.render(own, ROW, byte_tokenizer(chat_template=CHATML))
+    chat_of_mine = {"system": "Be {n}.", "user": "{body}"}
+    text, chat = templates.render(chat_of_mine, ROW, byte_tokenizer(chat_template=CHATML))
     assert chat and text == ("<|im_start|>system\nBe 3.<|im_end|>\n<|im_start|>user\ngood {question}<|im_end|>\n"
                              "<|im_start|>assistant\n")
-    assert templates.is_chat(own) and templates.is_chat({"a": own, "b": "{n}"}) and not templates.is_chat({"b": "{n}"})
+    assert templates.is_chat(chat_of_mine) and templates.is_chat(
+        {"a": chat_of_mine, "b": "{n}"}) and not templates.is_chat({"b": "{n}"})
     assert not templates.is_chat({"text": "{n}"})
 
 
@@ -318,6 +319,15 @@ def test_every_column_belongs_to_the_fingerprint_of_an_own_reward(tmp_path, own_
     first, other = (data.fingerprint(load(write_jsonl(tmp_path / "a.jsonl", [rows[0] | {"label": label}]),
                                           "{question}", own_reward)) for label in ("good", "bad"))
     assert first != other
+
+
+def test_another_source_of_a_reward_is_another_fingerprint(tmp_path, own_reward):
+    path, found = write_jsonl(tmp_path / "a.jsonl", REVIEWS), []
+    for text in ("1.0", "1.0", "0.5"):
+        (tmp_path / "mine.py").write_text(f"def mine(sample): return {text}\n")
+        own.identity.cache_clear()  # as a new process
+        found.append(data.fingerprint(load(path, "{body}", own_reward)))
+    assert found[0] == found[1] != found[2]
 
 
 @pytest.mark.parametrize("row, template, columns, told", [
