@@ -248,6 +248,7 @@ def is_right(expression, answer):
 ROWS = {"train": 20_480, "test": 1_024}  # generated; the published set has 327,680 and 1,024 in one file
 SEEDS = {"train": 20_250_124, "test": 1}  # the generated sets are fixed sets: no run's seed changes them
 SPLITS = {"train": "train", "test": "test"}
+TASK = "countdown"
 SOURCES = {
     "countdown": Source(SPLITS, argument=r"(:\d+)?",
                         slices={"train": slice(0, 327_680), "test": slice(327_680, 327_680 + 1_024)}),

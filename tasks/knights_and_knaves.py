@@ -180,6 +180,7 @@ def written(names, solution):
 # ---------------------------------------------------------------- the task: what tasks/__init__.py lists
 
 INDICES = {"train": (100, 900), "test": (1000, 100), "official_test": (0, 100)}  # (first index, count), Logic-RL's
+TASK = "kk"
 SOURCES = {"kk": Source({split: split for split in INDICES}, argument=":[2-8](-[2-8])?", example="kk:3",
                         uid="kk:{level}")}
 SLOTS = {"quiz": (("quiz",), str)}

@@ -94,6 +94,7 @@ def gold_answers(answer):
 
 # ---------------------------------------------------------------- the task: what tasks/__init__.py lists
 
+TASK = "math"
 SOURCES = {}  # none is generated
 SLOTS = {"problem": (("problem", "question"), str), "question": (("question", "problem"), str)}
 

@@ -106,7 +106,8 @@ BUGS = [  # file, text, what it becomes, the tests that must fail
      "test_own_data.py -k other_golds"),
     ("tasks/templates.py", "if match[1].partition(\".\")[0] in GOLD:",
      "if False:", "test_own_data.py -k cannot_be_used"),
-    ("tasks/own_check.py", "if one.what == \"a perfect response\" and", "if False and", "test_own.py -k refused_at_start"),
+    ("tasks/own_check.py", "if one.what == \"a perfect response\" and", "if False and",
+     "test_own.py -k refused_at_start"),
 ]
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -559,3 +560,68 @@ def test_why_explains_a_kept_response_of_a_run_with_own_rewards(finished, monkey
     assert "mine.py:" in out and "not as kept" not in out and "Not scored again" not in out
     rows = [json.loads(line) for line in gzip.open("out/run/samples/step_000002.jsonl.gz", "rt")]
     assert all(row["row"]["question"] for row in rows)
+
+
+TASK_FILE = '''
+"""Which of two numbers is larger?"""
+from tasks.rows import BadRow, Source
+
+TASK = "larger"
+SOURCES = {"larger": Source({"train": "train", "test": "test"}, argument="(:[0-9]+)?")}
+SLOTS = {"a": (("a",), str), "b": (("b",), str)}
+
+
+def holds(row):
+    return {"a", "b"} <= row.keys()
+
+
+def generate(name, argument, split, limit=None):
+    first = 0 if split == "train" else 1000
+    rows = [{"a": first + i, "b": first + i * 7 % 11, "level": None, "subject": None, "question": f"{first + i}",
+             "answer": str(max(first + i, first + i * 7 % 11))} for i in range(40)]
+    return rows[:limit]
+
+
+def clean(row, source):
+    if "a" not in row:
+        raise BadRow("no a")
+    return row
+
+
+def answer_of(row):
+    return row["answer"]
+
+
+def check_answer(answer):
+    if not isinstance(answer, str):
+        raise ValueError("a text")
+
+
+def perfect_answer(answer):
+    return answer
+
+
+def problem_key(row):
+    return row["a"], row["b"]
+
+
+def judge(sample):
+    """1 for the larger number."""
+    return float(sample.said == sample.answer)
+'''
+
+
+def test_a_task_is_one_file(tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(
+        ".git", ".venv", "out", "results", "__pycache__", "tests"))
+    (copy / "tasks" / "larger.py").write_text(TASK_FILE)
+    done = subprocess.run([sys.executable, "data.py", "larger", "--count", "1"],
+                          cwd=copy, capture_output=True, text=True)
+    assert done.returncode == 0 and '"answer": "0"' in done.stdout, done.stderr
+    done = subprocess.run([sys.executable, "train_grpo.py", "--check", "--data", "larger", "--template",
+                           "{a} or {b}? The larger is", "--reward", "tasks/larger.py:judge", "--model", "no/such",
+                           "--eval_prompts", "10"], cwd=copy, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "1 or 7? The larger is" in done.stdout or "0 or 0? The larger is" in done.stdout
+    assert "check passed" in done.stdout
