@@ -501,6 +501,9 @@ class StubRun:
     def write_samples(self, step, rows):
         self.rows += rows
 
+    def say(self, text):
+        self.said = text
+
     def log(self, row):
         self.logged.append(row)
 
@@ -544,6 +547,7 @@ def test_a_step_is_logged_with_an_evaluation_where_one_is_due():
         evaluation.evaluate_and_log(progress, run, engine, "policy", None, PROMPTS, settings())
         evaluated += [step] * ("eval_correct" in run.logged[0])
         assert engine.calls == ([("wake", "policy", step), "sleep"] if step in evaluated else [])
+        assert hasattr(run, "said") == (step == 0)  # the first one may take long
         assert run.logged[0]["lr"] == 1.0 and progress.row == {"step": step, "lr": 1.0}
     assert evaluated == [0, 2, 4, 5]  # before any update, every second, the last
     run = StubRun()
