@@ -35,8 +35,8 @@ from tasks.knights_and_knaves import knights_and_knaves
 from tasks.order import prompt_order
 from tasks.own import fingerprint as reward_fingerprint
 from tasks.own_check import check_all
-from tasks.rows import BadRow, DataError, report_bad
-from tasks.sources import GENERATED, columns_of, load_rows, parse_name, per_source_columns, read_rows, source_of
+from tasks.rows import BadRow, DataError, print0, report_bad
+from tasks.sources import GENERATED, check_names, columns_of, load_rows, parse_name, read_rows, source_of
 from tasks.templates import (TEMPLATES, build_prompt, check_chat, encode_prompt, is_chat, is_entry, refuse_gold, render,
                              shown, special_tokens, warn_of_plain_markers)
 
@@ -77,6 +77,9 @@ def load_train_and_eval(cfg, tokenizer, vocab_size):
 
     ConfigError for rewards that fail their own golds, for bad data, and where held-out prompts are training prompts.
     """
+    held_out_data = cfg.eval_data or cfg.data
+    check_names(cfg.data, held_out_data, data_path=cfg.data_path, eval_path=cfg.eval_path, columns=cfg.columns,
+                template=cfg.template, reward=cfg.reward)
     chat = check_chat(cfg, tokenizer, is_chat(cfg.template))
     load = functools.partial(load_prompts, template=cfg.template, reward=cfg.reward, tokenizer=tokenizer, chat=chat,
                              max_prompt_len=cfg.max_prompt_len, vocab_size=vocab_size, seed=cfg.seed,
@@ -85,7 +88,7 @@ def load_train_and_eval(cfg, tokenizer, vocab_size):
     check_golds(prompts)
     held_out = []
     if cfg.eval_prompts:
-        held_out, _ = load(cfg.eval_data or cfg.data, split="test", paths=cfg.eval_path or cfg.data_path or None,
+        held_out, _ = load(held_out_data, split="test", paths=cfg.eval_path or cfg.data_path or None,
                            limit=cfg.eval_prompts)
     check_all([*prompts, *held_out], cfg.max_response_len)
     if both := {p.text for p in prompts} & {p.text for p in held_out}:
@@ -152,8 +155,6 @@ def load_prompts(data, template, reward, tokenizer, *, split="train", limit=None
     for setting in (template, reward, paths):
         for name in setting if isinstance(setting, dict) and not is_entry(setting) else ():
             parse_name(name)  # a misspelled one would be passed over, and the hub asked instead of the path
-    if odd := [name for name in per_source_columns(columns) if name not in data]:
-        raise DataError(f"columns names {odd[0]!r}, which is none of data: {', '.join(data)}")
     prompts, mixture = [], []
     for name, weight in data.items():
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
@@ -194,6 +195,9 @@ def load_prompts(data, template, reward, tokenizer, *, split="train", limit=None
         report_bad(name, split, len(found) + len(bad), bad, spare)
         if not found:
             raise DataError(f"data {name!r}, split {split!r}: no usable row")
+        if lacking := sum(prompt.answer is None for _, prompt in found):
+            print0(f"data {name!r}, split {split!r}: {lacking:,} of {len(found):,} rows have no answer: sample.answer "
+                   "is None there")
         mixture.append(Part(name, float(weight), len(prompts), len(found)))
         prompts += [prompt for _, prompt in sorted(found, key=lambda item: item[0])]
     return prompts, mixture

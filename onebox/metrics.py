@@ -333,11 +333,11 @@ def no_signal(silent_steps, row, example=""):
     total, names = row.get("num_rollouts", 0), ("flag/error", "truncated", "correct", "format_error")
     raised, cut, right, unformed = counts = [round(row.get(name, 0.0) * total) for name in names]
     raised += round(row.get("flag/timeout", 0.0) * total)
-    same = row.get("reward_std") == 0 < row["reward"] and not (cut or right or unformed)  # of a reward of one's own
+    same = row.get("reward_std") == 0 < row["reward"] and not (right or unformed) and cut < total
     causes = [(raised, "made the reward or a part of it raise an error, or take too long", "correct its code, see "
                "flag/error and flag/timeout"),
-              (total * same, f"get one reward, {row['reward']:g}, and none counts as right", "look at what your reward "
-               "tells apart, and from which full_mark on"),
+              (total * same, f"get one reward, {row['reward']:g}, and none counts as right", "take easier "
+               "problems, or look at what your own reward tells apart, and from which full_mark on"),
               (cut, "do not end", "raise max_response_len, or say what ends a response (stop)"),
               (right, "are right already", "take harder problems"),
               (min(unformed, total - right) - cut, "end without the format", "ask for it in the template, learn it "

@@ -5,7 +5,6 @@ process that can be killed.
 
 import dataclasses
 import json
-import os
 import statistics
 import time
 
@@ -13,6 +12,7 @@ from onebox.config import ConfigError
 from onebox.text import excerpt
 from tasks import own
 from tasks.judged import Completion
+from tasks.rows import print0
 from tasks.workers import Workers
 
 HOSTILE = {  # a response that a model may write one day
@@ -25,12 +25,6 @@ HOSTILE = {  # a response that a model may write one day
     "blanks and words": "a " * 100_000,
 }
 CHARS_A_TOKEN = 32  # at most, but for oddities: how long a hostile text of max_response_len tokens may be
-
-
-def print_once(text):
-    """Print on rank 0."""
-    if os.environ.get("RANK", "0") == "0":
-        print(text, flush=True)
 
 
 def check_all(prompts, max_response_len, count=8):
@@ -47,7 +41,7 @@ def check_all(prompts, max_response_len, count=8):
             workers.close()
 
 
-def check(name, prompts, workers, say=print_once, max_response_len=1 << 30):
+def check(name, prompts, workers, say=print0, max_response_len=1 << 30):
     """
     Score made-up responses to real rows, and hostile texts no longer than a response can be.
 

@@ -92,8 +92,13 @@ def report_bad(name, split, total, bad, spare=0, hint=""):
              for index, reason, row in bad[:3]]
     if len(bad) > max(MAX_BAD * total, spare):
         raise DataError(f"{text}, more than {MAX_BAD:.0%}: fix the rows or the setting{hint}; {'; '.join(shown)}")
+    print0("\n    ".join([f"{text}: left out", *shown]))
+
+
+def print0(text):
+    """Print on rank 0, without torch."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"{text}: left out", *shown, sep="\n    ")
+        print(text, flush=True)
 
 
 # ---------------------------------------------------------------- files

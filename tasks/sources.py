@@ -227,6 +227,31 @@ def per_source_columns(columns):
     return columns if columns and all(isinstance(value, dict) for value in columns.values()) else {}
 
 
+# ---------------------------------------------------------------- settings of one source or several
+
+
+def names_of(data):
+    """List the source names of the setting `data`."""
+    return [data] if isinstance(data, str) else list(data)
+
+
+def check_names(train, held_out, **settings):
+    """
+    Raise DataError where a {source: ...} names a source that is not asked: a misspelled one would be passed over.
+
+    train, held_out: settings `data` and `eval_data`.
+    """
+    names = {"data_path": names_of(train), "eval_path": names_of(held_out)}
+    for setting, value in settings.items():
+        among = names.get(setting, names_of(train) + names_of(held_out))
+        known = [part for name in among for part in (name, name.partition("@")[0])]
+        several = per_source_columns(value) if setting == "columns" else value
+        several = several if isinstance(several, dict) and not several.keys() <= {"text", "system", "user"} else {}
+        if odd := [name for name in several if name not in known]:
+            hint = suggest(odd[0], known) or f"the data are {', '.join(among)}"
+            raise DataError(f"{setting} names {odd[0]!r}, which is not among the data; {hint}")
+
+
 # ---------------------------------------------------------------- the hub, files and directories
 
 

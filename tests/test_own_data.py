@@ -343,13 +343,6 @@ def test_an_empty_cell_that_is_asked_for_is_a_bad_row(row, template, columns, to
     one_line(stopped, f"1 {told}")
 
 
-def test_a_source_that_columns_misspells_is_refused(tmp_path, own_reward):
-    with pytest.raises(ConfigError) as stopped:
-        load(write_jsonl(tmp_path / "a.jsonl", REVIEWS), "{body}", own_reward, name="custom:reviews",
-             columns={"custom:review": MAPPED})
-    one_line(stopped, "columns names 'custom:review', which is none of data: custom:reviews")
-
-
 @pytest.mark.parametrize("template, columns", [("{body} {meta}", {"answer": "meta.gold"}),
                                                ({"user": "{label}"}, {"answer": "label"})])
 def test_no_column_that_holds_the_answer_is_shown(template, columns, tmp_path, own_reward):
@@ -368,3 +361,21 @@ def test_own_text_and_reward_change_the_fingerprint(tmp_path, own_reward):
     first = data.fingerprint(load(path, "{body}", own_reward))
     assert first != data.fingerprint(load(path, "{body}!", own_reward))
     assert first != data.fingerprint(load(path, "{body}", "math", columns={"answer": "id"}))
+
+
+@pytest.mark.parametrize("setting, value, told", [
+    ("data_path", {"custom:suma": "a"}, "data_path names 'custom:suma', which is not among the data; did you mean "
+                                        "'custom:sums'?"),
+    ("eval_path", {"custom:tests": "a"}, "eval_path names 'custom:tests'"),
+    ("template", {"custom:sums": "chat", "zebra": "chat"}, "'zebra', which is not among the data; the data are custom:"),
+    ("reward", {"gsm8k@4": "math"}, "reward names 'gsm8k@4'"), ("columns",
+                                                                {"custom:sum": {"answer": "a"}}, "columns names"),
+])
+def test_a_source_that_no_data_has_is_refused_in_every_setting(setting, value, told):
+    data_of_run = {"custom:sums": 1, "gsm8k@3": 1}
+    for fine in ({setting: {"custom:sums": "x"}}, {"template": {"gsm8k": "x"}}, {"template": {"user": "{question}"}},
+                 {"columns": {"answer": "label"}}, {"data_path": "a.csv"}):
+        sources.check_names(data_of_run, data_of_run, **(fine if setting != "columns" else {}))
+    with pytest.raises(ConfigError) as stopped:
+        sources.check_names(data_of_run, data_of_run, **{setting: value})
+    one_line(stopped, told)

@@ -19,7 +19,8 @@ from data import load_train_and_eval, per_source, score_gold
 from onebox.distributed import print0
 from onebox.models import NoModel, check_critic, resolve_model
 from onebox.text import excerpt
-from tasks.own_check import made_up, tested
+from tasks import own
+from tasks.own_check import made_up, perfect, tested
 from tasks.templates import called, is_chat, reads_clock
 from tasks.workers import ask_now
 from tools.replay import replay
@@ -89,12 +90,15 @@ def explain(prompt, prompts, cfg, tokenizer):
         print0(f"gold response  {ascii(response)[1:-1]}")
         print0(f"reward         {prompt.reward} {score.total:g} = {sums(score)}: the full mark")
     else:
-        for response in made_up(prompt, prompts):
+        known = [perfect(name, prompt) for _, name in own.terms(prompt.reward)
+                 if own.is_own(name) and own.options_of(name).perfect is not None]
+        for response in [*known, *made_up(prompt, prompts)]:
             notes = []
             score = rewards.run(prompt.reward, ask_now, response, prompt.answer, notes, num_tokens=16,
                                 max_tokens=cfg.max_response_len, row=prompt.row, prompt=prompt.text)
             failed = next((f"; fails: {excerpt(text, 200)}" for rule, text in notes if rule == "error"), "")
-            print0(f"made up        {ascii(response)[1:-1]}\n{'':15}{score.total:g} = {sums(score)}"
+            print0(f"{'perfect' if response in known else 'made up':<15}{ascii(response)[1:-1]}\n"
+                   f"{'':15}{score.total:g} = {sums(score)}"
                    f"{', correct' * score.correct}{failed}")
         untested = "; NOT TESTED: no perfect response is known to it, see own_reward(perfect=...)"
         print0(f"reward         {prompt.reward}{'' if tested(prompt.reward) else untested}")

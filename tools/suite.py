@@ -20,7 +20,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 import rewards
-from data import check_rewards, fingerprint, load_prompts
+from data import check_rewards, fingerprint, load_prompts, per_source
 from eval import sample_seeds
 from onebox import checkpoint, rundir
 from onebox.config import ConfigError, check_ranges
@@ -32,7 +32,7 @@ from policy import load_policy
 from rollout import Engine
 from tasks import own
 from tasks.rows import DataError, data_files
-from tasks.sources import BENCHMARKS, GENERATED, PART, boxed, parse_name
+from tasks.sources import BENCHMARKS, GENERATED, PART, boxed, columns_of, names_of, parse_name, per_source_columns
 from tasks.templates import TEMPLATES, check_chat, is_chat, is_entry, reads_clock
 from tools import provenance
 from tools.results import (RESULT_HEAD, compact, file_of, finish, is_ours, read_rows, read_table, result_cells,
@@ -136,8 +136,8 @@ def make_tasks(cfg, tokenizer, vocab_size, stop_ids, dtype):
     """Load and check all that the benchmarks ask -> [Task]; every error comes before any weights are loaded."""
     picked, tasks = chosen(cfg), []
     known = {key for name, b in picked.items() for key in (name, b.source, *re.split("[:@]", b.source)[:1])}
-    for setting in ("template", "reward", "samples", "limit", "data_path"):
-        value = getattr(cfg, setting)
+    for setting in ("template", "reward", "samples", "limit", "data_path", "columns"):
+        value = per_source_columns(cfg.columns) if setting == "columns" else getattr(cfg, setting)
         for key in value if isinstance(value, dict) and not is_entry(value) else ():
             if key not in known and key.partition("@")[0] not in known:
                 raise ConfigError(f"{setting} names {key!r}, which is not evaluated: {', '.join(picked)} are")
@@ -158,7 +158,8 @@ def make_tasks(cfg, tokenizer, vocab_size, stop_ids, dtype):
         prompts, _ = load_prompts(
             b.source, template, reward, tokenizer, split=cfg.split or b.split, limit=limit or None, seed=cfg.seed,
             max_prompt_len=cfg.max_prompt_len or None, vocab_size=vocab_size, check_answer=rewards.check_answer,
-            chat=chat, columns=cfg.columns, paths=find_path(name, b.source, cfg.data_path, len(picked) == 1))
+            chat=chat, columns=columns_of(cfg.columns, b.source),
+            paths=find_path(name, b.source, cfg.data_path, len(picked) == 1))
         greedy = cfg.greedy or not samples
         settings = {"source": b.source, "template": template, "reward": reward, "problems": len(prompts),
                     "samples": samples, "greedy": greedy, "dtype": dtype, "seed": cfg.seed,
@@ -248,10 +249,22 @@ def sweep_settings(cfg, origin):
         if "reward" not in origin and own.fingerprint_of(run["reward"]) not in (None, fingerprints.get("reward")):
             print0(f"warning: the reward's source is not the one that {cfg.sweep} was trained with; a copy of that one "
                    "lies in its code/")
+    elif cfg.data:  # of the run's own sources, its prompts and rewards
+        names = [name for name in ([cfg.data] if isinstance(cfg.data, str) else cfg.data)
+                 if name in names_of(run["eval_data"] or run["data"])]
+        its |= {what: {name: per_source(run[what], name, what) for name in names} for what in ("template", "reward")
+                if names}
+        if names and (paths := run["eval_path"] or run["data_path"]) and len(names) == len(names_of(cfg.data)):
+            its |= {"data_path": {name: paths if isinstance(paths, str) else paths.get(name, "") for name in names},
+                    "split": "test"}
+        its |= {"max_prompt_len": run["max_prompt_len"]} if names else {}
     elif cfg.suite and isinstance(run["reward"], str) and isinstance(run["template"], str):
         reads = {reward: rewards.READS.get(reward, reward) for reward in (run["reward"], *rewards.REWARDS)}
         alike = [name for name, b in chosen(cfg).items() if reads[b.reward] == reads[run["reward"]]]
         its |= {"template": dict.fromkeys(alike, run["template"]), "reward": dict.fromkeys(alike, run["reward"])}
+    asked = names_of(its.get("data") or cfg.data)
+    if several := per_source_columns(its.get("columns")):  # of the sources that are evaluated
+        its["columns"] = {name: value for name, value in several.items() if name in asked} or None
     its = {name: tuple(value) if type(value) is list else value for name, value in its.items() if name not in origin}
     return dataclasses.replace(cfg, **its)
 

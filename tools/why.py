@@ -19,6 +19,13 @@ from tasks import own
 from tasks.workers import ask_now
 
 
+def shown(value, most=400):
+    """Shorten a text or row to one line, readable in any script."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = visible(text).replace("\n", "\\n")
+    return text if len(text) <= most else f"{text[:most // 2]} ... {text[5 + most // 2 - most:]}"
+
+
 def explain(reward, response, answer, **kwargs):
     """Return the score of a completion as readable lines: each rule, what it found, the parts, the total."""
     rewards.check(reward)
@@ -27,9 +34,10 @@ def explain(reward, response, answer, **kwargs):
     docs = [rewards.REWARDS[name].__doc__ if name in rewards.REWARDS else own.load(name).__doc__
             for _, name in rewards.terms(reward)]
     lines = [f"{reward}: {' + '.join(' '.join((doc or 'no docstring').split()).partition('. ')[0] for doc in docs)}",
-             f"response {len(response):,} characters: {excerpt(response)}", f"answer   {excerpt(str(answer))}", ""]
+             f"response {len(response):,} characters: {shown(response, 100)}",
+             f"answer   {shown(str(answer), 100)}", ""]
     width = max([len(rule) for rule, _ in notes], default=0)
-    lines += [f"  {rule:<{width}}  {excerpt(str(finding))}" for rule, finding in notes] + [""]
+    lines += [f"  {rule:<{width}}  {shown(str(finding), 100)}" for rule, finding in notes] + [""]
     lines += [f"  {name:<{width}}  {value:+g}" for name, value in result.parts.items()]
     lines += [f"  {'total':<{width}}  {result.total:+g}", "",
               f"correct {'yes' if result.correct else 'no'}, format {'ok' if result.format_ok else 'wrong'}, "
@@ -68,7 +76,7 @@ def explain_kept(path, number, max_tokens=None):
     return "\n".join([
         f"step {row['step']}, {row.get('split')}, {row['uid']}: --sample {number} of 0 to {len(rows) - 1}; "
         f"{kinds(rows)}", "",
-        f"prompt   {excerpt(row['prompt'], 400)}", *([f"row      {excerpt(row['row'], 400)}"] if "row" in row else []),
+        f"prompt   {shown(row['prompt'])}", *([f"row      {shown(row['row'])}"] if "row" in row else []),
         "", visible(row["response"]), "",
         f"ended by {row.get('finish_reason')} after {row.get('tokens')} tokens; reward {row['reward']:g} = {parts}; "
         f"correct {'yes' if row['correct'] else 'no'}, format {'ok' if row['format_ok'] else 'wrong'}, "
