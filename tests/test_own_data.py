@@ -367,7 +367,7 @@ def test_own_text_and_reward_change_the_fingerprint(tmp_path, own_reward):
     ("data_path", {"custom:suma": "a"}, "data_path names 'custom:suma', which is not among the data; did you mean "
                                         "'custom:sums'?"),
     ("eval_path", {"custom:tests": "a"}, "eval_path names 'custom:tests'"),
-    ("template", {"custom:sums": "chat", "zebra": "chat"}, "'zebra', which is not among the data; the data are custom:"),
+    ("template", {"custom:sums": "chat", "zebra": "chat"}, "'zebra', which is not among the data; the data are cust"),
     ("reward", {"gsm8k@4": "math"}, "reward names 'gsm8k@4'"), ("columns",
                                                                 {"custom:sum": {"answer": "a"}}, "columns names"),
 ])
