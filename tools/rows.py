@@ -56,6 +56,7 @@ def show():
     parser.add_argument("--seed", type=int, help="of countdown and tiny_countdown: fresh rows")
     parser.add_argument("--template", help="print prompts instead of rows")
     parser.add_argument("--path", action="append", default=[], metavar="[NAME=]PATH", help="a local copy")
+    parser.add_argument("--columns", type=json.loads, help='{"question": "their name of it", ...} as JSON')
     parser.add_argument("--leak", action="store_true", help="print problems that are in train and test sets")
     args = parser.parse_args()
     if args.seed is not None and args.seed < 0:
@@ -74,7 +75,7 @@ def show():
     if args.seed is not None and generator:
         rows = generator(args.count, args.seed)
     else:
-        rows = load_rows(name, args.split, paths.get(name), limit=args.count)
+        rows = load_rows(name, args.split, paths.get(name), limit=args.count, columns=args.columns)
     for row in rows:
         print(build_prompt(args.template, row) if args.template else json.dumps(row, ensure_ascii=False, default=str))
 

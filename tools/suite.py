@@ -31,6 +31,7 @@ from onebox.text import suggest
 from policy import load_policy
 from rollout import Engine
 from tasks import own
+from tasks.own_check import check_all
 from tasks.rows import DataError, data_files
 from tasks.sources import BENCHMARKS, GENERATED, PART, boxed, columns_of, names_of, parse_name, per_source_columns
 from tasks.templates import TEMPLATES, check_chat, is_chat, is_entry, reads_clock
@@ -160,6 +161,7 @@ def make_tasks(cfg, tokenizer, vocab_size, stop_ids, dtype):
             max_prompt_len=cfg.max_prompt_len or None, vocab_size=vocab_size, check_answer=rewards.check_answer,
             chat=chat, columns=columns_of(cfg.columns, b.source),
             paths=find_path(name, b.source, cfg.data_path, len(picked) == 1))
+        check_all(prompts, cfg.max_response_len)
         greedy = cfg.greedy or not samples
         settings = {"source": b.source, "template": template, "reward": reward, "problems": len(prompts),
                     "samples": samples, "greedy": greedy, "dtype": dtype, "seed": cfg.seed,
