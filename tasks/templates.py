@@ -19,6 +19,7 @@ import functools
 import json
 import os
 import re
+import string
 
 from onebox.config import ConfigError
 from onebox.text import excerpt, suggest
@@ -418,10 +419,12 @@ def fill(template, text, row, where=""):
     published = isinstance(template, str) and template in TEMPLATES
 
     def value(match):
+        if not match[1]:  # a doubled brace
+            return match[0][0]
         fields, written = SLOTS.get(match[1], ([match[1]], as_text))
         if match[1].partition(".")[0] in GOLD:
             raise ConfigError(f"prompt template {called(template)} shows the model the column {match[1]!r}, which "
-                              "holds the answer; where braces around a word are meant, let a function write the prompt")
+                              "holds the answer; write {{ and }} where braces are meant")
         found = next((value for field in fields if (value := look_up(row, field)) is not None), None)
         if not published and not filled(found) and any(field.partition(".")[0] in row for field in fields):
             raise BadRow(f"empty {match[1]}")
@@ -432,13 +435,32 @@ def fill(template, text, row, where=""):
                               f"{', '.join(row)}; {hint}".rstrip("; "))
         return written(found)
 
-    return (SLOT if published else ANY_SLOT).sub(value, text)
+    return (SLOT if published else pattern_of(text)).sub(value, text)
+
+
+def pattern_of(text):
+    """
+    Return the pattern of a text's slots; in a format string, as Python's str.format reads it, also that of the doubled
+    braces {{ and }}, which become single ones. A text with other braces, such as JSON or \\boxed{}, is none.
+    """
+    try:
+        fields = [(field, spec or conversion) for _, field, spec, conversion in string.Formatter().parse(text)
+                  if field is not None]
+    except ValueError:
+        return ANY_SLOT
+    plain = all(ANY_SLOT.fullmatch("{" + field + "}") and not more for field, more in fields)
+    return re.compile(ANY_SLOT.pattern + r"|\{\{|\}\}") if plain else ANY_SLOT
+
+
+def slots_of(parts):
+    """List the slots of a template's texts."""
+    return [match[1] for text in parts.values() for match in pattern_of(text).finditer(text) if match[1]]
 
 
 def refuse_gold(template, columns):
     """Raise ConfigError for a template that shows the column from which `columns` takes the answer."""
     found, gold = entry(template), str((columns or {}).get("answer"))
-    slots = set() if callable(found) else set(ANY_SLOT.findall(" ".join(found.values()))) - set(columns or {})
+    slots = set() if callable(found) else set(slots_of(found)) - set(columns or {})
     if named := {slot for slot in slots if f"{gold}.".startswith(f"{slot}.") or slot.startswith(f"{gold}.")}:
         raise ConfigError(f"prompt template {called(template)} shows the model the column {named.pop()!r}, which holds "
                           "the answer")
@@ -451,7 +473,7 @@ def shown(template, row):
         return texts_in(list(row.values()))
     if not found:
         return [row["question"], *(turn["content"] for turn in row.get("conversation", ()))]
-    slots = ANY_SLOT.findall(" ".join(found.values()))
+    slots = slots_of(found)
     fields = [field for slot in slots for field in SLOTS.get(slot, ([slot],))[0]]
     return texts_in([row["question"], *(look_up(row, field) for field in fields)])
 

@@ -202,6 +202,15 @@ def test_a_worked_example_without_a_column_is_named():
         templates.render("{body}", ROW, chat=chat)
 
 
+@pytest.mark.parametrize("template, text", [
+    ('Return {{"a": {n}}} for {body}', 'Return {"a": 3} for good {question}'), ("{{answer}} {n}", "{answer} 3"),
+    ('Return {"a": {"b": 1}} for {n}', 'Return {"a": {"b": 1}} for 3'), (r"\boxed{{}} {n}", r"\boxed{} 3"),
+    (r"\boxed{} {n} }}", r"\boxed{} 3 }}"), ("{n:>5} {n}", "{n:>5} 3"), ("a } {n}", "a } 3"),
+])
+def test_doubled_braces_are_single_ones_in_a_format_string_and_stay_in_any_other_text(template, text):
+    assert templates.render(template, ROW) == (text, False)
+
+
 def test_an_own_chat_goes_through_the_models_template():
     chat_of_mine = {"system": "Be {n}.", "user": "{body}"}
     text, chat = templates.render(chat_of_mine, ROW, byte_tokenizer(chat_template=CHATML))
