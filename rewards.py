@@ -454,7 +454,15 @@ class Scorer:
     def settled(self):
         """Return {key: Score} of what no grader process still decides; collect() will not return these again."""
         undecided = self.verdicts.undecided()
+        self.note_timeouts({key: score for key, score in self.scores.items() if key not in undecided})
         return {key: self.scores.pop(key) for key in [key for key in self.scores if key not in undecided]}
+
+    def note_timeouts(self, scores):
+        """Count final scores of own rewards that took too long among the failures."""
+        for key, score in scores.items():
+            reward, response, _, _ = self.submitted[key]
+            if "timeout" in score.flags and own.own_names(reward):
+                self.failed[key] = reward, "it took longer than its seconds", response, score.total
 
     def collect(self, budget_s=60.0):
         """Return all scores since the last collect, as {key: Score}. Killable rewards get their own seconds besides."""
@@ -462,10 +470,7 @@ class Scorer:
         while self.verdicts.undecided() and time.monotonic() < deadline:
             self.poll(min(1.0, max(0.0, deadline - time.monotonic())))
         self.verdicts.drop()
-        for key, score in self.scores.items():
-            reward, response, _, _ = self.submitted[key]
-            if "timeout" in score.flags and own.own_names(reward):
-                self.failed[key] = reward, "it took longer than its seconds", response, score.total
+        self.note_timeouts(self.scores)
         scores, self.scores, self.submitted, self.answered = self.scores, {}, {}, {}
         self.print_failures()
         return scores

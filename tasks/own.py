@@ -29,7 +29,7 @@ import sys
 import sysconfig
 
 from onebox.config import OWN_NAME, ConfigError, run_file
-from onebox.text import suggest
+from onebox.text import excerpt, suggest
 from tasks.judged import Score, checked
 from tasks.parts import MAX_REWARD, finite
 
@@ -116,7 +116,13 @@ def refuse_namesakes(path):
 
 
 def options_of(name):
-    return getattr(load(name), "options", Options())
+    return options_in(load(name))
+
+
+def options_in(function):
+    """Return what own_reward said of a function, or of the one inside a functools.partial."""
+    found = getattr(function, "options", None) or getattr(getattr(function, "func", None), "options", None)
+    return found if isinstance(found, Options) else Options()
 
 
 def short(name):
@@ -166,7 +172,7 @@ def call(function, completion):
         parts = {name: number(one, f"part {name!r}") for name, one in value.items()}
     else:
         parts = {getattr(function, "__name__", "reward"): number(value, "it")}
-    mark = getattr(function, "options", Options()).full_mark
+    mark = options_in(function).full_mark
     return checked(completion.finish(parts, sum(parts.values()) >= mark - 1e-9, True))
 
 
@@ -241,9 +247,10 @@ def score_in_worker(where, sample, equal):
             completion = pickle.loads(base64.b64decode(sample))
             completion.equal = equal
             found = call(function, completion)
+            notes = [(excerpt(str(rule)), excerpt(str(finding), 1000)) for rule, finding in completion.notes[-100:]]
+            return json.dumps([{**vars(found), "flags": sorted(found.flags)}, notes])
         except (Exception, SystemExit) as error:
             return json.dumps(f"{type(error).__name__}: {error}")
-    return json.dumps([{**vars(found), "flags": sorted(found.flags)}, completion.notes], default=str)
 
 
 # ---------------------------------------------------------------- what belongs to a run's fingerprint
@@ -262,7 +269,7 @@ def source_of(name):
     """
     load(name)  # so that its imports can be found
     first, *others = files_of(name)
-    return [without_settings(first), *(read(file) for file in others)]
+    return [without_settings(first, short(name)), *(read(file) for file in others)]
 
 
 def files_of(name):
@@ -278,14 +285,17 @@ def files_of(name):
 
 
 def read(path):
-    with open(path, encoding="utf-8", errors="replace") as f:
+    with open(path, encoding="utf-8-sig", errors="replace") as f:
         return f.read()
 
 
-def without_settings(path):
-    """Return the top-level statements of a file, but for `name = value` lines that no other statement refers to."""
+def without_settings(path, wanted):
+    """
+    Return the top-level statements of a file, but for `name = value` lines that no other statement refers to. The one
+    that sets `wanted` stays.
+    """
     text = read(path)
-    tree, lines = ast.parse(text).body, text.splitlines()
+    tree, lines = ast.parse(text).body, text.split("\n")  # not splitlines: Python breaks lines at no form feed
 
     def plain(node):  # the name that a line such as `lr = 1e-6` or `a, b = 1, 2` sets
         targets = node.targets if isinstance(node, ast.Assign) else \
@@ -293,7 +303,7 @@ def without_settings(path):
         names = [one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)]
         return set(names) if names and all(isinstance(one, (ast.Name, ast.Tuple)) for one in targets) else set()
 
-    kept = [node for node in tree if not plain(node)]
+    kept = [node for node in tree if not plain(node) or wanted in plain(node)]
     while True:
         used = {one.id for node in kept for one in ast.walk(node)
                 if isinstance(one, ast.Name) and (isinstance(one.ctx, ast.Load) or isinstance(node, ast.AugAssign))}
@@ -308,13 +318,28 @@ def without_settings(path):
 
 def imported(path):
     """List the modules that a file imports anywhere: "a.b" of `import a.b`, "a" and "a.b" of `from a import b`."""
-    found = []
-    for node in ast.walk(ast.parse(read(path))):
+    found, package = [], package_of(path)
+    try:
+        tree = ast.parse(read(path))
+    except SyntaxError:  # of a helper that nothing has run yet: its text counts
+        return []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.ImportFrom):
+            parent = package[:len(package) - node.level + 1] if node.level else []  # from ..a import b
+            module = ".".join([*parent, *([node.module] if node.module else [])])
+            found += [module, *(f"{module}.{alias.name}" for alias in node.names)] if module else []
     return [".".join(module.split(".")[:n]) for module in dict.fromkeys(found) for n in range(1, module.count(".") + 2)]
+
+
+def package_of(path):
+    """Return the names of the packages around a file, outermost first."""
+    folder, names = os.path.dirname(os.path.abspath(path)), []
+    while os.path.isfile(os.path.join(folder, "__init__.py")):
+        folder, name = os.path.split(folder)
+        names.insert(0, name)
+    return names
 
 
 def file_of(module):
@@ -360,9 +385,9 @@ def fingerprint(prompts):
     return hash_of(sources({p.reward for p in prompts}))
 
 
-def fingerprint_of(setting):
-    """Return the same of a setting `reward`, for prompts of all its sources; None without an own reward."""
-    return hash_of(sources(set(map(named, setting.values() if isinstance(setting, dict) else [setting])))) or None
+def fingerprint_of(rewards):
+    """Return the same of a list of rewards, each as a recipe writes it."""
+    return hash_of(sources(set(map(named, rewards))))
 
 
 def hash_of(found):

@@ -9,6 +9,7 @@ and the benchmarks made of them.
 
 import os
 import re
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,13 +176,15 @@ def clean_row(task, source, raw, columns=None, needs=("question", "answer")):
     if not isinstance(raw, dict):
         raise BadRow("not an object")
     nested = raw.get("extra_info")  # where verl's files, SimpleRL-Zoo's among them, keep question and answer
+    drop = DROP if source in SOURCES.values() and source is not SOURCES["custom"] else ()  # a user may read them
     raw = rename({**(nested if isinstance(nested, dict) else {}), **raw}, columns or {})
     for ours in columns or {}:
         if ours in ("question", "answer") and not filled(raw[ours]):
             raise BadRow(f"empty {ours}")
+    if "answer" in (columns or {}) and source.gold is answer_or_box:  # it is the gold, whatever else the row holds
+        source = dataclasses.replace(source, gold=lambda row: row["answer"])
     row = task.clean(raw, source, needs) if task is math_problems else task.clean(raw, source)
-    return row if source.gold is answer_or_box and source not in SOURCES.values() or source is SOURCES["custom"] else {
-        key: value for key, value in row.items() if key not in DROP}
+    return {key: value for key, value in row.items() if key not in drop}
 
 
 # ---------------------------------------------------------------- columns of other names
@@ -219,7 +222,7 @@ def check_columns(name, columns, rows):
 def columns_of(columns, name):
     """Return the setting `columns` for one source: itself, or its entry where it is {source: columns}."""
     several = per_source_columns(columns)
-    return several.get(name) if several else columns
+    return several.get(name, several.get(name.partition("@")[0])) if several else columns
 
 
 def per_source_columns(columns):

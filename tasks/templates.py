@@ -241,9 +241,11 @@ def render(template, row, tokenizer=None, chat=None):
         messages = [{"role": "system", "content": system}] * bool(system) + \
             [message for message in messages if message["role"] != "system"]
     for asked, said in reversed(examples):
+        if not (isinstance(found, dict) and found) and "question" not in asked:
+            raise ConfigError(f"few_shot: template {called(template)} has no slots for a row: give a question as text")
         user = fill(template, found["user"], asked, "few_shot: ") if isinstance(found, dict) and found else \
             asked["question"]
-        at = messages[0]["role"] == "system"
+        at = bool(messages) and messages[0]["role"] == "system"
         messages = [*messages[:at], {"role": "user", "content": user}, {"role": "assistant", "content": said},
                     *messages[at:]]
     if tokenizer is None:
@@ -422,7 +424,7 @@ def fill(template, text, row, where=""):
         if not match[1]:  # a doubled brace
             return match[0][0]
         fields, written = SLOTS.get(match[1], ([match[1]], as_text))
-        if match[1].partition(".")[0] in GOLD:
+        if {match[1].partition(".")[0], match[1].rpartition(".")[2]} & set(GOLD):
             raise ConfigError(f"prompt template {called(template)} shows the model the column {match[1]!r}, which "
                               "holds the answer; write {{ and }} where braces are meant")
         found = next((value for field in fields if (value := look_up(row, field)) is not None), None)

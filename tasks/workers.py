@@ -247,7 +247,8 @@ class Workers:
                 if rules == "own" and golds[0] not in worker.loaded:  # first the file, however long its imports take
                     worker.deadline += START_S
                     worker.process.stdin.write(json.dumps([-1, golds, "", "own"]).encode() + b"\n")
-                worker.process.stdin.write(json.dumps([worker.nonce, *worker.job[1:]]).encode() + b"\n")
+                else:
+                    worker.process.stdin.write(json.dumps([worker.nonce, *worker.job[1:]]).encode() + b"\n")
                 worker.process.stdin.flush()
             except OSError:
                 self._end(worker, "error")
@@ -289,6 +290,11 @@ class Workers:
             if worker.job and nonce == -1:
                 worker.loaded.add(worker.job[1][0])
                 worker.deadline = time.monotonic() + own_seconds(*worker.job[1:])
+                try:
+                    worker.process.stdin.write(json.dumps([worker.nonce, *worker.job[1:]]).encode() + b"\n")
+                    worker.process.stdin.flush()
+                except OSError:
+                    return self._end(worker, "error")
             elif worker.job and nonce == worker.nonce:
                 self.done.append((worker.job[0], found if isinstance(found, str) else "right" if found else "wrong"))
                 worker.job, worker.jobs_done = None, worker.jobs_done + 1

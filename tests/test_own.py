@@ -315,7 +315,7 @@ def mine(sample):
 reward = mine
 """
 FILES = {"mine.py": FILE, "words.py": "GOOD = {'a'}\n", "deep/__init__.py": "", "deep/more.py": "Z = 1\n",
-         "deep/kit.py": "from deep.more import Z\ndef value(): return Z\n", "base.py": "D = 1\n",
+         "deep/kit.py": "from .more import Z\ndef value(): return Z\n", "base.py": "D = 1\n",
          "helper.py": "from base import *\ndef one(): return D\n"}
 
 
@@ -353,6 +353,50 @@ def test_whatever_may_decide_what_a_reward_does_is_part_of_its_source(tmp_path, 
 ])
 def test_other_settings_are_not(tmp_path, changed, unchanged):
     assert source(tmp_path / "b", **changed) == unchanged
+
+
+@pytest.mark.parametrize("text, other", [
+    ("import functools\ndef f(sample, k): return k\nreward = functools.partial(f, k=1)", ("k=1", "k=2")),
+    ("reward = lambda sample: 1.0", ("1.0", "0.0")),
+    ("# \x0c\x0c\x0c\x0c\ndef reward(sample):\n    one = 1\n    return 1.0", ("1.0", "0.0")),  # no line of Python's
+    ("class J:\n    options = {}\n    def __init__(self, k): self.k = k\n"
+     "    def __call__(self, sample): return self.k\nreward = J(1)", ("J(1)", "J(2)")),
+])
+def test_the_line_that_makes_a_reward_belongs_to_its_source(tmp_path, text, other):
+    found = [own.source_of(write(folder, one) + ":reward")
+             for folder, one in ((tmp_path / "a", text), (tmp_path / "b", text.replace(*other))) if not folder.mkdir()]
+    assert found[0] != found[1]
+    assert score_all([(f"{tmp_path / 'a' / 'mine.py'}:reward", "x", None)])[0].total == 1.0
+
+
+def test_a_partial_keeps_the_options_of_its_function(tmp_path):
+    name = write(tmp_path, "from functools import partial\nfrom rewards import own_reward\n@own_reward(on_error=-3)\n"
+                 "def f(sample, k): return 1 / k\nmine = partial(f, k=0)\n") + ":mine"
+    assert score_all([(name, "x", None)])[0].total == -3.0
+
+
+def test_a_file_with_a_bom_and_notes_that_no_json_holds_are_fine(tmp_path):
+    name = reward_file(tmp_path, "sample.note('a', {(1, 2): 3})\nsample.note('long', 'x' * 10_000_000)\nreturn 1",
+                       options="killable=True, seconds=2")
+    path = name.rpartition(":")[0]
+    with open(path, "rb") as f:
+        text = f.read()
+    with open(path, "wb") as f:
+        f.write(b"\xef\xbb\xbf" + text)
+    assert score_all([(name, "x", None)])[0].total == 1.0
+
+
+def test_a_job_larger_than_a_pipe_waits_for_its_file_without_blocking(tmp_path):
+    name = reward_file(tmp_path, "return len(sample.row['text'])", before="time.sleep(3)", options="killable=True")
+    scorer = rewards.Scorer(num_workers=1)
+    scorer.verdicts.ask(None, ["1"], r"\sqrt{2}", "strict")  # starts the process
+    while not scorer.verdicts.poll(1.0):
+        pass
+    start = time.monotonic()
+    scorer.submit(0, name, "x", None, row={"text": "a" * 300_000})
+    own_seconds = time.monotonic() - start  # the recipe runs here too, for 3 seconds
+    assert own_seconds < 5.5 and scorer.collect()[0].total == 300_000
+    scorer.close()
 
 
 def test_an_inherited_reward_brings_its_source(tmp_path, monkeypatch):

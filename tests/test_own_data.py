@@ -231,6 +231,7 @@ def test_a_function_writes_raw_text_or_messages(name, text, chat, own_reward):
 
 @pytest.mark.parametrize("template, told", [
     ("{question} {answer}", "shows the model the column 'answer', which holds the answer"),
+    ("{extra_info.answer} {n}", "shows the model the column 'extra_info.answer'"),
     ("{questoin}", "wants questoin; the row has question, body, n, answer"),
     ("chatt", "did you mean 'chat'?"), ("Answer:", "one of your own holds slots such as {question}"),
     ({"system": "only"}, None), ("{file}:wrong", "it wants a text, or a list of messages"),
@@ -328,6 +329,19 @@ def test_every_column_belongs_to_the_fingerprint_of_an_own_reward(tmp_path, own_
     first, other = (data.fingerprint(load(write_jsonl(tmp_path / "a.jsonl", [rows[0] | {"label": label}]),
                                           "{question}", own_reward)) for label in ("good", "bad"))
     assert first != other
+
+
+def test_columns_of_a_source_are_those_of_its_levels(tmp_path, own_reward):
+    rows = [{"question": "wrong", "text": "right", "level": 3, "answer": "1"}]
+    [found] = load(write_jsonl(tmp_path / "a.jsonl", rows), "{question}", own_reward, name="custom:a@3",
+                   columns={"custom:a": {"question": "text"}})
+    assert found.text == "right"
+
+
+def test_an_explicit_answer_is_the_answer(tmp_path, own_reward):
+    rows = [{"q": str(i), "label": label, "solution": "42"} for i, label in enumerate(["proof", "lemma", "nan"])]
+    found = load(write_jsonl(tmp_path / "a.jsonl", rows), "{q}", own_reward, columns={"answer": "label"})
+    assert [prompt.answer for prompt in found] == ["proof", "lemma", "nan"]
 
 
 def test_another_source_of_a_reward_is_another_fingerprint(tmp_path, own_reward):

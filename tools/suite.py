@@ -242,31 +242,34 @@ def sweep_settings(cfg, origin):
     needed = "data data_path eval_data eval_path eval_prompts eval_samples max_prompt_len reward template".split()
     if missing := sorted({*same, *needed} - run.keys()):
         raise ConfigError(f"{file} is not of a run of train_grpo.py or train_ppo.py: it has no {missing[0]}")
-    kept = (*same, "chat_template_kwargs", "chat_date", "system_prompt", "few_shot", "columns")
-    its = {name: run[name] for name in kept if name in run}
-    if not cfg.suite and not cfg.data:
-        its |= {"data": run["eval_data"] or run["data"], "data_path": run["eval_path"] or run["data_path"],
-                "split": "test", "samples": run["eval_samples"], "limit": run["eval_prompts"]}
-        its |= {name: run[name] for name in ("template", "reward", "max_prompt_len")}
-        if "reward" not in origin and own.fingerprint_of(run["reward"]) not in (None, fingerprints.get("reward")):
+    its = {name: run[name] for name in (*same, "chat_template_kwargs", "chat_date") if name in run}
+    held_out, paths = run["eval_data"] or run["data"], run["eval_path"] or run["data_path"]
+    asked = [] if cfg.suite else names_of(cfg.data or held_out)
+    names, alike = [name for name in asked if name in names_of(held_out)], []
+    if names:  # of the run's own sources its rows, prompts and rewards
+        for what in ("template", "reward"):
+            several = len(names) < len(asked) or isinstance(run[what], dict) and not is_entry(run[what])
+            its[what] = {name: per_source(run[what], name, what) for name in names} if several else run[what]
+        its |= {"columns": {name: found for name in names if (found := columns_of(run.get("columns"), name))} or None,
+                "max_prompt_len": run["max_prompt_len"]}
+        if isinstance(paths, dict):
+            paths = {name: path for name in names if (path := paths.get(name, paths.get(name.partition("@")[0])))}
+        elif len(names) > 1 and (PART.fullmatch(paths) or os.path.isfile(os.path.expanduser(paths))):
+            paths = dict.fromkeys(names, paths)
+        if len(names) == len(asked):
+            its |= {"data_path": paths, "split": "test"}
+        if not cfg.data:
+            its |= {"data": held_out, "samples": run["eval_samples"], "limit": run["eval_prompts"]}
+        trained = [per_source(run["reward"], name, "reward") for name in names_of(run["data"])]
+        if "reward" not in origin and fingerprints.get("reward", "") != own.fingerprint_of(trained):
             print0(f"warning: the reward's source is not the one that {cfg.sweep} was trained with; a copy of that one "
-                   "lies in its code/")
-    elif cfg.data:  # of the run's own sources, its prompts and rewards
-        names = [name for name in ([cfg.data] if isinstance(cfg.data, str) else cfg.data)
-                 if name in names_of(run["eval_data"] or run["data"])]
-        its |= {what: {name: per_source(run[what], name, what) for name in names} for what in ("template", "reward")
-                if names}
-        if names and (paths := run["eval_path"] or run["data_path"]) and len(names) == len(names_of(cfg.data)):
-            its |= {"data_path": {name: paths if isinstance(paths, str) else paths.get(name, "") for name in names},
-                    "split": "test"}
-        its |= {"max_prompt_len": run["max_prompt_len"]} if names else {}
+                   "lies in its code/own/")
     elif cfg.suite and isinstance(run["reward"], str) and isinstance(run["template"], str):
         reads = {reward: rewards.READS.get(reward, reward) for reward in (run["reward"], *rewards.REWARDS)}
         alike = [name for name, b in chosen(cfg).items() if reads[b.reward] == reads[run["reward"]]]
         its |= {"template": dict.fromkeys(alike, run["template"]), "reward": dict.fromkeys(alike, run["reward"])}
-    asked = names_of(its.get("data") or cfg.data)
-    if several := per_source_columns(its.get("columns")):  # of the sources that are evaluated
-        its["columns"] = {name: value for name, value in several.items() if name in asked} or None
+    if len(names or alike) == len(asked or (chosen(cfg) if cfg.suite else [])):  # all with the run's prompts
+        its |= {name: run[name] for name in ("system_prompt", "few_shot") if name in run}
     its = {name: tuple(value) if type(value) is list else value for name, value in its.items() if name not in origin}
     return dataclasses.replace(cfg, **its)
 
