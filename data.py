@@ -36,7 +36,7 @@ from tasks.order import prompt_order
 from tasks.own import fingerprint as reward_fingerprint
 from tasks.own_check import check_all
 from tasks.rows import BadRow, DataError, print0, report_bad
-from tasks.sources import GENERATED, check_names, columns_of, load_rows, parse_name, read_rows, source_of
+from tasks.sources import GENERATED, check_names, columns_of, load_rows, of_source, parse_name, read_rows, source_of
 from tasks.templates import (TEMPLATES, build_prompt, check_chat, encode_prompt, is_chat, is_entry, refuse_gold, render,
                              shown, special_tokens, warn_of_plain_markers)
 
@@ -165,7 +165,7 @@ def load_prompts(data, template, reward, tokenizer, *, split="train", limit=None
         its_reward = rewards.named(per_source(reward, name, "reward"))
         warn_of_plain_markers(its_template, tokenizer)
         refuse_gold(its_template, columns_of(columns, name))
-        path = paths.get(name, paths.get(base)) if isinstance(paths, dict) else paths
+        path = of_source(paths, name) if isinstance(paths, dict) else paths
         generated = path is None and kind in GENERATED
         needs = {"answer"} if rewards.reads(its_reward) else set()
         needs |= {"question"} if its_template in list(TEMPLATES) else set()  # a template may be a dict
@@ -207,10 +207,8 @@ def per_source(setting, name, what):
     """Return the value of a setting for one source: itself, or its entry under the name with or without @."""
     if not isinstance(setting, dict) or is_entry(setting):
         return setting
-    if name in setting:
-        return setting[name]
-    if name.partition("@")[0] in setting:
-        return setting[name.partition("@")[0]]
+    if (found := of_source(setting, name)) is not None:
+        return found
     raise DataError(f"no {what} for data {name!r}: the {what} setting names only {', '.join(map(repr, setting))}")
 
 

@@ -19,6 +19,7 @@ from tasks import TASKS, math_problems
 from tasks.math_problems import answer_or_box
 from tasks.rows import (SUFFIXES, BadRow, DataError, Source, data_files, filled, look_up, read_file, report_bad,
                         stem_and_suffix)
+from tasks.templates import is_entry
 
 # ---------------------------------------------------------------- public sets: row -> gold, or list of acceptable ones
 
@@ -219,10 +220,15 @@ def check_columns(name, columns, rows):
         raise DataError(f"data {name!r}: columns takes the {ours} from {theirs!r}, which no row has; {hint}")
 
 
+def of_source(setting, name):
+    """Return the entry of a {source: ...} under the name with or without its "@3-5"; None where there is none."""
+    return setting.get(name, setting.get(name.partition("@")[0]))
+
+
 def columns_of(columns, name):
     """Return the setting `columns` for one source: itself, or its entry where it is {source: columns}."""
     several = per_source_columns(columns)
-    return several.get(name, several.get(name.partition("@")[0])) if several else columns
+    return of_source(several, name) if several else columns
 
 
 def per_source_columns(columns):
@@ -249,7 +255,7 @@ def check_names(train, held_out, **settings):
         among = names.get(setting, names_of(train) + names_of(held_out))
         known = [part for name in among for part in (name, name.partition("@")[0])]
         several = per_source_columns(value) if setting == "columns" else value
-        several = several if isinstance(several, dict) and not several.keys() <= {"text", "system", "user"} else {}
+        several = several if isinstance(several, dict) and not is_entry(several) else {}
         if odd := [name for name in several if name not in known]:
             hint = suggest(odd[0], known) or f"the data are {', '.join(among)}"
             raise DataError(f"{setting} names {odd[0]!r}, which is not among the data; {hint}")

@@ -17,14 +17,13 @@ raw text or a list of messages.
 import datetime
 import functools
 import json
-import os
 import re
 import string
 
 from onebox.config import ConfigError
 from onebox.text import excerpt, suggest
 from tasks import TASKS, own
-from tasks.rows import BadRow, filled, look_up
+from tasks.rows import BadRow, filled, look_up, print0
 
 CHAT_DATE = "2024-07-26"  # the date in Llama 3's own templates for callers without a clock
 
@@ -188,15 +187,15 @@ def warn_of_plain_markers(template, tokenizer):
     """Warn where a raw template writes another model's chat markers, such as <|im_start|>, as plain text."""
     found = entry(template)
     text = "" if callable(found) else found.get("text", "")
-    if "\\n" in text and "\n" not in text and os.environ.get("RANK", "0") == "0":
-        print(f"warning: template {called(template)} holds a backslash and an n, no line break: in a shell write "
-              "$'a\\nb'")
+    if "\\n" in text and "\n" not in text:
+        print0(f"warning: template {called(template)} holds a backslash and an n, no line break: in a shell write "
+               "$'a\\nb'")
     plain = [marker for marker in dict.fromkeys(re.findall(r"<\|\w+\|>", text))
              if tokenizer is not None and tokenizer.tokenize(marker) != [marker]]
-    if plain and os.environ.get("RANK", "0") == "0":
-        print(f"warning: template {called(template)} writes {', '.join(plain)}, no token of this model's tokenizer: "
-              "the model reads plain text there; a template for its own chat format, such as chat, or one without "
-              "markers would fit better")
+    if plain:
+        print0(f"warning: template {called(template)} writes {', '.join(plain)}, no token of this model's tokenizer: "
+               "the model reads plain text there; a template for its own chat format, such as chat, or one without "
+               "markers would fit better")
 
 
 def build_prompt(template, row, tokenizer=None, chat=None):
@@ -440,6 +439,7 @@ def fill(template, text, row, where=""):
     return (SLOT if published else pattern_of(text)).sub(value, text)
 
 
+@functools.lru_cache(maxsize=256)  # asked for every row
 def pattern_of(text):
     """
     Return the pattern of a text's slots; in a format string, as Python's str.format reads it, also that of the doubled

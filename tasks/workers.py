@@ -150,13 +150,18 @@ def serve(judge=judge, cpu_s=10):
         if rules == "own":
             found = own_answer(golds, prediction)
         else:
-            used = resource.getrusage(resource.RUSAGE_SELF)  # an orphan must not spin on after its parent was killed
-            limit = int(used.ru_utime + used.ru_stime) + cpu_s
-            resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+            limit_cpu(cpu_s)
             found = judge(golds, prediction, rules)
         # one write: where Python does not buffer, print() writes its line break apart, perhaps after the deadline
         answers.write(json.dumps([job_id, found]) + "\n")
         answers.flush()
+
+
+def limit_cpu(seconds):
+    """End this process after so much more CPU time: an orphan must not spin on after its parent was killed."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    limit = int(used.ru_utime + used.ru_stime + seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
 def own_answer(where, sample):
@@ -165,9 +170,7 @@ def own_answer(where, sample):
 
     most = resource.RLIM_INFINITY if where[3] == "inf" else int(float(where[3]) * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    limit = int(used.ru_utime + used.ru_stime + 60 + 16 * float(where[2]))  # of all its threads
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    limit_cpu(60 + 16 * float(where[2]))  # of all its threads
     os.chdir(where[1])
     return own.score_in_worker(where, sample, lambda *question: "right" if judge(*question) else "wrong")
 
@@ -241,21 +244,27 @@ class Workers:
         while self.queue and idle:
             worker = idle.pop()
             worker.job, worker.nonce = self.queue.popleft(), int.from_bytes(os.urandom(6))
-            golds, _, rules = worker.job[1:]
-            worker.deadline = time.monotonic() + (own_seconds(*worker.job[1:]) or self.timeout_s)
-            try:
-                if rules == "own" and golds[0] not in worker.loaded:  # first the file, however long its imports take
-                    worker.deadline += START_S
-                    worker.process.stdin.write(json.dumps([-1, golds, "", "own"]).encode() + b"\n")
-                else:
-                    worker.process.stdin.write(json.dumps([worker.nonce, *worker.job[1:]]).encode() + b"\n")
-                worker.process.stdin.flush()
-            except OSError:
-                self._end(worker, "error")
+            question = worker.job[1:]
+            worker.deadline = time.monotonic() + (own_seconds(*question) or self.timeout_s)
+            if question[2] == "own" and question[0][0] not in worker.loaded:
+                worker.deadline += START_S  # first the file, however long its imports take; _read sends the question
+                self._send(worker, -1, question[0], "", "own")
+            else:
+                self._send(worker, worker.nonce, *question)
         starting = sum(not w.ready for w in self.workers)
         while len(self.queue) > starting and len(self.workers) < self.num_workers:
             self._start()
             starting += 1
+
+    def _send(self, worker, number, *question):
+        """Write a line to a worker. Return whether it still reads; if not, it is ended."""
+        try:
+            worker.process.stdin.write(json.dumps([number, *question]).encode() + b"\n")
+            worker.process.stdin.flush()
+            return True
+        except OSError:
+            self._end(worker, "error")
+            return False
 
     def _start(self):
         # vLLM on the CPU preloads its OpenMP and malloc; with the hash seed sympy's search order and verdicts repeat
@@ -290,11 +299,8 @@ class Workers:
             if worker.job and nonce == -1:
                 worker.loaded.add(worker.job[1][0])
                 worker.deadline = time.monotonic() + own_seconds(*worker.job[1:])
-                try:
-                    worker.process.stdin.write(json.dumps([worker.nonce, *worker.job[1:]]).encode() + b"\n")
-                    worker.process.stdin.flush()
-                except OSError:
-                    return self._end(worker, "error")
+                if not self._send(worker, worker.nonce, *worker.job[1:]):
+                    return
             elif worker.job and nonce == worker.nonce:
                 self.done.append((worker.job[0], found if isinstance(found, str) else "right" if found else "wrong"))
                 worker.job, worker.jobs_done = None, worker.jobs_done + 1

@@ -33,7 +33,8 @@ from rollout import Engine
 from tasks import own
 from tasks.own_check import check_all
 from tasks.rows import DataError, data_files
-from tasks.sources import BENCHMARKS, GENERATED, PART, boxed, columns_of, names_of, parse_name, per_source_columns
+from tasks.sources import (BENCHMARKS, GENERATED, PART, boxed, columns_of, names_of, of_source, parse_name,
+                           per_source_columns)
 from tasks.templates import TEMPLATES, check_chat, is_chat, is_entry, reads_clock
 from tools import provenance
 from tools.results import (RESULT_HEAD, compact, file_of, finish, is_ours, read_rows, read_table, result_cells,
@@ -253,7 +254,7 @@ def sweep_settings(cfg, origin):
         its |= {"columns": {name: found for name in names if (found := columns_of(run.get("columns"), name))} or None,
                 "max_prompt_len": run["max_prompt_len"]}
         if isinstance(paths, dict):
-            paths = {name: path for name in names if (path := paths.get(name, paths.get(name.partition("@")[0])))}
+            paths = {name: path for name in names if (path := of_source(paths, name))}
         elif len(names) > 1 and (PART.fullmatch(paths) or os.path.isfile(os.path.expanduser(paths))):
             paths = dict.fromkeys(names, paths)
         if len(names) == len(asked):
