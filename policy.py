@@ -15,13 +15,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers import AttentionInterface
 
 from onebox.config import refuse
 from onebox.distributed import gather, whole
 from onebox.fused_logprobs import TokenLogprobs
+from onebox.masters import keep_masters, step_masters
 from onebox.models import load_hf
 from onebox.packed_attention import length_buckets, packed_attention
 
@@ -33,14 +34,15 @@ class Policy(torch.nn.Module):
 
     def __init__(self, hf, compile=False):
         super().__init__()
-        self.hf, self.compile_head = hf, compile
+        self.hf, self.compile_head, self.grads_in_place = hf, compile, False
 
     def forward(self, batch, temperature):
         hidden = self.hf.get_decoder()(input_ids=batch.ids[None], position_ids=batch.positions[None], use_cache=False,
                                        packed=batch).last_hidden_state[0]  # (N, H)
         head = self.hf.get_output_embeddings()
+        compile = self.compile_head or hidden.is_cuda and compiler() is not None
         return TokenLogprobs.apply(hidden[batch.logit_index], head.weight, head.bias, batch.targets, temperature,
-                                   self.compile_head)
+                                   compile, self.grads_in_place and head.weight.requires_grad)
 
 
 class Critic(torch.nn.Module):
@@ -49,7 +51,7 @@ class Critic(torch.nn.Module):
     def __init__(self, hf):
         super().__init__()
         self.trunk = hf.get_decoder()
-        self.head = torch.nn.Linear(hf.config.hidden_size, 1)
+        self.head = torch.nn.Linear(hf.config.hidden_size, 1, dtype=torch.float32)
         torch.nn.init.zeros_(self.head.weight)
         torch.nn.init.zeros_(self.head.bias)
 
@@ -59,31 +61,37 @@ class Critic(torch.nn.Module):
         return self.head(hidden[batch.logit_index].float())[:, 0].clone()  # FSDP hooks the output: no view
 
 
-def load_policy(path, device, dtype, *, checkpointing=False, compile=False, trainable=True, shard_size=0):
+def load_policy(path, device, dtype, *, trainable=True, **options):
     """
-    Load a Hugging Face directory as a Policy, each transformer block sharded over the GPUs (not in one fp32 process).
+    Load a Hugging Face directory as a Policy. Several processes shard each transformer block with FSDP2.
 
-    Weights and optimizer state are fp32 shards; compute is in `dtype` (bf16 weights at lr 1e-6 would never move).
-    checkpointing: recompute all of a block in backward (True), only what is cheap ("selective"), or nothing (False).
-    compile: torch.compile each block. trainable=False (a reference): weights in `dtype`, no gradients. shard_size:
-    shard inside groups of this many ranks and replicate across them (0: over all ranks), for several nodes. Raises
-    ConfigError for a model that cannot be trained here.
+    Compute is in `dtype`; weights that are trained, their gradients and Adam's state are in fp32 (bf16 weights at lr
+    1e-6 would never move). trainable=False: a reference, weights in `dtype`, no gradients. The options:
+
+    checkpointing  recompute all of a block in backward (True), only what is cheap ("selective"), or nothing (False)
+    compile        torch.compile each block
+    offload        keep fp32 weights and Adam's state on the host (one process: see onebox/masters.py; several: FSDP2's
+                   CPUOffloadPolicy, which keeps gradients there too)
+    always_fsdp    in one process too, to compare
+    shard_size     shard inside groups of so many ranks and replicate across them (0: over all), for several nodes
+
+    Raises ConfigError for a model that cannot be trained here.
     """
     hf = load_hf(path)
-    return shard(Policy(hf, compile), hf.get_decoder(), device, dtype, checkpointing=checkpointing, compile=compile,
-                 trainable=trainable, shard_size=shard_size)
+    return shard(Policy(hf, options.get("compile", False)), hf.get_decoder(), device, dtype, trainable=trainable,
+                 **options)
 
 
-def load_critic(path, device, dtype, *, checkpointing=False, compile=False, shard_size=0):
+def load_critic(path, device, dtype, **options):
     """Load the trunk of a Hugging Face directory as a Critic; the arguments are those of load_policy."""
     critic = Critic(load_hf(path))
-    return shard(critic, critic.trunk, device, dtype, checkpointing=checkpointing, compile=compile,
-                 shard_size=shard_size)
+    return shard(critic, critic.trunk, device, dtype, **options)
 
 
-def shard(module, trunk, device, dtype, *, checkpointing=False, compile=False, trainable=True, shard_size=0):
-    """Apply FSDP2 to a Policy or Critic whose transformer blocks are trunk.layers, and return it; see load_policy."""
-    compute = getattr(torch, dtype)
+def shard(module, trunk, device, dtype, *, checkpointing=False, compile=False, offload=False, trainable=True,
+          shard_size=0, always_fsdp=False):
+    """Prepare a Policy or Critic whose transformer blocks are trunk.layers, and return it; see load_policy."""
+    compute, world = getattr(torch, dtype), dist.get_world_size()
     if trainable and checkpointing:
         how = {"context_fn": keep_products} if checkpointing == "selective" else {}
         trunk.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False, **how})
@@ -91,21 +99,28 @@ def shard(module, trunk, device, dtype, *, checkpointing=False, compile=False, t
     module.requires_grad_(trainable)
     if compile:
         compile_blocks(trunk)
-    world = dist.get_world_size()
-    if world == 1 and compute == torch.float32:  # nothing to shard, nothing to cast: FSDP would only copy all weights
-        cast_parameters(module, compute)
+    if world == 1 and not always_fsdp:  # nothing to shard: FSDP would only copy all weights
+        module.grads_in_place = True  # of the head, see TokenLogprobs
+        if trainable and (offload or compute != torch.float32):
+            keep_masters(module.trunk if isinstance(module, Critic) else module, device, compute, offload)
+        else:
+            cast_parameters(module, compute)
         return module.to(device)
     mesh = device_mesh(device.type, (world // shard_size, shard_size) if 0 < shard_size < world else (world,))
-    mixed = MixedPrecisionPolicy(param_dtype=compute if compute != torch.float32 else None, reduce_dtype=torch.float32)
+    mixed = MixedPrecisionPolicy(param_dtype=compute if compute != torch.float32 else None, reduce_dtype=torch.float32,
+                                 cast_forward_inputs=False)  # it would copy a MicroBatch's fields before every block
+    options = {"mesh": mesh, "mp_policy": mixed}
+    if offload and trainable:
+        options["offload_policy"] = CPUOffloadPolicy(pin_memory=device.type == "cuda")
     for block in trunk.layers:  # only one block at a time is materialized in fp32 on the GPU
         cast_parameters(block, torch.float32 if trainable else compute)
-        fully_shard(block, mesh=mesh, mp_policy=mixed)
+        fully_shard(block, **options)
     if isinstance(module, Critic):  # a group of its own: its product with the hidden states is in fp32
-        fully_shard(module.head.to(torch.float32), mesh=mesh)
+        fully_shard(module.head.to(torch.float32), **options | {"mp_policy": MixedPrecisionPolicy()})
     cast_parameters(module, torch.float32 if trainable else compute)
     # Embeddings, last norm and head in one group, which keeps tied weights together. Resharded after forward, unlike
     # FSDP's default for the root: else a forward without backward would leave its bf16 copies where parameters() looks.
-    fully_shard(module, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
+    fully_shard(module, **options, reshard_after_forward=True)
     return module
 
 
@@ -125,10 +140,18 @@ def check_compile(compile, checkpointing):
     """Raise ConfigError if the setting `compile` cannot work here, before any weight is loaded."""
     refuse(compile and checkpointing == "selective", "compile = True already keeps of each block only what is not "
            "cheap to compute again: set checkpointing to True or False")
-    on_gpu = torch.cuda.is_available()  # Triton wants a compiler of C, Inductor one of C++
-    wanted = os.environ.get("CC", "gcc") if on_gpu else os.environ.get("CXX", "g++")
-    refuse(compile and not shutil.which(wanted), f"compile = True needs a compiler on this machine, and {wanted} is "
+    refuse(compile and not compiler(), f"compile = True needs a compiler on this machine, and {wanted_compiler()} is "
            "not there: apt install g++, or leave it False")
+
+
+def wanted_compiler():
+    """Name the compiler of torch.compile: Triton, for a GPU, wants one of C, Inductor, for a CPU, one of C++."""
+    return os.environ.get("CC", "gcc") if torch.cuda.is_available() else os.environ.get("CXX", "g++")
+
+
+def compiler():
+    """Return the path of the compiler that torch.compile needs, None if it is not there."""
+    return shutil.which(wanted_compiler())
 
 
 def compile_blocks(trunk):
@@ -309,8 +332,9 @@ def make_adam(module, lr, beta1, beta2, weight_decay):
     optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(beta1, beta2), weight_decay=weight_decay,
                                   fused=True)
     for p in module.parameters():
-        optimizer.state[p] = {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p),
-                              "exp_avg_sq": torch.zeros_like(p)}
+        like = getattr(p, "master", p)
+        optimizer.state[p] = {"step": torch.zeros((), device=like.device), "exp_avg": torch.zeros_like(like),
+                              "exp_avg_sq": torch.zeros_like(like)}
     return optimizer
 
 
@@ -342,6 +366,6 @@ def optimizer_step(module, optimizer, lr, grad_clip, skip=False):
         if math.isfinite(norm):
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            optimizer.step()
+            step_masters(module, optimizer)
     optimizer.zero_grad(set_to_none=True)
     return norm

@@ -26,6 +26,7 @@ from onebox.config import ConfigError
 from onebox.crash import HOST, memory_of, out_of_memory
 from onebox.distributed import gather, print0, whole
 from onebox.files import read_json, read_rows, sync_folder, write_atomic
+from onebox.masters import masters
 
 NO_CHECKPOINT = 3  # exit code: none can be read, or none could be written
 ROOM = 2.2         # free disk space that a save wants, in sizes of a checkpoint
@@ -124,10 +125,11 @@ def save(folder, step, models, state, keep=2):
 
 
 def sharded_state(models):
-    """Return {name: weights, optimizer_name: Adam state} of this rank's shards."""
+    """Return {name: weights, optimizer_name: Adam state} of this rank's shards, in fp32."""
     state = {}
     for name, pair in models.items():
-        state[name], state[optimizer_of(name)] = get_state_dict(*pair)
+        with masters(pair[0]):
+            state[name], state[optimizer_of(name)] = get_state_dict(*pair)
     return state
 
 
@@ -272,7 +274,8 @@ def load_state(folder, step, models):
     if problem := read_into(state, folder, step):
         raise Damaged(problem)
     for name, pair in models.items():
-        set_state_dict(*pair, model_state_dict=state[name], optim_state_dict=state[optimizer_of(name)])
+        with masters(pair[0]):
+            set_state_dict(*pair, model_state_dict=state[name], optim_state_dict=state[optimizer_of(name)])
 
 
 def load_model_weights(folder, step, policy):
@@ -350,10 +353,11 @@ def export_hf(policy, tokenizer, folder, dtype, step, stop_ids=(), say=print0, n
         say(f"{folder}/generation_config.json: transformers does not write the base model's as it is: "
             f"{', '.join(changes)}")
     weights, tmp, old = {}, folder + ".tmp", folder + ".old"
-    for name, weight in policy.hf.state_dict().items():  # every rank together; only rank 0 keeps the tensors
-        full = whole(weight)
-        if dist.get_rank() == 0:
-            weights[name] = full.detach().to("cpu", dtype, copy=True)
+    with masters(policy):
+        for name, weight in policy.hf.state_dict().items():  # every rank together; only rank 0 keeps the tensors
+            full = whole(weight)
+            if dist.get_rank() == 0:
+                weights[name] = full.detach().to("cpu", dtype, copy=True)
 
     def write():
         for left in (tmp, old):

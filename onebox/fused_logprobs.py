@@ -21,11 +21,12 @@ class TokenLogprobs(torch.autograd.Function):
     Map hidden (T, H), head (V, H), targets (T,) to logprobs (T,) and entropy (T,), both fp32 at the given temperature.
 
     The (T, V) logits exist only one chunk at a time, in fp32, in forward and again in backward. Entropy is exact, over
-    the whole vocabulary.
+    the whole vocabulary; its gradient is computed only where the loss uses it. in_place: add the gradient of the head
+    to weight.grad, which is in fp32, instead of returning it: no (V, H) beside that.
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, temperature, compile=False):
+    def forward(ctx, hidden, weight, bias, targets, temperature, compile=False, in_place=False):
         logprobs = torch.empty(targets.shape[0], dtype=torch.float32, device=hidden.device)
         entropy, lse = torch.empty_like(logprobs), torch.empty_like(logprobs)
         statistics = compiled(chunk_statistics) if compile else chunk_statistics
@@ -34,30 +35,35 @@ class TokenLogprobs(torch.autograd.Function):
                 logits = scaled_logits(h[i], w, bias, temperature)  # (c, V)
                 logprobs[i], entropy[i], lse[i] = statistics(logits, targets[i])
         ctx.save_for_backward(hidden, weight, bias, targets, lse, entropy)
-        ctx.temperature, ctx.compile = temperature, compile
+        ctx.temperature, ctx.compile, ctx.head = temperature, compile, weight if in_place else None
+        ctx.set_materialize_grads(False)  # None for an output that the loss does not use
         return logprobs, entropy
 
     @staticmethod
     def backward(ctx, grad_logprobs, grad_entropy):
         hidden, weight, bias, targets, lse, entropy = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        grad_logprobs = torch.zeros_like(lse) if grad_logprobs is None else grad_logprobs / ctx.temperature
+        grad_weight = ctx.head.grad if ctx.head is not None else None
+        if grad_weight is None and ctx.needs_input_grad[1]:
+            grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
-        grad_logprobs, grad_entropy = grad_logprobs / ctx.temperature, grad_entropy / ctx.temperature
-        entropy_counts = bool(grad_entropy.any())
-        gradient = compiled(chunk_gradient) if ctx.compile else chunk_gradient
+        gradient = compiled(chunk_gradient) if ctx.compile else chunk_gradient_in_place
         with fp32_products(hidden, weight) as (h, w):
             for i in chunks(hidden, weight):
                 logits = scaled_logits(h[i], w, bias, ctx.temperature)
-                parts = (targets[i], lse[i], grad_logprobs[i])
-                grad = gradient(logits, *parts, *((entropy[i], grad_entropy[i]) if entropy_counts else ()))
-                grad = grad.to(h.dtype)  # (c, V)
+                of_entropy = () if grad_entropy is None else (entropy[i], grad_entropy[i] / ctx.temperature)
+                grad = gradient(logits, targets[i], lse[i], grad_logprobs[i], h.dtype, *of_entropy)  # (c, V)
                 grad_hidden[i] = (grad @ w).to(hidden.dtype)
-                grad_weight += product_fp32(grad.T, h[i])
+                if grad_weight is not None:
+                    add_product(grad_weight, grad.T, h[i])
                 if bias is not None:
                     grad_bias += grad.sum(0)
+        if ctx.head is not None:
+            ctx.head.grad, grad_weight = grad_weight, None
+        grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
         grad_bias = None if bias is None else grad_bias.to(bias.dtype)
-        return grad_hidden, grad_weight.to(weight.dtype), grad_bias, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
 def chunk_statistics(logits, targets):
@@ -70,20 +76,44 @@ def chunk_statistics(logits, targets):
     return target - lse, lse - torch.linalg.vecdot(p, logits) / total, lse
 
 
-def chunk_gradient(logits, targets, lse, grad_logprobs, entropy=None, grad_entropy=None):
-    """Overwrite logits with their gradient (c, V): d logprob = onehot - p, d entropy = -p (log p + entropy)."""
+def chunk_gradient(logits, targets, lse, grad_logprobs, dtype, entropy=None, grad_entropy=None):
+    """
+    Compute the gradient (c, V) to the logits, in `dtype`: d logprob = onehot - p, d entropy = -p (log p + entropy).
+
+    Compiled, it is one pass that reads fp32 and writes `dtype`; a scatter or a change in place would make it three.
+    """
+    logp = logits - lse[:, None]
+    scale = -grad_logprobs[:, None]
+    if entropy is not None:
+        scale = scale - grad_entropy[:, None] * (logp + entropy[:, None])
+    is_target = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
+    return torch.where(is_target, logp.exp() * scale + grad_logprobs[:, None], logp.exp() * scale).to(dtype)
+
+
+def chunk_gradient_in_place(logits, targets, lse, grad_logprobs, dtype, entropy=None, grad_entropy=None):
+    """Do the same as chunk_gradient and overwrite logits: not compiled, this makes fewer passes."""
     logp = logits.sub_(lse[:, None])
     if entropy is None:
         grad = logp.exp_().mul_(-grad_logprobs[:, None])
     else:
         grad = logp.exp() * (-grad_logprobs[:, None] - grad_entropy[:, None] * (logp + entropy[:, None]))
-    return grad.scatter_add_(-1, targets[:, None], grad_logprobs[:, None])
+    return grad.scatter_add_(-1, targets[:, None], grad_logprobs[:, None]).to(dtype)
+
+
+def add_product(total, a, b):
+    """Add a @ b to total (fp32), without a product beside it."""
+    if a.dtype == torch.float32:
+        total.addmm_(a, b)
+    elif a.is_cuda and hasattr(torch.ops.aten.addmm, "dtype_out"):
+        torch.ops.aten.addmm.dtype_out(total, a, b, torch.float32, out=total)
+    else:
+        total += product_fp32(a, b)
 
 
 @functools.cache
 def compiled(function):
-    """Compile with torch.compile: 1 to 2 passes over the chunk instead of 8."""
-    return torch.compile(function, dynamic=True)
+    """Compile with torch.compile: two passes over a chunk forward and one backward, instead of eight."""
+    return torch.compile(function)  # V stays a constant, so that its rows are read in wide pieces; c becomes a variable
 
 
 def chunks(hidden, weight):

@@ -140,6 +140,11 @@ def full(tensor):
     return whole(tensor).detach()
 
 
+def master(p):
+    """The fp32 weights of a parameter, which in one process in bf16 lie beside it."""
+    return full(getattr(p, "master", p))
+
+
 def local(tensor):
     """This rank's part of it."""
     return (tensor.to_local() if hasattr(tensor, "to_local") else tensor).detach()

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, full, local, save_tiny_model
+from conftest import ROOT, full, local, master, save_tiny_model
 from test_policy import make_rollouts
 
 import policy as model
@@ -25,9 +25,9 @@ from onebox import checkpoint, crash, distributed, rundir
 from onebox.config import ConfigError
 
 
-def fresh(path, device, dtype="bfloat16"):
-    """In bf16 one process trains FSDP's shards as eight do, in fp32 plain tensors."""
-    policy = model.load_policy(path, device, dtype)
+def fresh(path, device, dtype="bfloat16", **options):
+    """always_fsdp: one process trains FSDP's shards, as eight do."""
+    policy = model.load_policy(path, device, dtype, **options)
     return policy, torch.optim.AdamW(policy.parameters(), lr=1e-3)
 
 
@@ -39,7 +39,7 @@ def train(policy, optimizer, steps, device):
 
 
 def weights_of(policy):
-    return [full(p).clone() for p in policy.parameters()]
+    return [master(p).clone() for p in policy.parameters()]
 
 
 @pytest.fixture(scope="module")
@@ -107,17 +107,21 @@ def test_adam_with_its_moments_there_from_the_start_is_adam(tied_model, one_proc
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
-@pytest.mark.parametrize("first, then", [("float32", "bfloat16"), ("bfloat16", "float32"), ("float32", "float32")])
-def test_a_checkpoint_of_plain_tensors_and_one_of_shards_are_the_same(tmp_path, tied_model, one_process, first, then):
-    """One process in fp32 has plain tensors, all else FSDP's: a run may go on from either with either."""
-    here, there = fresh(tied_model, one_process[2], first), fresh(tied_model, one_process[2], then)
+KINDS = {"fp32": dict(dtype="float32"), "bf16": {}, "offload": dict(offload=True), "fsdp": dict(always_fsdp=True)}
+
+
+@pytest.mark.parametrize("first, then", [("fp32", "fsdp"), ("fsdp", "fp32"), ("fp32", "fp32"), ("fsdp", "bf16"),
+                                         ("bf16", "fsdp"), ("bf16", "offload"), ("offload", "bf16"), ("offload", "fp32")])
+def test_a_checkpoint_of_plain_tensors_masters_and_shards_is_the_same(tmp_path, tied_model, one_process, first, then):
+    """A run may go on from either with either, to the bit; what computes in bf16 computes with the rounded masters."""
+    here, there = (fresh(tied_model, one_process[2], **KINDS[kind]) for kind in (first, then))
     assert [hasattr(next(pair[0].parameters()), "full_tensor") for pair in (here, there)] == [
-        first == "bfloat16", then == "bfloat16"]
+        first == "fsdp", then == "fsdp"]
     train(*here, 2, one_process[2])
     assert checkpoint.save(str(tmp_path), 2, {"model": here}, {}, keep=1) == ""
     checkpoint.load_state(str(tmp_path), 2, {"model": there})
     for a, b in zip(here[0].parameters(), there[0].parameters(), strict=True):
-        assert torch.equal(full(a), full(b))
+        assert torch.equal(master(a), master(b)) and torch.equal(full(b), master(b).to(b.dtype))
         for name in ("exp_avg", "exp_avg_sq", "step"):
             assert torch.equal(full(here[1].state[a][name]), full(there[1].state[b][name]))
 
@@ -228,7 +232,7 @@ def test_weights_that_are_not_finite_are_damage_although_every_hash_is_right(cop
     checkpoint.load_state(folder, 3, {"model": pair})
     before = weights_of(pair[0])
     with torch.no_grad():
-        local(next(pair[0].parameters()))[3, 3] = float("nan")
+        next(pair[0].parameters()).master[3, 3] = float("nan")
     assert checkpoint.save(folder, 4, {"model": pair}, {}, keep=4) == ""
     state = checkpoint.find(folder, {}, say=say)
     assert state["step"] == 4

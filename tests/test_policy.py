@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import LOGPROB, RELATIVE, change_json, full, run_script, save_tiny_kind, save_tiny_model, tiny_config
+from conftest import LOGPROB, RELATIVE, change_json, full, master, run_script, save_tiny_kind, save_tiny_model, tiny_config
 from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import FSDPModule
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,7 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from onebox import checkpoint, fused_logprobs, models
 from onebox.config import ConfigError
 from onebox.models import resolve_model
-from policy import check_compile, load_policy, make_adam, optimizer_step, pack, token_logprobs
+from policy import (check_compile, load_critic, load_policy, make_adam, optimizer_step, pack, token_logprobs,
+                    token_values)
 from train_grpo import policy_loss, token_weights
 
 
@@ -312,7 +313,7 @@ def test_compiled_blocks_in_bf16_under_fsdp_are_as_near_to_fp32_as_others(tmp_pa
     exact = gradients(load_policy(path, one_process[2], "float32"), make_rollouts(), one_process[2])
     error = {}
     for c in (False, True):
-        policy = load_policy(path, one_process[2], "bfloat16", compile=c, checkpointing=True)
+        policy = load_policy(path, one_process[2], "bfloat16", compile=c, checkpointing=True, always_fsdp=True)
         found = gradients(policy, make_rollouts(), one_process[2])
         whole = sum(g.square().sum() for g in exact.values())
         error[c] = float(sum((found[n] - g).square().sum() for n, g in exact.items()) / whole) ** 0.5
@@ -374,15 +375,69 @@ def test_eos_is_trained_when_pad_is_eos(tmp_path, one_process):
 
 def test_optimizer_state_is_fp32_and_a_small_lr_still_moves_the_weights_of_a_bf16_run(tied_model, one_process):
     policy = load_policy(tied_model, one_process[2], "bfloat16")
-    assert all(p.dtype == torch.float32 for p in policy.parameters())
+    assert {(p.dtype, p.master.dtype, p.grad_dtype) for p in policy.parameters()} == {
+        (torch.bfloat16, torch.float32, torch.float32)}
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, weight_decay=0.0, fused=True)
-    before = {n: full(p).clone() for n, p in policy.named_parameters()}
+    before = {n: p.master.clone() for n, p in policy.named_parameters()}
     (batch,) = pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
     token_logprobs(policy, batch, 1.0)[0].sum().backward()
     assert np.isfinite(optimizer_step(policy, optimizer, 1e-6, 1.0))
+    assert {x.dtype for state in optimizer.state.values() for x in state.values()} == {torch.float32}
     for name, p in policy.named_parameters():
         if "layers" in name and "weight" in name:
-            assert (full(p) != before[name]).float().mean() > 0.5, name
+            assert (p.master != before[name]).float().mean() > 0.5, name
+
+
+def updates_of(policy, device, steps=2):
+    """The gradients of each step, summed over three micro-batches, and the fp32 weights after it."""
+    optimizer, found = make_adam(policy, 1e-3, 0.9, 0.99, 0.01), []
+    for step in range(steps):
+        for batch in pack(make_rollouts(step), range(5), 30, 0, 1, device):
+            logprobs, entropy = token_logprobs(policy, batch, 0.7)
+            (logprobs * torch.linspace(-1, 1, len(logprobs)) + 0.1 * entropy).sum().backward()
+        gradients = {n: full(p.grad).clone() for n, p in policy.named_parameters()}
+        optimizer_step(policy, optimizer, 1e-3, 1.0)
+        found.append((gradients, {n: master(p).clone() for n, p in policy.named_parameters()}))
+    return found
+
+
+def test_one_process_in_bf16_computes_what_fsdp_computes(tmp_path, one_process):
+    """
+    The same bf16 forward and backward, fp32 sums and fp32 Adam: gradients are equal to the bit. But for the head's:
+    FSDP rounds that of each micro-batch to bf16 once, by 2^-9 of it at most; masters add it up in fp32.
+    """
+    path = save_tiny_model(tmp_path / "model", tied=False)
+    (plain, _), (fsdp, _) = (updates_of(load_policy(path, one_process[2], "bfloat16", always_fsdp=always), one_process[2],
+                                        steps=1)[0] for always in (False, True))
+    assert {g.dtype for g in plain.values()} == {g.dtype for g in fsdp.values()} == {torch.float32}
+    for name in plain:
+        if "lm_head" in name:
+            assert 0 < (plain[name] - fsdp[name]).norm() < 2**-8 * fsdp[name].norm()
+        else:
+            assert torch.equal(plain[name], fsdp[name]), name
+
+
+@pytest.mark.parametrize("load", [load_policy, load_critic])
+def test_offload_is_the_same_arithmetic_to_the_bit(tied_model, one_process, load):
+    """Masters and Adam's state on the host, one parameter after the other: what they are in place, in bf16 and fp32."""
+    device, batches = one_process[2], pack(make_rollouts(), range(5), 30, 0, 1, one_process[2])
+    for dtype in ("bfloat16", "float32"):
+        ends = []
+        for offload in (False, True):
+            module = load(tied_model, device, dtype, offload=offload)
+            optimizer = make_adam(module, 1e-3, 0.9, 0.99, 0.01)
+            for _ in range(3):
+                for batch in batches:
+                    out = token_values(module, batch) if load is load_critic else token_logprobs(module, batch, 1.0)[0]
+                    (out * torch.linspace(-1, 1, len(out))).sum().backward()
+                norm = optimizer_step(module, optimizer, 1e-3, 1.0)
+            assert all(p.grad is None for p in module.parameters()) and norm > 0
+            assert offload == any(getattr(p, "on_host", False) for p in module.parameters())
+            ends.append([master(p) for p in module.parameters()] + list(module.parameters()) + [
+                x for p in module.parameters() for x in optimizer.state[p].values()])
+        assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+        start = load(tied_model, device, dtype)
+        assert not any(torch.equal(a, master(b)) for a, b in zip(ends[0], start.parameters(), strict=False))
 
 
 def test_a_bf16_reference_keeps_its_rotary_frequencies_in_fp32(tied_model, one_process):
