@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers import AttentionInterface
 
@@ -24,7 +24,7 @@ from onebox.distributed import gather, whole
 from onebox.fused_logprobs import TokenLogprobs
 from onebox.masters import keep_masters, step_masters
 from onebox.models import load_hf
-from onebox.packed_attention import length_buckets, packed_attention
+from onebox.packed_attention import packed_attention
 
 # ---------------------------------------------------------------- models
 
@@ -193,12 +193,14 @@ class MicroBatch:
     positions: torch.Tensor  # (N,) counts from 0 in every sequence
     lens: list  # S sequence lengths, longest first
     cu_lens: torch.Tensor  # (S + 1,) int32, where each sequence begins
-    buckets: list  # of similar length, for attention without varlen kernels; see length_buckets
     logit_index: torch.Tensor  # (T,) the position in (N,) whose logits score response token t
     targets: torch.Tensor  # (T,) the response tokens
     response_index: torch.Tensor  # (T,) which of the rollouts given to `pack` token t belongs to
     rollout_logprobs: torch.Tensor  # (T,) as the engine reported them
+    buckets: list = None  # of similar length, for attention without varlen kernels; see length_buckets
     needs_grad: bool = True  # False: a forward pass is enough, nothing in it can move a weight
+    ends_update: bool = True  # the last of its update with a backward pass
+    stands_for: float = 1.0  # tokens that each of these stands for in the statistics, if others got no pass at all
     tokens_of_all: int = 0  # packed tokens of this micro-batch on all ranks
     tokens_of_fullest: int = 0  # packed tokens of the rank that has most of them
     policy_forwards: int = 0  # passes so far, in forwards: one with a backward counts as three
@@ -215,21 +217,24 @@ class MicroBatch:
     clipped: torch.Tensor = None  # (T,) 1 where the clip stopped the gradient
 
 
-def pack(rollouts, chosen, max_tokens, rank, world, device, needs_grad=None):
+def pack(rollouts, chosen, max_tokens, rank, world, device, needs_grad=None, gets_pass=None):
     """
     Pack one update into micro-batches for this rank. Every rank passes the same list and gets equally many of them.
 
     rollouts: with prompt_ids, response_ids, rollout_logprobs. chosen: indices of those to pack; response_index holds
     the same ones. needs_grad: bool (R,), which of them need a backward pass (None: all); their micro-batches come
-    first, then those that only go forward. Longest first onto the least loaded micro-batch, to balance the tokens;
-    at most max_tokens each, unless one sequence alone is longer. A rank with nothing to do gets one dummy token without
-    a target, as it must take part in FSDP's collectives.
+    first, then those that only go forward; of these, gets_pass: bool (R,) leaves some out, for which the others stand
+    in the statistics. Longest first onto the least loaded micro-batch, to balance the tokens; at most max_tokens each,
+    unless one sequence alone is longer. A rank with nothing to do gets one dummy token without a target, as it must
+    take part in FSDP's collectives.
     """
     lens = {i: len(rollouts[i].prompt_ids) + len(rollouts[i].response_ids) - 1
             for i in map(int, chosen) if len(rollouts[i].response_ids)}
     order = sorted(lens, key=lambda i: (-lens[i], i))
     with_grad = [i for i in order if needs_grad is None or needs_grad[i]]
-    forward_only = [i for i in order if needs_grad is not None and not needs_grad[i]]
+    silent = [i for i in order if needs_grad is not None and not needs_grad[i]]
+    forward_only = [i for i in silent if gets_pass is None or gets_pass[i]]
+    tokens, seen_tokens = (sum(len(rollouts[i].response_ids) for i in part) for part in (silent, forward_only))
     batches = []
     for part, grad in ((with_grad, True), (forward_only, False)):
         if not part and (grad or with_grad):  # an update without any token is one empty micro-batch
@@ -242,8 +247,22 @@ def pack(rollouts, chosen, max_tokens, rank, world, device, needs_grad=None):
             loads = [sum(lens[i] for i in bin) for bin in bins[first:first + world]]
             batch = to_micro_batch(rollouts, bins[first + rank], device)
             batch.needs_grad, batch.tokens_of_all, batch.tokens_of_fullest = grad, sum(loads), max(loads)
+            batch.ends_update = grad and first + world == count * world
+            batch.stands_for = 1.0 if grad or not part else tokens / seen_tokens
             batches.append(batch)
     return batches
+
+
+def sample_silent(needs_grad, share, num_last, seed):
+    """
+    Tell which responses get a pass at all, bool (R,): those that need gradients, the last num_last, which samples/
+    shows, and of the others a share, at random: the canary and the statistics need a sample of them, not all.
+    """
+    silent, gets_pass = torch.nonzero(~needs_grad)[:, 0], needs_grad.clone()
+    order = np.random.default_rng(seed).permutation(len(silent))
+    gets_pass[silent[order[:math.ceil(share * len(silent))]]] = True
+    gets_pass[max(0, len(gets_pass) - num_last):] = True
+    return gets_pass
 
 
 def fill(order, lens, num_bins, limit):
@@ -260,29 +279,29 @@ def fill(order, lens, num_bins, limit):
 
 def to_micro_batch(rollouts, chosen, device):
     """Lay the chosen rollouts, longest first, end to end; none at all become one dummy token without a target."""
-    ids, positions, lens, logit_index, targets, index, logprobs = [], [], [], [], [], [], []
-    start = 0
-    for i in chosen:
-        r = rollouts[i]
-        n = len(r.prompt_ids) + len(r.response_ids) - 1
-        ids.append(np.concatenate([r.prompt_ids, r.response_ids[:-1]]))
-        positions.append(np.arange(n))
-        logit_index.append(np.arange(start + len(r.prompt_ids) - 1, start + n))
-        targets.append(np.asarray(r.response_ids))
-        index.append(np.full(len(r.response_ids), i))
-        logprobs.append(np.asarray(r.rollout_logprobs, dtype=np.float32))
-        lens.append(n)
-        start += n
-    if not chosen:
-        ids, positions, lens = [np.zeros(1)], [np.zeros(1)], [1]
+    chosen = np.asarray(list(chosen), dtype=np.int32)
+    parts = [ids for i in chosen for ids in (rollouts[i].prompt_ids, rollouts[i].response_ids)]
+    sizes = np.array([len(ids) for ids in parts], dtype=np.int32).reshape(-1, 2)  # (S, 2)
+    prompt_lens, response_lens = sizes.T
+    lens = sizes.sum(1) - 1 if len(chosen) else np.ones(1, np.int32)  # (S,)
+    cu_lens = np.append(0, lens.cumsum())  # (S + 1,)
+    ids = np.delete(np.concatenate(parts), (lens + 1).cumsum() - 1) if len(chosen) else np.zeros(1)  # (N,)
+    positions = np.arange(cu_lens[-1]) - np.repeat(cu_lens[:-1], lens)  # (N,)
+    scored = positions >= np.repeat(prompt_lens - 1, lens) if len(chosen) else np.zeros(1, bool)  # (N,)
+    integers = [ids, positions, np.flatnonzero(scored), np.concatenate([np.zeros(0, np.int32), *parts[1::2]]),
+                np.repeat(chosen, response_lens), cu_lens]
+    logprobs = np.concatenate([np.zeros(0), *(rollouts[i].rollout_logprobs for i in chosen)])  # (T,)
+    # one copy to the device, which then widens what torch wants in 64 bits
+    *integers, cu_lens = to_device(np.concatenate(integers).astype(np.int32), device).split([len(x) for x in integers])
+    ids, positions, logit_index, targets, response_index = (x.long() for x in integers)
+    return MicroBatch(ids, positions, lens.tolist(), cu_lens, logit_index, targets, response_index,
+                      to_device(logprobs.astype(np.float32), device))
 
-    def join(parts, dtype):
-        return torch.from_numpy(np.concatenate(parts or [np.zeros(0)])).to(device=device, dtype=dtype)
 
-    cu_lens = torch.tensor(np.cumsum([0] + lens), dtype=torch.int32, device=device)
-    return MicroBatch(join(ids, torch.long), join(positions, torch.long), lens, cu_lens, length_buckets(lens, device),
-                      join(logit_index, torch.long), join(targets, torch.long), join(index, torch.long),
-                      join(logprobs, torch.float32))
+def to_device(array, device):
+    """Copy a numpy array to the device, without waiting for what a GPU is doing."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else tensor
 
 
 def to_responses(batches, name, only=None):
@@ -312,13 +331,34 @@ def from_responses(batch, arrays):
 
 def token_logprobs(policy, batch, temperature):
     """Compute logprobs (T,) and entropy (T,) of the response tokens of a micro-batch, at the sampling temperature."""
-    batch.policy_forwards += 3 if torch.is_grad_enabled() else 1
+    batch.policy_forwards += count_pass(policy, batch)
     return policy(batch, temperature)
+
+
+def trained_logprobs(policy, batch, temperature):
+    """
+    Compute the same in an update, with gradients if batch.needs_grad. Without, what was computed before the updates
+    is good enough for the statistics.
+    """
+    if not batch.needs_grad and batch.old_logprobs is not None:
+        return batch.old_logprobs, batch.entropy
+    with torch.set_grad_enabled(batch.needs_grad):
+        return token_logprobs(policy, batch, temperature)
+
+
+def count_pass(module, batch):
+    """
+    Return the cost of a pass in forwards: 1, or 3 with its backward. Ranks that hold copies (shard_size) add up their
+    gradients in the last backward of an update, instead of in each.
+    """
+    if torch.is_grad_enabled() and isinstance(module, FSDPModule):
+        module.set_requires_all_reduce(batch.ends_update)
+    return 3 if torch.is_grad_enabled() else 1
 
 
 def token_values(critic, batch):
     """Compute values (T,) in fp32: V of the state before response token t, which has seen all tokens before t."""
-    batch.critic_forwards += 3 if torch.is_grad_enabled() else 1
+    batch.critic_forwards += count_pass(critic, batch)
     return critic(batch)
 
 

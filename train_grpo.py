@@ -24,7 +24,8 @@ from onebox.flops import machine_of
 from onebox.metrics import StepStats, advantage_columns, empty_row, speed, summarize, trained_rows
 from onebox.models import resolve_dtype, resolve_model
 from onebox.rundir import RunSettings, entry, open_run
-from policy import check_compile, learning_rate, load_policy, make_adam, optimizer_step, pack, token_logprobs
+from policy import check_compile, learning_rate, load_policy, make_adam, optimizer_step, pack, sample_silent
+from policy import token_logprobs, trained_logprobs
 from rewards import Scorer
 from rollout import Engine, check_sampling
 
@@ -323,13 +324,15 @@ def main():
         # 3) pack: one list of micro-batches per update; loss weights count the responses of all ranks
         in_loss = in_loss_mask(rollouts, cfg.on_truncated)                                        # (R,)
         needs_grad = needs_grad_mask(advantages, cfg)                                             # (R,)
+        gets_pass = sample_silent(needs_grad, cfg.silent_share, cfg.keep_rollouts + cfg.group_size - 1,
+                                  stable_seed(cfg.seed, step))                                    # (R,)
         response_lens = torch.tensor([len(r.response_ids) for r in rollouts])                     # (R,)
         updates = []
         for indices in split_into_updates(len(rollouts), cfg.group_size, cfg.updates_per_step):   # of responses
             chosen = indices[in_loss[indices]]
             loss_weights = token_weights(response_lens, len(chosen), int(response_lens[chosen].sum()), cfg.loss_agg,
                                          cfg.max_response_len)                                    # (R,)
-            updates.append(pack(rollouts, chosen, run.max_tokens, rank, world, device, needs_grad))
+            updates.append(pack(rollouts, chosen, run.max_tokens, rank, world, device, needs_grad, gets_pass))
             for batch in updates[-1]:
                 batch.loss_weights = loss_weights.to(device)[batch.response_index]                # (T,)
                 batch.advantages = advantages.to(device)[batch.response_index]                    # (T,)
@@ -342,7 +345,7 @@ def main():
                 if reference is not None:
                     batch.ref_logprobs, _ = token_logprobs(reference, batch, cfg.temperature)     # (T,)
                 if len(updates) * cfg.epochs_per_step > 1:
-                    batch.old_logprobs, _ = token_logprobs(policy, batch, cfg.temperature)        # (T,)
+                    batch.old_logprobs, batch.entropy = token_logprobs(policy, batch, cfg.temperature)  # (T,), (T,)
                     stats.add_mismatch(batch)
         stats.check_mismatch()                       # the canary, if there are several updates; else see below
 
@@ -351,8 +354,7 @@ def main():
         lr = learning_rate(step, cfg.lr, cfg.lr_schedule, cfg.warmup_steps, cfg.num_steps, cfg.lr_min_ratio)
         for micro_batches in updates * cfg.epochs_per_step:  # the same micro-batches in every epoch
             for batch in micro_batches:
-                with torch.set_grad_enabled(batch.needs_grad):
-                    logprobs, entropy = token_logprobs(policy, batch, cfg.temperature)            # (T,), (T,)
+                logprobs, entropy = trained_logprobs(policy, batch, cfg.temperature)              # (T,), (T,)
                 if batch.old_logprobs is None:       # one update: these are the old ones
                     batch.old_logprobs = logprobs.detach()
                 losses, clipped = token_loss(logprobs, entropy, batch, cfg)                       # (T,), (T,)

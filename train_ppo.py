@@ -25,7 +25,8 @@ from onebox.flops import machine_of
 from onebox.metrics import StepStats, empty_row, speed, summarize, trained_rows
 from onebox.models import resolve_dtype, resolve_model
 from onebox.rundir import RunSettings, entry, open_run
-from policy import check_compile, learning_rate, load_policy, make_adam, optimizer_step, pack, token_logprobs
+from policy import check_compile, learning_rate, load_policy, make_adam, optimizer_step, pack
+from policy import token_logprobs, trained_logprobs
 from rewards import Scorer
 from rollout import Engine, check_sampling
 
@@ -483,7 +484,7 @@ def main():
                 if reference is not None:
                     batch.ref_logprobs, _ = token_logprobs(reference, batch, cfg.temperature)     # (T,)
                 if len(updates) * cfg.epochs_per_step > 1 or cfg.kl_in == "reward_k1":
-                    batch.old_logprobs, _ = token_logprobs(policy, batch, cfg.temperature)        # (T,)
+                    batch.old_logprobs, batch.entropy = token_logprobs(policy, batch, cfg.temperature)  # (T,), (T,)
                     stats.add_mismatch(batch)
         stats.check_mismatch()                       # the canary, if there are several updates; else see below
         run.clock.phase("values")
@@ -501,8 +502,7 @@ def main():
                                   cfg.lr_min_ratio)
         for micro_batches in updates * cfg.epochs_per_step:  # the same micro-batches in every epoch
             for batch in micro_batches:
-                with torch.set_grad_enabled(batch.needs_grad):
-                    logprobs, entropy = token_logprobs(policy, batch, cfg.temperature)            # (T,), (T,)
+                logprobs, entropy = trained_logprobs(policy, batch, cfg.temperature)              # (T,), (T,)
                 if batch.old_logprobs is None:       # one update: these are the old ones
                     batch.old_logprobs = logprobs.detach()
                 losses, clipped = token_loss(logprobs, entropy, batch, cfg)                       # (T,), (T,)

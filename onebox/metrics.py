@@ -150,10 +150,10 @@ class StepStats:
         self.max_local, self.mismatch_max = torch.zeros((), device=device), 0.0
         self.grad_norms, self.critic_grad_norms, self.skipped_updates = [], [], 0
 
-    def count(self, **sums):
-        for name, value in sums.items():  # stays on the device: no synchronization per micro-batch
-            value = torch.as_tensor(value, dtype=torch.float64, device=self.device)
-            self.local[name] = self.local.get(name, 0.0) + value
+    def count(self, stands_for=1.0, **sums):
+        for name, value in sums.items():  # tensors stay on the device: no synchronization per micro-batch
+            value = value.double() if torch.is_tensor(value) else value
+            self.local[name] = self.local.get(name, 0.0) + stands_for * value
 
     def add_mismatch(self, batch):
         """
@@ -163,10 +163,11 @@ class StepStats:
         log_ratio = batch.old_logprobs - batch.rollout_logprobs  # (T,)
         if log_ratio.numel():
             self.max_local = torch.maximum(self.max_local, log_ratio.abs().max())
-        self.count(compared=log_ratio.numel(), mismatch=log_ratio.abs().sum(), mismatch_ratio=log_ratio.exp().sum())
+        self.count(batch.stands_for, compared=log_ratio.numel(), mismatch=log_ratio.abs().sum(),
+                   mismatch_ratio=log_ratio.exp().sum())
         if batch.ref_logprobs is not None:
             x = batch.ref_logprobs - batch.old_logprobs
-            self.count(kl=(x.exp() - 1 - x).sum(), kl_k1=-x.sum())
+            self.count(batch.stands_for, kl=(x.exp() - 1 - x).sum(), kl_k1=-x.sum())
 
     @torch.no_grad()
     def add(self, batch, logprobs, entropy, loss, clipped):
@@ -178,14 +179,15 @@ class StepStats:
             self.add_mismatch(batch)
         ratio = (logprobs - batch.old_logprobs).exp()
         batch.logprobs, batch.entropy, batch.ratio, batch.clipped = logprobs.detach(), entropy.detach(), ratio, clipped
-        self.count(tokens=logprobs.numel(), loss=loss.detach(), entropy=batch.entropy.sum(), clipped=clipped.sum(),
+        self.count(loss=loss.detach())  # which those that got no pass have no part in
+        self.count(batch.stands_for, tokens=logprobs.numel(), entropy=batch.entropy.sum(), clipped=clipped.sum(),
                    approx_kl=(ratio - 1 - ratio.log()).sum())
 
     @torch.no_grad()
     def add_values(self, batch, values, loss, value_clip):
         """Count the critic's part of a micro-batch: values (T,); loss: this micro-batch's share of the value loss."""
         kept = batch.old_values + (values - batch.old_values).clamp(-value_clip, value_clip)
-        clipped = (kept - batch.returns).abs() > (values - batch.returns).abs() if value_clip else torch.zeros(0)
+        clipped = (kept - batch.returns).abs() > (values - batch.returns).abs() if value_clip else loss * 0
         self.count(value_loss=loss.detach(), value_clipped=clipped.sum())
 
     def check_mismatch(self):
@@ -230,7 +232,7 @@ class StepStats:
             "approx_kl": total["approx_kl"] / tokens, "kl": kl, "kl_k1": kl_k1,
             "mismatch_mean": total["mismatch"] / compared, "mismatch_max": self.mismatch_max,
             "mismatch_ratio": self.total.get("mismatch_ratio", compared) / compared,
-            "skipped_updates": self.skipped_updates, "trained_tokens": int(self.total.get("tokens", 0)),
+            "skipped_updates": self.skipped_updates, "trained_tokens": round(self.total.get("tokens", 0)),
         }
         if "value_loss" in self.total:  # PPO with a critic
             row |= {"value_loss": self.total["value_loss"] / updates,

@@ -73,7 +73,7 @@ def packed_attention(module, query, key, value, attention_mask, scaling, packed=
         if flash_attn_varlen_func is not None:
             return flash_attn_varlen_func(query, key, value, *where, softmax_scale=scaling, causal=True)[None], None
         return varlen_attn(query, key, value, *where, scale=scaling, window_size=(-1, 0), enable_gqa=gqa)[None], None
-    outs = []
+    packed.buckets, outs = packed.buckets or length_buckets(packed.lens, query.device), []
     for first, last, count, longest, index in packed.buckets:
         q, k, v = (x[first:last] for x in (query, key, value))
         ragged = len(index) < count * longest

@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 
 from onebox import checkpoint, distributed, metrics
-from onebox.config import ConfigError, NonNegative, Positive, script_of, table, without_folders
+from onebox.config import ConfigError, NonNegative, Positive, Share, script_of, table, without_folders
 from onebox.crash import CONTEXT, entry, size_left  # noqa: F401  scripts take `entry` from here
 from onebox.distributed import Broken, Clock, gather, max_over_ranks, print0, seed_generators
 from onebox.files import read_json, read_rows, write_atomic
@@ -66,6 +66,7 @@ class RunSettings(BasicSettings):
     keep_rollouts: NonNegative[int] = 16  # responses of a step kept in samples/, see metrics.trained_rows; 0 = none
     report_every: NonNegative[int] = 20  # renew report.html every N steps and at the end; 0 = never
     dry_step: Literal["auto", "on", "off"] = "auto"  # a micro-batch of full length before the run; auto: on GPUs
+    silent_share: Share[float] = 0.1     # of the responses without gradient that get a forward pass, for statistics
     max_num_seqs: Positive[int] = 256    # sequences decoded together in one engine
     kv_cache_gb: NonNegative[float] = 0.0  # per engine; 0 = for max_num_seqs full sequences, at most 35 % of its GPUs
     tensor_parallel: Positive[int] = 1   # GPUs per engine

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, full, local, master, save_tiny_model
+from conftest import ROOT, full, master, save_tiny_model
 from test_policy import make_rollouts
 
 import policy as model
@@ -111,7 +111,8 @@ KINDS = {"fp32": dict(dtype="float32"), "bf16": {}, "offload": dict(offload=True
 
 
 @pytest.mark.parametrize("first, then", [("fp32", "fsdp"), ("fsdp", "fp32"), ("fp32", "fp32"), ("fsdp", "bf16"),
-                                         ("bf16", "fsdp"), ("bf16", "offload"), ("offload", "bf16"), ("offload", "fp32")])
+                                         ("bf16", "fsdp"), ("bf16", "offload"), ("offload", "bf16"),
+                                         ("offload", "fp32")])
 def test_a_checkpoint_of_plain_tensors_masters_and_shards_is_the_same(tmp_path, tied_model, one_process, first, then):
     """A run may go on from either with either, to the bit; what computes in bf16 computes with the rounded masters."""
     here, there = (fresh(tied_model, one_process[2], **KINDS[kind]) for kind in (first, then))

@@ -264,7 +264,7 @@ def test_the_row_before_any_update_has_all_columns_as_null():
 
 
 def batch_of(old, rollout=None, ref=None):
-    return SimpleNamespace(old_logprobs=old, rollout_logprobs=old if rollout is None else rollout, ref_logprobs=ref)
+    return SimpleNamespace(stands_for=1.0, old_logprobs=old, rollout_logprobs=old if rollout is None else rollout, ref_logprobs=ref)
 
 
 def test_token_statistics_by_hand(one_process):

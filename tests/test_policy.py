@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import LOGPROB, RELATIVE, change_json, full, master, run_script, save_tiny_kind, save_tiny_model, tiny_config
+from conftest import (LOGPROB, RELATIVE, change_json, full, master, run_script, save_tiny_kind, save_tiny_model,
+                      tiny_config)
 from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import FSDPModule
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -407,8 +408,8 @@ def test_one_process_in_bf16_computes_what_fsdp_computes(tmp_path, one_process):
     FSDP rounds that of each micro-batch to bf16 once, by 2^-9 of it at most; masters add it up in fp32.
     """
     path = save_tiny_model(tmp_path / "model", tied=False)
-    (plain, _), (fsdp, _) = (updates_of(load_policy(path, one_process[2], "bfloat16", always_fsdp=always), one_process[2],
-                                        steps=1)[0] for always in (False, True))
+    policies = [load_policy(path, one_process[2], "bfloat16", always_fsdp=always) for always in (False, True)]
+    (plain, _), (fsdp, _) = (updates_of(policy, one_process[2], steps=1)[0] for policy in policies)
     assert {g.dtype for g in plain.values()} == {g.dtype for g in fsdp.values()} == {torch.float32}
     for name in plain:
         if "lm_head" in name:
