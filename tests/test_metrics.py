@@ -264,7 +264,23 @@ def test_the_row_before_any_update_has_all_columns_as_null():
 
 
 def batch_of(old, rollout=None, ref=None):
-    return SimpleNamespace(stands_for=1.0, old_logprobs=old, rollout_logprobs=old if rollout is None else rollout, ref_logprobs=ref)
+    return SimpleNamespace(stands_for=1.0, old_logprobs=old, ref_logprobs=ref,
+                           rollout_logprobs=old if rollout is None else rollout)
+
+
+def test_responses_that_got_a_pass_stand_for_those_that_got_none():
+    """4 tokens with a gradient, 2 of 6 without: means are over 4 + 6 tokens, of which the 2 count three times."""
+    stats = StepStats()
+    learning, silent = batch_of(torch.full((4,), -1.0)), batch_of(torch.full((2,), -1.0), torch.tensor([-1.5, -1.3]))
+    silent.stands_for = 3.0
+    for batch, entropy in ((learning, 1.0), (silent, 2.0)):
+        logprobs = batch.old_logprobs
+        stats.add(batch, logprobs, torch.full_like(logprobs, entropy), torch.zeros(()), torch.zeros(len(logprobs)) > 0)
+    stats.check_mismatch()
+    stats.end_update(1.0)
+    row = stats.row()
+    assert row["trained_tokens"] == 10 and row["entropy"] == pytest.approx((4 * 1.0 + 6 * 2.0) / 10)
+    assert row["mismatch_mean"] == pytest.approx(3 * (0.5 + 0.3) / 10) and row["mismatch_max"] == pytest.approx(0.5)
 
 
 def test_token_statistics_by_hand(one_process):

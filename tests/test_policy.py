@@ -19,8 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from onebox import checkpoint, fused_logprobs, models
 from onebox.config import ConfigError
 from onebox.models import resolve_model
-from policy import (check_compile, load_critic, load_policy, make_adam, optimizer_step, pack, token_logprobs,
-                    token_values)
+from policy import (check_compile, load_critic, load_policy, make_adam, optimizer_step, pack, sample_silent,
+                    token_logprobs, token_values, trained_logprobs)
 from train_grpo import policy_loss, token_weights
 
 
@@ -126,6 +126,40 @@ def test_a_long_response_without_gradient_lifts_no_limit_of_those_with_one():
     rollouts = make_rollouts(prompt_lens=[1] * 5, response_lens=[400, 50, 50, 50, 50])
     batches = pack(rollouts, range(5), 100, 0, 1, "cpu", torch.tensor([False, True, True, True, True]))
     assert [(batch.needs_grad, sum(batch.lens)) for batch in batches] == [(True, 100), (True, 100), (False, 400)]
+
+
+def test_a_share_of_the_responses_without_gradient_gets_a_pass_and_stands_for_all_of_them():
+    """40 responses of 1 ... 40 tokens, every fourth learns: of the 30 others 3 at random, and the last two."""
+    rollouts = make_rollouts(prompt_lens=[5] * 40, response_lens=list(range(1, 41)))
+    needs = torch.arange(40) % 4 == 0
+    gets = sample_silent(needs, 0.1, 2, seed=7)
+    assert gets[needs].all() and gets[-2:].all() and 3 <= (gets & ~needs).sum() <= 5
+    assert torch.equal(gets, sample_silent(needs, 0.1, 2, seed=7)) and not torch.equal(
+        gets, sample_silent(needs, 0.1, 2, seed=8))
+    assert sample_silent(needs, 1.0, 0, 7).all() and torch.equal(sample_silent(needs, 0.0, 0, 7), needs)
+    assert sample_silent(torch.zeros(3, dtype=torch.bool), 0.01, 0, 7).sum() == 1  # a canary needs something to see
+    batches = pack(rollouts, torch.arange(40), 120, 0, 1, "cpu", needs, gets)
+    seen = {i for batch in batches for i in batch.response_index.tolist()}
+    assert seen == set(torch.nonzero(gets)[:, 0].tolist())
+    stood = sum(len(batch.targets) * batch.stands_for for batch in batches if not batch.needs_grad)
+    assert stood == pytest.approx(sum(i + 1 for i in range(40) if i % 4))  # all their tokens
+    assert {batch.stands_for for batch in batches if batch.needs_grad} == {1.0}
+    last = [batch.ends_update for batch in batches if batch.needs_grad]
+    assert last == [False] * (len(last) - 1) + [True] and not any(b.ends_update for b in batches if not b.needs_grad)
+
+
+def test_ids_may_be_lists_or_arrays_and_no_token_is_lost_or_moved():
+    """By hand: 3 + 4 and 2 + 1 tokens, longest first, each without its last token."""
+    rollouts = [SimpleNamespace(prompt_ids=[7, 8], response_ids=[9], rollout_logprobs=[-0.5]),
+                SimpleNamespace(prompt_ids=np.array([1, 2, 3], np.int32), response_ids=np.array([4, 5, 6, 1], np.int32),
+                                rollout_logprobs=np.array([-1, -2, -3, -4], np.float32))]
+    (batch,) = pack(rollouts, range(2), 100, 0, 1, "cpu")
+    assert batch.ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 8] and batch.positions.tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
+    assert batch.lens == [6, 2] and batch.cu_lens.tolist() == [0, 6, 8] and batch.cu_lens.dtype == torch.int32
+    assert batch.logit_index.tolist() == [2, 3, 4, 5, 7] and batch.targets.tolist() == [4, 5, 6, 1, 9]
+    assert batch.response_index.tolist() == [1, 1, 1, 1, 0]
+    assert batch.rollout_logprobs.tolist() == [-1, -2, -3, -4, -0.5]
+    assert {x.dtype for x in (batch.ids, batch.positions, batch.logit_index, batch.targets)} == {torch.int64}
 
 
 def test_an_update_without_a_response_is_one_empty_micro_batch_on_every_rank():
@@ -283,6 +317,32 @@ def test_the_gradient_does_not_depend_on_ranks_also_when_one_has_nothing(tied_mo
     one, two = torch.load(tmp_path / "1", weights_only=True), torch.load(tmp_path / "2", weights_only=True)
     for case in ("ragged", "single"):
         assert_same_gradients(one[case], two[case])
+
+
+def test_copies_of_the_weights_add_up_their_gradients_once_an_update(tied_model, tmp_path):
+    """
+    2 groups of 2 ranks, 3 micro-batches: the gradient is that of one process, and each of the 3 groups of parameters
+    (two blocks; embeddings, norm and head) is all-reduced between the copies once, instead of three times.
+    """
+    for nproc in (1, 4):
+        done = run_script(__file__, tied_model, tmp_path / str(nproc), "copies", nproc=nproc)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, four = torch.load(tmp_path / "1", weights_only=True), torch.load(tmp_path / "4", weights_only=True)
+    assert_same_gradients(one["gradients"], four["gradients"])
+    assert (one["all_reduces"], four["all_reduces"], four["micro_batches"]) == (0, 3, 3)
+
+
+def test_what_was_computed_before_the_updates_is_not_computed_again_without_a_gradient(tied_model, one_process):
+    policy = load_policy(tied_model, one_process[2], "float32")
+    learning, silent = pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2],
+                            torch.tensor([True, True, False, False, True]))
+    first = trained_logprobs(policy, silent, 1.0)
+    assert silent.policy_forwards == 1 and not first[0].requires_grad  # one update: nothing is known before
+    silent.old_logprobs, silent.entropy = first
+    learning.old_logprobs, learning.entropy = trained_logprobs(policy, learning, 1.0)
+    again = [trained_logprobs(policy, batch, 1.0) for batch in (learning, silent)]
+    assert again[0][0].requires_grad and torch.equal(again[1][0], first[0]) and torch.equal(again[1][1], first[1])
+    assert (learning.policy_forwards, silent.policy_forwards) == (6, 1)
 
 
 @pytest.mark.parametrize("checkpointing", [True, "selective"])
@@ -666,13 +726,28 @@ def test_positions_that_rope_scaling_stretches_by_hand(settings, longest):
     assert models.positions_of(tiny_config("llama", **settings)) == longest
 
 
-if __name__ == "__main__":  # a rank of test_the_gradient_does_not_depend_on_ranks
+def gradients_of_copies(path, device, rank, world):
+    """The gradient of three micro-batches a rank, and how often ranks with the same shard added theirs up."""
+    policy = load_policy(path, device, "float32", shard_size=world // 2)
+    all_reduce, calls = torch.distributed.all_reduce, []
+    torch.distributed.all_reduce = lambda *args, **kwargs: calls.append(1) or all_reduce(*args, **kwargs)
+    rollouts = make_rollouts(prompt_lens=[5] * 12, response_lens=[20] * 12)
+    found = gradients(policy, rollouts, device, 96 // world, rank, world)
+    torch.distributed.all_reduce = all_reduce
+    return {"gradients": found, "all_reduces": len(calls),
+            "micro_batches": len(pack(rollouts, range(12), 96 // world, rank, world, device))}
+
+
+if __name__ == "__main__":  # a rank of test_the_gradient_does_not_depend_on_ranks, or of the one about copies
     from onebox.distributed import init_distributed
 
     rank, world, device = init_distributed()
-    policy = load_policy(sys.argv[1], device, "float32")
-    result = {"ragged": gradients(policy, make_rollouts(), device, 40, rank, world),
-              "single": gradients(policy, make_rollouts()[:1], device, 40, rank, world)}
+    if sys.argv[3:]:
+        result = gradients_of_copies(sys.argv[1], device, rank, world)
+    else:
+        policy = load_policy(sys.argv[1], device, "float32")
+        result = {"ragged": gradients(policy, make_rollouts(), device, 40, rank, world),
+                  "single": gradients(policy, make_rollouts()[:1], device, 40, rank, world)}
     if rank == 0:
         torch.save(result, sys.argv[2])
     print(json.dumps({"rank": rank}))
