@@ -24,9 +24,9 @@ from dataclasses import replace
 from onebox.config import ConfigError
 from onebox.text import excerpt, suggest
 from tasks import TASKS, own
-from tasks.formats import (BLANKS, EOS_TEXTS, between, boxes, filled_boxes, formula_after_answer, outside_thinking,
-                           strip_eos, tag_error, tag_monitors, think_answer_format, two_blocks, xml_count)
-from tasks.judged import Completion, Score, checked
+from tasks.formats import (BLANKS, EOS_TEXTS, formula_after_answer, outside_thinking, strip_eos, tag_error,
+                           tag_monitors, think_answer_format, two_blocks, xml_count)
+from tasks.judged import Completion, Score, checked, equals_gold, is_right, last_box
 from tasks.math_problems import gold_answers
 from tasks.own import named, own_reward, terms  # noqa: F401  recipes take own_reward from here
 from tasks.parts import (GROUP_PARTS, PARTS, add_parts_of_groups, add_parts_of_one, check_weights, cosine,  # noqa: F401
@@ -97,41 +97,6 @@ def logic_rl_kk(completion, equal):
         return completion.finish({"format": -1.0, "answer": -2.0})
     right = is_right(completion, "kk")
     return completion.finish({"format": 1.0, "answer": {True: 2.0, False: -1.5, None: -2.0}[right]}, bool(right), True)
-
-
-def is_right(completion, task):
-    """Judge the text between the answer tags by the task's own rules: True, False, or None if it cannot be read."""
-    text = between(completion.text, "<answer>", "</answer>")
-    right, notes = TASKS[task].is_right(text, completion.answer)
-    completion.notes += [("answer", text), *notes]
-    return right
-
-
-def equals_gold(completion, equal, prediction, rules="strict"):
-    """Ask whether the prediction equals a gold; flag a grader that gave no verdict."""
-    golds = gold_answers(completion.answer)
-    verdict = equal(golds, prediction, rules)
-    completion.note(f"equal to the gold ({rules} rules)", f"{verdict}: {prediction} for {' or '.join(golds)}")
-    if verdict in ("timeout", "error"):
-        completion.flags.add(verdict)
-    return verdict == "right"
-
-
-def last_box(completion, text):
-    """
-    Return the answer of a math reward: the last closed \\boxed{} with content of this text (what is outside the
-    thinking), "" where all are empty, or None without one.
-    """
-    found = filled_boxes(text) or boxes(text)[-1:]
-    if len(found) > 1:
-        completion.flags.add("several_boxes")
-    if not found and "</think>" in completion.text and boxes(completion.text):
-        completion.flags.add("answer_in_thinking")
-    box = found[-1] if found else None
-    completion.note("last closed \\boxed{} outside the thinking", "none" if box is None else box)
-    if box is not None and not box.isascii():
-        completion.flags.add("non_ascii_answer")
-    return box
 
 
 @reward("math", 1.0, BOXED, names=("math", "dr_grpo_math"))
