@@ -36,7 +36,8 @@ from tasks.order import prompt_order
 from tasks.own import fingerprint as reward_fingerprint
 from tasks.own_check import check_all
 from tasks.rows import BadRow, DataError, print0, report_bad
-from tasks.sources import GENERATED, check_names, columns_of, load_rows, of_source, parse_name, read_rows, source_of
+from tasks.sources import (GENERATED, check_names, columns_of, load_rows, of_source, parse_name, per_source, read_rows,
+                           source_of)
 from tasks.templates import (TEMPLATES, build_prompt, check_chat, encode_prompt, is_chat, is_entry, refuse_gold, render,
                              shown, special_tokens, warn_of_plain_markers)
 
@@ -201,15 +202,6 @@ def load_prompts(data, template, reward, tokenizer, *, split="train", limit=None
         mixture.append(Part(name, float(weight), len(prompts), len(found)))
         prompts += [prompt for _, prompt in sorted(found, key=lambda item: item[0])]
     return prompts, mixture
-
-
-def per_source(setting, name, what):
-    """Return the value of a setting for one source: itself, or its entry under the name with or without @."""
-    if not isinstance(setting, dict) or is_entry(setting):
-        return setting
-    if (found := of_source(setting, name)) is not None:
-        return found
-    raise DataError(f"no {what} for data {name!r}: the {what} setting names only {', '.join(map(repr, setting))}")
 
 
 def make_prompt(uid, name, template, reward, row, tokenizer, max_prompt_len, check_answer, chat=None):

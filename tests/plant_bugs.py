@@ -87,9 +87,9 @@ BUGS = [  # file, text, what it becomes, the tests that must fail
     # a user's own rewards, prompts and rows
     ("data.py", "asked += [p.row] * (p.reward in own_sources)", "pass", "test_own_data.py -k every_column"),
     ("data.py", "own_sources.get(p.reward, p.reward)", "p.reward", "test_own_data.py -k fingerprint"),
-    ("rewards.py", "copy.deepcopy(asked.get(\"row\") or {})", "asked.get(\"row\") or {}",
+    ("tasks/scoring.py", "copy.deepcopy(asked.get(\"row\") or {})", "asked.get(\"row\") or {}",
      "test_own.py -k 'own_copy or copies'"),
-    ("rewards.py", "tuple(asked.get(\"token_ids\") or ())", "asked.get(\"token_ids\") or ()",
+    ("tasks/scoring.py", "tuple(asked.get(\"token_ids\") or ())", "asked.get(\"token_ids\") or ()",
      "test_own.py -k 'copies or edited'"),
     ("rewards.py", "self.answered[key].get(question) or", "next(iter(self.answered[key].values()), None) or",
      "test_own.py -k several_questions"),
