@@ -3,6 +3,7 @@ A completion and its reference answer -> a score. Every reward of the published 
 
     score("logic_rl_kk", response, answer)          -> Score(total, correct, format_ok, parts, flags); never raises
     Scorer(num_workers).submit(key, ...), .collect() -> the same for a batch, while the engine still generates
+                                                       (both in tasks/scoring.py, which calls all rewards)
     python rewards.py --why RESPONSE.txt --reward logic_rl_kk --answer '{"names": ...}'     explains a score
 
 `response` is the completion alone (a prefilled <think> belongs to the prompt), decoded with its special tokens. The
@@ -10,24 +11,21 @@ texts are hostile: no eval, no regex that can backtrack, time linear in the leng
 killed (tasks/workers.py). A truncated completion is never correct and gets the failing value of its format.
 
 A reward of your own is a function in your recipe: docs/your_own.md. To add one here, write a function of (completion,
-equal) with @reward() above it (tasks/scoring.py, which calls them); recipes then name it. To add a part that recipes
-weigh beside a reward, put a function into PARTS (tasks/parts.py). Several: [("math", 1.0), (my_reward, 0.5)], or
-"math + 0.5 * recipes/mine.py:my_reward".
+equal) with @reward() above it; recipes then name it. To add a part that recipes weigh beside a reward, put a function
+into PARTS (tasks/parts.py). Several: [("math", 1.0), (my_reward, 0.5)], or "math + 0.5 * recipes/mine.py:my_reward".
 """
 
 import re
-import time
 
-from tasks import own
 from tasks.formats import (BLANKS, EOS_TEXTS, formula_after_answer, outside_thinking, tag_error, think_answer_format,
                            two_blocks, xml_count)
 from tasks.judged import Completion, Score, equals_gold, is_right, last_box  # noqa: F401  here and below: others take
 from tasks.math_problems import gold_answers  # of these names from here what they need
 from tasks.own import named, own_reward, terms  # noqa: F401
 from tasks.parts import GROUP_PARTS, PARTS, add_parts_of_groups, cosine, dense_repetition  # noqa: F401
-from tasks.scoring import (PERFECT, READS, REWARDS, Failures, add_parts, check, check_answer,  # noqa: F401
-                           perfect_response, predicted, reads, reward, run)
-from tasks.workers import Verdicts, ask_now
+from tasks.scoring import (PERFECT, READS, REWARDS, Scorer, add_parts, check, check_answer,  # noqa: F401
+                           perfect_response, predicted, reads, reward, run, score)
+from tasks.workers import ask_now  # noqa: F401
 
 # ---------------------------------------------------------------- rewards
 # `equal(golds, prediction, rules)` is "right", "wrong", "timeout" or "error".
@@ -215,93 +213,6 @@ def unsloth_gsm8k(completion, equal):
                               and said.replace(",", "") == gold.replace(",", ""))
     values = (xml_count(text), 0.5 * soft, 0.5 * strict, 0.5 * integer, 2.0 * correct)
     return completion.finish(dict(zip(names, values, strict=True)), correct, soft)
-
-
-# ---------------------------------------------------------------- scoring
-
-def score(reward, response, answer, *, truncated=False, num_tokens=None, max_tokens=None) -> Score:
-    """
-    Score one completion. Never raises for a response, finite, deterministic; ValueError for an unknown reward.
-
-    answer: Countdown {"target", "numbers"}; Knights & Knaves {"solution_text_format", "names", "solution"}; math a gold
-    string or a list of acceptable ones. Waits for a grader process where only sympy can tell (3 s at most).
-    """
-    check(reward)
-    return run(reward, ask_now, response, answer, truncated=truncated, num_tokens=num_tokens, max_tokens=max_tokens)
-
-
-class Scorer:
-    """
-    Score a batch while something else runs. submit() scores at once what needs no sympy and hands the rest to grader
-    processes; collect() waits for them, budget_s at most. Until its verdict is in, a score is the failing one with the
-    flag timeout. For one thread.
-    """
-
-    def __init__(self, num_workers=2, timeout_s=3.0, part_weights=None):
-        self.verdicts, self.part_weights = Verdicts(num_workers, timeout_s), part_weights or {}
-        self.submitted, self.scores = {}, {}  # {key: (reward, response, ...)}, {key: Score}
-        self.answered = {}  # {key: {question of its reward: verdict}}
-        self.failures = Failures()
-
-    def submit(self, key, reward, response, answer, **asked):
-        check(reward)
-        self.submitted[key], self.answered[key] = (reward, response, answer, asked), {}
-        self.keep(key)
-        self.poll()
-
-    def keep(self, key):
-        """Score a response with what is known; a reward runs again when a verdict that it asked for is in."""
-        def equal(golds, prediction, rules):
-            question = (tuple(golds), prediction, rules)
-            return self.answered[key].get(question) or self.verdicts.ask(key, *question)
-
-        notes, (reward, response, answer, asked) = [], self.submitted[key]
-        score = run(reward, equal, response, answer, notes, **asked)
-        if self.part_weights:
-            score = add_parts(score, self.part_weights, response, answer=answer, notes=notes, **asked)
-        self.scores[key] = score
-        problem = next((finding for rule, finding in notes if rule == "error"), None)
-        self.failures.note(key, reward, problem, response, score)
-
-    def poll(self, wait_s=0.0):
-        """Take the verdicts that are in and hand out the next questions; cheap, for loops that wait elsewhere."""
-        for key, question, verdict in self.verdicts.poll(wait_s):
-            self.answered[key][question] = verdict
-            self.keep(key)
-
-    def settled(self):
-        """Return {key: Score} of what no grader process still decides; collect() will not return these again."""
-        undecided = self.verdicts.undecided()
-        self.note_timeouts({key: score for key, score in self.scores.items() if key not in undecided})
-        return {key: self.scores.pop(key) for key in [key for key in self.scores if key not in undecided]}
-
-    def note_timeouts(self, scores):
-        """Count final scores of own rewards that took too long among the failures."""
-        for key, score in scores.items():
-            reward, response, _, _ = self.submitted[key]
-            if "timeout" in score.flags and own.own_names(reward):
-                self.failures.note(key, reward, "it took longer than its seconds", response, score)
-
-    def collect(self, budget_s=60.0):
-        """Return all scores since the last collect, as {key: Score}. Killable rewards get their own seconds besides."""
-        deadline = time.monotonic() + budget_s + self.verdicts.own_seconds()
-        while self.verdicts.undecided() and time.monotonic() < deadline:
-            self.poll(min(1.0, max(0.0, deadline - time.monotonic())))
-        self.verdicts.drop()
-        self.note_timeouts(self.scores)
-        scores, self.scores, self.submitted, self.answered = self.scores, {}, {}, {}
-        self.failures.print_new()
-        return scores
-
-    def add_group_parts(self, rollouts):
-        """Add to r.score, in place, the parts that compare the responses to one prompt; each rank has all rollouts."""
-        for r, problem in add_parts_of_groups(rollouts, self.part_weights):
-            self.failures.note((r.prompt, r.sample), "of the group", problem, r.text, r.score)
-        self.failures.print_new()
-        return rollouts
-
-    def close(self):
-        self.verdicts.close()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """
-Run a reward, whatever it does: (its name, a response, an answer) -> a Score. rewards.py has the published ones and puts
-them into the tables here; tasks/own.py finds yours; tasks/judged.py has what they get and return.
+Call a reward, whatever it does: (its name, a response, an answer) -> a Score, for one response or a batch. rewards.py
+has the published ones and puts them into the tables here; tasks/own.py finds yours; tasks/judged.py has what they get
+and return.
 """
 
 import copy
 import os
 import sys
+import time
 from dataclasses import replace
 
 from onebox.config import ConfigError
@@ -14,7 +16,8 @@ from tasks import TASKS, own
 from tasks.formats import strip_eos, tag_monitors
 from tasks.judged import Completion, Score, checked
 from tasks.own import named, terms
-from tasks.parts import GROUP_PARTS, PARTS, add_parts_of_one, check_weights
+from tasks.parts import GROUP_PARTS, PARTS, add_parts_of_groups, add_parts_of_one, check_weights
+from tasks.workers import Verdicts, ask_now
 
 REWARDS = {}  # name -> function
 READS = {}  # name -> what the rows must hold (tasks.TASKS); a reward of your own that is not here gets what they hold
@@ -142,6 +145,17 @@ def run_one(name, equal, response, answer, notes, **asked):
     return replace(failed, flags=frozenset({"error"}))
 
 
+def score(reward, response, answer, *, truncated=False, num_tokens=None, max_tokens=None) -> Score:
+    """
+    Score one completion. Never raises for a response, finite, deterministic; ValueError for an unknown reward.
+
+    answer: Countdown {"target", "numbers"}; Knights & Knaves {"solution_text_format", "names", "solution"}; math a gold
+    string or a list of acceptable ones. Waits for a grader process where only sympy can tell (3 s at most).
+    """
+    check(reward)
+    return run(reward, ask_now, response, answer, truncated=truncated, num_tokens=num_tokens, max_tokens=max_tokens)
+
+
 def predicted(reward, response, answer, truncated=False):
     """Return the answer that this reward compares with the gold; None where it compares none."""
     asked = []
@@ -162,7 +176,81 @@ def add_parts(score, weights, response, num_tokens=None, max_tokens=None, notes=
     return add_parts_of_one(score, weights, sample, notes)
 
 
-# ---------------------------------------------------------------- what went wrong
+# ---------------------------------------------------------------- many responses, while the engine generates
+
+
+class Scorer:
+    """
+    Score a batch while something else runs. submit() scores at once what needs no sympy and hands the rest to grader
+    processes; collect() waits for them, budget_s at most. Until its verdict is in, a score is the failing one with the
+    flag timeout. For one thread.
+    """
+
+    def __init__(self, num_workers=2, timeout_s=3.0, part_weights=None):
+        self.verdicts, self.part_weights = Verdicts(num_workers, timeout_s), part_weights or {}
+        self.submitted, self.scores = {}, {}  # {key: (reward, response, ...)}, {key: Score}
+        self.answered = {}  # {key: {question of its reward: verdict}}
+        self.failures = Failures()
+
+    def submit(self, key, reward, response, answer, **asked):
+        check(reward)
+        self.submitted[key], self.answered[key] = (reward, response, answer, asked), {}
+        self.keep(key)
+        self.poll()
+
+    def keep(self, key):
+        """Score a response with what is known; a reward runs again when a verdict that it asked for is in."""
+        def equal(golds, prediction, rules):
+            question = (tuple(golds), prediction, rules)
+            return self.answered[key].get(question) or self.verdicts.ask(key, *question)
+
+        notes, (reward, response, answer, asked) = [], self.submitted[key]
+        score = run(reward, equal, response, answer, notes, **asked)
+        if self.part_weights:
+            score = add_parts(score, self.part_weights, response, answer=answer, notes=notes, **asked)
+        self.scores[key] = score
+        problem = next((finding for rule, finding in notes if rule == "error"), None)
+        self.failures.note(key, reward, problem, response, score)
+
+    def poll(self, wait_s=0.0):
+        """Take the verdicts that are in and hand out the next questions; cheap, for loops that wait elsewhere."""
+        for key, question, verdict in self.verdicts.poll(wait_s):
+            self.answered[key][question] = verdict
+            self.keep(key)
+
+    def settled(self):
+        """Return {key: Score} of what no grader process still decides; collect() will not return these again."""
+        undecided = self.verdicts.undecided()
+        self.note_timeouts({key: score for key, score in self.scores.items() if key not in undecided})
+        return {key: self.scores.pop(key) for key in [key for key in self.scores if key not in undecided]}
+
+    def note_timeouts(self, scores):
+        """Count final scores of own rewards that took too long among the failures."""
+        for key, score in scores.items():
+            reward, response, _, _ = self.submitted[key]
+            if "timeout" in score.flags and own.own_names(reward):
+                self.failures.note(key, reward, "it took longer than its seconds", response, score)
+
+    def collect(self, budget_s=60.0):
+        """Return all scores since the last collect, as {key: Score}. Killable rewards get their own seconds besides."""
+        deadline = time.monotonic() + budget_s + self.verdicts.own_seconds()
+        while self.verdicts.undecided() and time.monotonic() < deadline:
+            self.poll(min(1.0, max(0.0, deadline - time.monotonic())))
+        self.verdicts.drop()
+        self.note_timeouts(self.scores)
+        scores, self.scores, self.submitted, self.answered = self.scores, {}, {}, {}
+        self.failures.print_new()
+        return scores
+
+    def add_group_parts(self, rollouts):
+        """Add to r.score, in place, the parts that compare the responses to one prompt; each rank has all rollouts."""
+        for r, problem in add_parts_of_groups(rollouts, self.part_weights):
+            self.failures.note((r.prompt, r.sample), "of the group", problem, r.text, r.score)
+        self.failures.print_new()
+        return rollouts
+
+    def close(self):
+        self.verdicts.close()
 
 
 class Failures:

@@ -91,7 +91,7 @@ BUGS = [  # file, text, what it becomes, the tests that must fail
      "test_own.py -k 'own_copy or copies'"),
     ("tasks/scoring.py", "tuple(asked.get(\"token_ids\") or ())", "asked.get(\"token_ids\") or ()",
      "test_own.py -k 'copies or edited'"),
-    ("rewards.py", "self.answered[key].get(question) or", "next(iter(self.answered[key].values()), None) or",
+    ("tasks/scoring.py", "self.answered[key].get(question) or", "next(iter(self.answered[key].values()), None) or",
      "test_own.py -k several_questions"),
     ("tasks/own.py", "if identity(name) != source:", "if False:", "test_own.py -k edited"),
     ("tasks/own.py", "more = [node for node in tree if", "more = [node for node in tree if False and",
