@@ -80,20 +80,6 @@ def check_answer(reward, answer):
             raise ValueError(f"{reward}: {error}, not {answer!a:.200}") from error
 
 
-def perfect_response(reward, answer, prefilled=False):
-    """
-    Return (response, full mark): a response that this reward must give its full mark, or (None, None) if none is known.
-    prefilled: the prompt ends in <think>, so the response must not repeat the tag.
-    """
-    if reward not in PERFECT:
-        return None, None
-    full_mark, response = PERFECT[reward]
-    text = TASKS[READS[reward]].perfect_answer(answer)
-    think = ("" if prefilled else "<think>") + "I worked it out.\n</think>"
-    full_mark = full_mark(text) if callable(full_mark) else full_mark
-    return response.replace("{think}", think).replace("{answer}", text), full_mark
-
-
 # ---------------------------------------------------------------- one response
 
 
@@ -277,3 +263,51 @@ class Failures:
             elif count & (count - 1) == 0:
                 print(f"{who} {name!r} has failed on {count:,} responses so far", file=sys.stderr, flush=True)
         self.new = {}
+
+
+# ---------------------------------------------------------------- does a reward pass its own golds
+
+
+def perfect_response(reward, answer, prefilled=False):
+    """
+    Return (response, full mark): a response that this reward must give its full mark, or (None, None) if none is known.
+    prefilled: the prompt ends in <think>, so the response must not repeat the tag.
+    """
+    if reward not in PERFECT:
+        return None, None
+    full_mark, response = PERFECT[reward]
+    text = TASKS[READS[reward]].perfect_answer(answer)
+    think = ("" if prefilled else "<think>") + "I worked it out.\n</think>"
+    full_mark = full_mark(text) if callable(full_mark) else full_mark
+    return response.replace("{think}", think).replace("{answer}", text), full_mark
+
+
+def check_golds(prompts, count=32):
+    """
+    Score a perfect response to `count` of the prompts, spread over all. ConfigError with exit code 5 if more than a
+    tenth miss the full mark: a verifier that fails its own golds teaches nothing, or worse.
+    """
+    known = [(p, name) for p in prompts for _, name in terms(p.reward) if name in PERFECT]
+    chosen, failures = known[::max(1, len(known) // count)][:count], []
+    for prompt, name in chosen:
+        try:
+            score_gold(prompt, name)
+        except ConfigError as error:
+            failures.append(str(error).removeprefix("error: "))
+    if len(failures) > 0.1 * len(chosen):
+        raise ConfigError(f"the rewards fail {len(failures)} of {len(chosen)} of their own gold answers; first: "
+                          + failures[0], exit_code=5)
+
+
+def score_gold(prompt, name=None):
+    """Return (perfect response, its score); ConfigError unless that is the full mark of its reward (or of `name`)."""
+    name = name or prompt.reward
+    prefilled = prompt.text.rstrip().endswith("<think>")
+    response, full = perfect_response(name, prompt.answer, prefilled)
+    found = score(name, response, prompt.answer)
+    if abs(found.total - full) > 1e-9 or not found.correct or not found.format_ok:
+        parts = " + ".join(f"{part} {value:g}" for part, value in found.parts.items())
+        raise ConfigError(f"{prompt.uid}: a perfect response scores {found.total:g} with reward {name!r}, not "
+                          f"{full:g} ({parts}): the reward does not fit the template or the data; the response "
+                          f"was {excerpt(response, 200)}, the prompt ends in {excerpt(prompt.text[-40:])}")
+    return response, found
