@@ -45,12 +45,15 @@ OWN_NAME = re.compile(r"(.+\.py):([^\W\d]\w*)")  # "recipes/mine.py:my_reward", 
 
 
 class ConfigError(SystemExit):
-    """A bad recipe, setting or input: one line that says what, where and the fix. crash.entry exits with exit_code."""
+    """
+    A bad recipe, setting or input: one line that says what, where and the fix; `reason` is it without "error: ".
+    crash.entry exits with exit_code.
+    """
 
     def __init__(self, message, exit_code=1):
         # one line, whatever a library's message or the repr of an array holds
-        super().__init__("error: " + " ".join(line.strip() for line in str(message).splitlines()))
-        self.exit_code = exit_code
+        self.reason, self.exit_code = " ".join(line.strip() for line in str(message).splitlines()), exit_code
+        super().__init__(f"error: {self.reason}")
 
 
 def refuse(wrong, message):

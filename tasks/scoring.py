@@ -61,7 +61,7 @@ def check(reward, part_weights=(), max_tokens=None, group_size=None):
                 try:
                     own.load(name)
                 except ConfigError as error:
-                    raise ValueError(str(error).removeprefix("error: ")) from error
+                    raise ValueError(error.reason) from error
             elif not isinstance(name, str) or name not in known:
                 hint = f"{suggest(name, known)} known: {', '.join(known)}"
                 raise ValueError(f"no {what} {name!r}; {hint.strip()}")
@@ -293,7 +293,7 @@ def check_golds(prompts, count=32):
         try:
             score_gold(prompt, name)
         except ConfigError as error:
-            failures.append(str(error).removeprefix("error: "))
+            failures.append(error.reason)
     if len(failures) > 0.1 * len(chosen):
         raise ConfigError(f"the rewards fail {len(failures)} of {len(chosen)} of their own gold answers; first: "
                           + failures[0], exit_code=5)
