@@ -28,7 +28,6 @@ import numpy as np
 
 import rewards
 from onebox.config import ConfigError
-from onebox.text import excerpt
 from tasks import math_problems, own, task_of
 from tasks.countdown import countdown, solvable, tiny_countdown
 from tasks.knights_and_knaves import knights_and_knaves
@@ -36,7 +35,9 @@ from tasks.order import prompt_order
 from tasks.own import fingerprint as reward_fingerprint
 from tasks.own_check import check_all
 from tasks.rows import BadRow, DataError, print0, report_bad
-from tasks.sources import GENERATED, check_names, columns_of, load_rows, of_source, parse_name, read_rows, source_of
+from tasks.scoring import check_golds
+from tasks.sources import (GENERATED, check_names, columns_of, load_rows, of_source, parse_name, per_source, read_rows,
+                           source_of)
 from tasks.templates import (TEMPLATES, build_prompt, check_chat, encode_prompt, is_chat, is_entry, refuse_gold, render,
                              shown, special_tokens, warn_of_plain_markers)
 
@@ -106,37 +107,6 @@ def check_rewards(reward, parts=None, max_tokens=None, group_size=None):
         raise ConfigError(str(error)) from error
 
 
-def check_golds(prompts, count=32):
-    """
-    Score a perfect response to `count` of the prompts, spread over all. ConfigError with exit code 5 if more than a
-    tenth miss the full mark: a verifier that fails its own golds teaches nothing, or worse. (rewards.PERFECT)
-    """
-    known = [(p, name) for p in prompts for _, name in rewards.terms(p.reward) if name in rewards.PERFECT]
-    chosen, failures = known[::max(1, len(known) // count)][:count], []
-    for prompt, name in chosen:
-        try:
-            score_gold(prompt, name)
-        except ConfigError as error:
-            failures.append(str(error).removeprefix("error: "))
-    if len(failures) > 0.1 * len(chosen):
-        raise ConfigError(f"the rewards fail {len(failures)} of {len(chosen)} of their own gold answers; first: "
-                          + failures[0], exit_code=5)
-
-
-def score_gold(prompt, name=None):
-    """Return (perfect response, its score); ConfigError unless that is the full mark of its reward (or of `name`)."""
-    name = name or prompt.reward
-    prefilled = prompt.text.rstrip().endswith("<think>")
-    response, full = rewards.perfect_response(name, prompt.answer, prefilled)
-    score = rewards.score(name, response, prompt.answer)
-    if abs(score.total - full) > 1e-9 or not score.correct or not score.format_ok:
-        parts = " + ".join(f"{part} {value:g}" for part, value in score.parts.items())
-        raise ConfigError(f"{prompt.uid}: a perfect response scores {score.total:g} with reward {name!r}, not "
-                          f"{full:g} ({parts}): the reward does not fit the template or the data; the response "
-                          f"was {excerpt(response, 200)}, the prompt ends in {excerpt(prompt.text[-40:])}")
-    return response, score
-
-
 def load_prompts(data, template, reward, tokenizer, *, split="train", limit=None, seed=0, max_prompt_len=None,
                  paths=None, vocab_size=None, check_answer=None, chat=None, columns=None):
     """
@@ -201,15 +171,6 @@ def load_prompts(data, template, reward, tokenizer, *, split="train", limit=None
         mixture.append(Part(name, float(weight), len(prompts), len(found)))
         prompts += [prompt for _, prompt in sorted(found, key=lambda item: item[0])]
     return prompts, mixture
-
-
-def per_source(setting, name, what):
-    """Return the value of a setting for one source: itself, or its entry under the name with or without @."""
-    if not isinstance(setting, dict) or is_entry(setting):
-        return setting
-    if (found := of_source(setting, name)) is not None:
-        return found
-    raise DataError(f"no {what} for data {name!r}: the {what} setting names only {', '.join(map(repr, setting))}")
 
 
 def make_prompt(uid, name, template, reward, row, tokenizer, max_prompt_len, check_answer, chat=None):

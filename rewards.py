@@ -3,6 +3,7 @@ A completion and its reference answer -> a score. Every reward of the published 
 
     score("logic_rl_kk", response, answer)          -> Score(total, correct, format_ok, parts, flags); never raises
     Scorer(num_workers).submit(key, ...), .collect() -> the same for a batch, while the engine still generates
+                                                       (both in tasks/scoring.py, which calls all rewards)
     python rewards.py --why RESPONSE.txt --reward logic_rl_kk --answer '{"names": ...}'     explains a score
 
 `response` is the completion alone (a prefilled <think> belongs to the prompt), decoded with its special tokens. The
@@ -14,55 +15,27 @@ equal) with @reward() above it; recipes then name it. To add a part that recipes
 into PARTS (tasks/parts.py). Several: [("math", 1.0), (my_reward, 0.5)], or "math + 0.5 * recipes/mine.py:my_reward".
 """
 
-import copy
-import os
 import re
-import sys
-import time
-from dataclasses import replace
 
-from onebox.config import ConfigError
-from onebox.text import excerpt, suggest
-from tasks import TASKS, own
-from tasks.formats import (BLANKS, EOS_TEXTS, between, boxes, filled_boxes, formula_after_answer, outside_thinking,
-                           strip_eos, tag_error, tag_monitors, think_answer_format, two_blocks, xml_count)
-from tasks.judged import Completion, Score, checked
+from tasks.formats import (BLANKS, EOS_TEXTS, formula_after_answer, outside_thinking, tag_error, think_answer_format,
+                           two_blocks, xml_count)
+from tasks.judged import Completion, Score, equals_gold, is_right, last_box
 from tasks.math_problems import gold_answers
-from tasks.own import named, own_reward, terms  # noqa: F401  recipes take own_reward from here
-from tasks.parts import (GROUP_PARTS, PARTS, add_parts_of_groups, add_parts_of_one, check_weights, cosine,  # noqa: F401
-                         dense_repetition)
-from tasks.workers import Verdicts, ask_now
+from tasks.own import named, own_reward, terms
+from tasks.parts import GROUP_PARTS, PARTS, add_parts_of_groups, cosine, dense_repetition
+from tasks.scoring import (PERFECT, READS, REWARDS, Scorer, add_parts, check, check_answer, perfect_response, predicted,
+                           reads, reward, run, score)
+from tasks.workers import ask_now
+
+__all__ = ["Completion", "Score", "named", "own_reward", "terms", "GROUP_PARTS", "PARTS", "add_parts_of_groups",
+           "dense_repetition", "PERFECT", "READS", "REWARDS", "Scorer", "add_parts", "check", "check_answer",
+           "perfect_response", "predicted", "reads", "reward", "run", "score", "ask_now"]
 
 
 # ---------------------------------------------------------------- rewards
 # `equal(golds, prediction, rules)` is "right", "wrong", "timeout" or "error".
 
-REWARDS = {}  # name -> function
-READS = {}  # name -> what the rows must hold (tasks.TASKS); a reward of your own that is not here gets what they hold
-PERFECT = {}  # name -> (full mark, how a perfect response is written): --check and each start of a run test them
 WANTS_SOLUTION = {"open_r1_math"}  # its gold is the worked solution, as published
-
-
-def reward(reads=None, full_mark=None, perfect=None, names=()):
-    """
-    Name a function as a reward: its own name, or `names`.
-
-    reads      a name of tasks.TASKS; None: any rows
-    full_mark  the total of a perfect response, or a function of the answer's text
-    perfect    how one is written, with {think} and {answer}; None: this reward is not tested
-    """
-    def add(function):
-        for name in names or [function.__name__]:
-            REWARDS[name] = function
-            if reads:
-                READS[name] = reads
-            if reads and perfect:
-                PERFECT[name] = full_mark, perfect
-        return function
-
-    return add
-
-
 BOXED = "{think}\nThe answer is \\boxed{{answer}}."
 
 
@@ -97,41 +70,6 @@ def logic_rl_kk(completion, equal):
         return completion.finish({"format": -1.0, "answer": -2.0})
     right = is_right(completion, "kk")
     return completion.finish({"format": 1.0, "answer": {True: 2.0, False: -1.5, None: -2.0}[right]}, bool(right), True)
-
-
-def is_right(completion, task):
-    """Judge the text between the answer tags by the task's own rules: True, False, or None if it cannot be read."""
-    text = between(completion.text, "<answer>", "</answer>")
-    right, notes = TASKS[task].is_right(text, completion.answer)
-    completion.notes += [("answer", text), *notes]
-    return right
-
-
-def equals_gold(completion, equal, prediction, rules="strict"):
-    """Ask whether the prediction equals a gold; flag a grader that gave no verdict."""
-    golds = gold_answers(completion.answer)
-    verdict = equal(golds, prediction, rules)
-    completion.note(f"equal to the gold ({rules} rules)", f"{verdict}: {prediction} for {' or '.join(golds)}")
-    if verdict in ("timeout", "error"):
-        completion.flags.add(verdict)
-    return verdict == "right"
-
-
-def last_box(completion, text):
-    """
-    Return the answer of a math reward: the last closed \\boxed{} with content of this text (what is outside the
-    thinking), "" where all are empty, or None without one.
-    """
-    found = filled_boxes(text) or boxes(text)[-1:]
-    if len(found) > 1:
-        completion.flags.add("several_boxes")
-    if not found and "</think>" in completion.text and boxes(completion.text):
-        completion.flags.add("answer_in_thinking")
-    box = found[-1] if found else None
-    completion.note("last closed \\boxed{} outside the thinking", "none" if box is None else box)
-    if box is not None and not box.isascii():
-        completion.flags.add("non_ascii_answer")
-    return box
 
 
 @reward("math", 1.0, BOXED, names=("math", "dr_grpo_math"))
@@ -280,222 +218,6 @@ def unsloth_gsm8k(completion, equal):
                               and said.replace(",", "") == gold.replace(",", ""))
     values = (xml_count(text), 0.5 * soft, 0.5 * strict, 0.5 * integer, 2.0 * correct)
     return completion.finish(dict(zip(names, values, strict=True)), correct, soft)
-
-
-# ---------------------------------------------------------------- scoring
-
-def add_parts(score, weights, response, num_tokens=None, max_tokens=None, notes=None, answer=None, **asked):
-    """Return the score plus weight x part for each of {"reasoning_steps": 0.5, ...}; GROUP_PARTS come later."""
-    asked["truncated"] = asked.get("truncated") or "truncated" in score.flags
-    sample = Completion(strip_eos(response), answer, num_tokens=num_tokens, max_tokens=max_tokens,
-                        **{**asked, "row": asked.get("row") or {}})
-    return add_parts_of_one(score, weights, sample, notes)
-
-
-def reads(reward):
-    """Return the name in tasks.TASKS of what rows must hold for this reward; None for any."""
-    return next((READS[name] for _, name in terms(reward) if name in READS), None)
-
-
-def check(reward, part_weights=(), max_tokens=None, group_size=None):
-    """Raise ValueError unless there are such a reward and such parts, with fitting weights: for start-up."""
-    names = [name for _, name in terms(named(reward))]
-    for what, wanted, known in (("reward", names, REWARDS), ("reward part", part_weights, PARTS | GROUP_PARTS)):
-        for name in wanted:
-            if what == "reward" and own.is_own(name):
-                try:
-                    own.load(name)
-                except ConfigError as error:
-                    raise ValueError(str(error).removeprefix("error: ")) from error
-            elif not isinstance(name, str) or name not in known:
-                hint = f"{suggest(name, known)} known: {', '.join(known)}"
-                raise ValueError(f"no {what} {name!r}; {hint.strip()}")
-    if len({READS[name] for name in names if name in READS}) > 1:
-        raise ValueError(f"reward {named(reward)!r} reads rows of two kinds: {', '.join(map(repr, names))}")
-    check_weights(part_weights, max_tokens, group_size)
-
-
-def check_answer(reward, answer):
-    """Raise ValueError unless this reward can read `answer`: for loading data. A reward of your own may read any."""
-    check(reward)
-    if task := reads(reward):
-        try:
-            TASKS[task].check_answer(answer)
-        except ValueError as error:
-            raise ValueError(f"{reward}: {error}, not {answer!a:.200}") from error
-
-
-def perfect_response(reward, answer, prefilled=False):
-    """
-    Return (response, full mark): a response that this reward must give its full mark, or (None, None) if none is known.
-    prefilled: the prompt ends in <think>, so the response must not repeat the tag.
-    """
-    if reward not in PERFECT:
-        return None, None
-    full_mark, response = PERFECT[reward]
-    text = TASKS[READS[reward]].perfect_answer(answer)
-    think = ("" if prefilled else "<think>") + "I worked it out.\n</think>"
-    full_mark = full_mark(text) if callable(full_mark) else full_mark
-    return response.replace("{think}", think).replace("{answer}", text), full_mark
-
-
-def run(reward, equal, response, answer, notes=None, **asked):
-    """
-    Call the reward function, whatever it does. Where it raises, or returns no Score of finite numbers, the score is 0
-    (own_reward(on_error=...) sets another value), of a published reward its failing value, with the flag 'error' and a
-    note that says what went wrong. Neither a bad row nor a bug may end a run of days; Scorer counts and prints such
-    failures. Of several rewards, `correct` and `format_ok` are the first one's.
-
-    asked: truncated, num_tokens, max_tokens, row, prompt, token_ids of Completion
-    """
-    notes = [] if notes is None else notes
-    judged = [(weight, name, run_one(name, equal, response, answer, notes, **asked)) for weight, name in terms(reward)]
-    if len(judged) == 1 and judged[0][0] == 1:
-        return judged[0][2]
-    parts = {}
-    for number, (weight, name, score) in enumerate(judged, 1):
-        for part, value in score.parts.items():
-            part = own.short(name) if len(score.parts) == 1 else f"{own.short(name)}/{part}"
-            parts[f"{part}#{number}" if part in parts else part] = weight * value
-    first = judged[0][2]
-    return Score(float(sum(parts.values())), first.correct, first.format_ok, parts,
-                 frozenset().union(*(score.flags for _, _, score in judged)))
-
-
-def run_one(name, equal, response, answer, notes, **asked):
-    """Call one reward function, as run() describes."""
-    failed = own.failing(name) if own.is_own(name) else Score(0.0, False, False, {})
-    try:
-        # copies: a reward that changes the answer must not change what the next response is graded against
-        asked["row"] = copy.deepcopy(asked.get("row") or {}) if own.is_own(name) else asked.get("row") or {}
-        asked["token_ids"] = tuple(asked.get("token_ids") or ())
-        completion = Completion(strip_eos(response), copy.deepcopy(answer), equal=equal, **asked)
-        completion.flags |= tag_monitors(completion.text) | ({"truncated"} if completion.truncated else set())
-        completion.notes = notes
-        score = own.score(name, completion) if own.is_own(name) else checked(REWARDS[name](completion, equal))
-        return score or replace(failed, flags=frozenset(completion.flags | {"timeout"}))
-    except own.Edited:
-        raise
-    except (Exception, SystemExit) as error:  # SystemExit: ConfigError and DataError are such
-        notes.append(("error", f"{type(error).__name__}: {error}"))
-    try:
-        if name in READS:
-            score = checked(REWARDS[name](Completion("", answer, truncated=True), equal))
-            failed = score if score.total <= 0 else failed
-    except (Exception, SystemExit):
-        pass  # a published reward that a fork has replaced: noted above
-    return replace(failed, flags=frozenset({"error"}))
-
-
-def predicted(reward, response, answer, truncated=False):
-    """Return the answer that this reward compares with the gold; None where it compares none."""
-    asked = []
-
-    def equal(golds, prediction, rules):
-        asked.append("" if rules == "own" else prediction)
-        return "error" if rules == "own" else "wrong"
-
-    run(reward, equal, response, answer, truncated=truncated, num_tokens=0, max_tokens=1 << 30)
-    return asked[0] if asked and asked[0].strip() else None
-
-
-def score(reward, response, answer, *, truncated=False, num_tokens=None, max_tokens=None) -> Score:
-    """
-    Score one completion. Never raises for a response, finite, deterministic; ValueError for an unknown reward.
-
-    answer: Countdown {"target", "numbers"}; Knights & Knaves {"solution_text_format", "names", "solution"}; math a gold
-    string or a list of acceptable ones. Waits for a grader process where only sympy can tell (3 s at most).
-    """
-    check(reward)
-    return run(reward, ask_now, response, answer, truncated=truncated, num_tokens=num_tokens, max_tokens=max_tokens)
-
-
-class Scorer:
-    """
-    Score a batch while something else runs. submit() scores at once what needs no sympy and hands the rest to grader
-    processes; collect() waits for them, budget_s at most. Until its verdict is in, a score is the failing one with the
-    flag timeout. For one thread.
-    """
-
-    def __init__(self, num_workers=2, timeout_s=3.0, part_weights=None):
-        self.verdicts, self.part_weights = Verdicts(num_workers, timeout_s), part_weights or {}
-        self.submitted, self.scores = {}, {}  # {key: (reward, response, ...)}, {key: Score}
-        self.answered = {}  # {key: {question of its reward: verdict}}
-        self.failed = {}  # {key: (reward, what went wrong, response, total)}, not printed yet
-        self.failures = {}  # {reward: how many responses}
-
-    def submit(self, key, reward, response, answer, **asked):
-        check(reward)
-        self.submitted[key], self.answered[key] = (reward, response, answer, asked), {}
-        self.keep(key)
-        self.poll()
-
-    def keep(self, key):
-        """Score a response with what is known; a reward runs again when a verdict that it asked for is in."""
-        def equal(golds, prediction, rules):
-            question = (tuple(golds), prediction, rules)
-            return self.answered[key].get(question) or self.verdicts.ask(key, *question)
-
-        notes, (reward, response, answer, asked) = [], self.submitted[key]
-        score = run(reward, equal, response, answer, notes, **asked)
-        if self.part_weights:
-            score = add_parts(score, self.part_weights, response, answer=answer, notes=notes, **asked)
-        self.scores[key] = score
-        self.failed.pop(key, None)
-        if problem := next((finding for rule, finding in notes if rule == "error"), None):
-            self.failed[key] = reward, problem, response, score.total
-
-    def poll(self, wait_s=0.0):
-        """Take the verdicts that are in and hand out the next questions; cheap, for loops that wait elsewhere."""
-        for key, question, verdict in self.verdicts.poll(wait_s):
-            self.answered[key][question] = verdict
-            self.keep(key)
-
-    def settled(self):
-        """Return {key: Score} of what no grader process still decides; collect() will not return these again."""
-        undecided = self.verdicts.undecided()
-        self.note_timeouts({key: score for key, score in self.scores.items() if key not in undecided})
-        return {key: self.scores.pop(key) for key in [key for key in self.scores if key not in undecided]}
-
-    def note_timeouts(self, scores):
-        """Count final scores of own rewards that took too long among the failures."""
-        for key, score in scores.items():
-            reward, response, _, _ = self.submitted[key]
-            if "timeout" in score.flags and own.own_names(reward):
-                self.failed[key] = reward, "it took longer than its seconds", response, score.total
-
-    def collect(self, budget_s=60.0):
-        """Return all scores since the last collect, as {key: Score}. Killable rewards get their own seconds besides."""
-        deadline = time.monotonic() + budget_s + self.verdicts.own_seconds()
-        while self.verdicts.undecided() and time.monotonic() < deadline:
-            self.poll(min(1.0, max(0.0, deadline - time.monotonic())))
-        self.verdicts.drop()
-        self.note_timeouts(self.scores)
-        scores, self.scores, self.submitted, self.answered = self.scores, {}, {}, {}
-        self.print_failures()
-        return scores
-
-    def add_group_parts(self, rollouts):
-        """Add to r.score, in place, the parts that compare the responses to one prompt; each rank has all rollouts."""
-        for r, problem in add_parts_of_groups(rollouts, self.part_weights):
-            self.failed[r.prompt, r.sample] = "of the group", problem, r.text, r.score.total
-        self.print_failures()
-        return rollouts
-
-    def print_failures(self):
-        """Print the first three failures of a reward, on every rank, then their number at each power of two."""
-        who = f"warning: rank {os.environ.get('RANK', '0')}: reward"
-        for reward, problem, response, total in self.failed.values():
-            self.failures[reward] = count = self.failures.get(reward, 0) + 1
-            if count <= 3:
-                print(f"{who} {reward!r} failed on a response, which scores {total:g} (column flag/error): "
-                      f"{excerpt(problem, 200)}; response: {excerpt(response)}", file=sys.stderr, flush=True)
-            elif count & (count - 1) == 0:
-                print(f"{who} {reward!r} has failed on {count:,} responses so far", file=sys.stderr, flush=True)
-        self.failed = {}
-
-    def close(self):
-        self.verdicts.close()
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import sys
 import types
 import typing
 
+from onebox.files import has_tools
 from onebox.text import suggest
 
 T = typing.TypeVar("T")  # ranges, as in `lr: NonNegative[float]`; check_ranges looks at them
@@ -44,12 +45,15 @@ OWN_NAME = re.compile(r"(.+\.py):([^\W\d]\w*)")  # "recipes/mine.py:my_reward", 
 
 
 class ConfigError(SystemExit):
-    """A bad recipe, setting or input: one line that says what, where and the fix. crash.entry exits with exit_code."""
+    """
+    A bad recipe, setting or input: one line that says what, where and the fix; `reason` is it without "error: ".
+    crash.entry exits with exit_code.
+    """
 
     def __init__(self, message, exit_code=1):
         # one line, whatever a library's message or the repr of an array holds
-        super().__init__("error: " + " ".join(line.strip() for line in str(message).splitlines()))
-        self.exit_code = exit_code
+        self.reason, self.exit_code = " ".join(line.strip() for line in str(message).splitlines()), exit_code
+        super().__init__(f"error: {self.reason}")
 
 
 def refuse(wrong, message):
@@ -64,7 +68,11 @@ def load_config(cls, argv=None):
     argv = list(sys.argv[1:] if argv is None else argv)
     values, origin = {}, {}
     if "--help" in argv or "-h" in argv:
-        print(describe(cls, script))
+        if has_tools():
+            from tools.help import describe
+            print(describe(cls, script))
+        else:
+            print(table(cls(), {}))
         raise SystemExit(0)
 
     # 1) recipe: at most one positional argument, before the flags
@@ -274,30 +282,10 @@ def literal(text):
         return text
 
 
-def comments(cls):
-    """Return {setting: the comment behind it in the source}, inherited ones too: the comment is the documentation."""
-    found, names = {}, {f.name for f in dataclasses.fields(cls)}
-    for part in (part for part in reversed(cls.__mro__) if dataclasses.is_dataclass(part)):
-        for line in inspect.getsource(part).splitlines():
-            code, _, comment = line.partition("  # ")
-            if (name := code.split(":")[0].strip()) in names:
-                found[name] = comment.strip()
-    return found
-
-
 def own_and_inherited(cls):
     """Return the fields of a Config, in two lists: those of the script itself, and those of every run."""
     own = cls.__dict__.get("__annotations__", {})
     return [[f for f in dataclasses.fields(cls) if (f.name in own) == its] for its in (True, False)]
-
-
-def describe(cls, script):
-    """Return the text of --help: every setting, its default and its comment; the script's own settings first."""
-    notes = comments(cls)
-    parts = ["\n".join(f"  --{f.name:<22} {f.default!r:<18} {notes.get(f.name, '')}".rstrip() for f in part)
-             for part in own_and_inherited(cls)]
-    usage = f"usage: torchrun --nproc-per-node=N {script} [recipes/NAME.py] [--setting value ...]"
-    return f"{usage}\n\n{parts[0]}" + (f"\n\nof every run:\n{parts[1]}" if parts[1] else "")
 
 
 def table(cfg, origin, only=None):

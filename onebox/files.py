@@ -6,6 +6,13 @@ import io
 import json
 import os
 
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the repository
+
+
+def has_tools():
+    """Return whether tools/ is there: a run can do without, and then says and keeps less."""
+    return os.path.isdir(os.path.join(HERE, "tools"))
+
 
 def write_atomic(path, content):
     """Write text or bytes, synced to the disk. After a kill the file is the old one or the new one, never a part."""

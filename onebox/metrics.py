@@ -13,6 +13,7 @@ from tokenizers.decoders import DecodeStream
 
 from tasks.words import split_thinking, word_columns
 from onebox.distributed import Broken, max_over_ranks, sum_over_ranks
+from onebox.files import has_tools
 from onebox.flops import COLUMNS, efficiency
 from policy import to_responses
 
@@ -326,35 +327,17 @@ def hacked(before, now):
 def no_signal(silent_steps, row, example=""):
     """
     Warn in one line, or return "": after 5 steps in a row without anything to learn from, then every 10, and where no
-    held-out response is right before the first step. Name the cause that most responses of the step have, with counts,
-    and a fix. example: a file of samples/ with responses to read.
+    held-out response is right before the first step. tools/advice.py names the cause and a fix. example: a file of
+    samples/ with responses to read.
     """
     at_start = row.get("step") == 0 and row.get("correct") == 0
     if not at_start and silent_steps != 5 and (not silent_steps or silent_steps % 10):
         return ""
-    total, names = row.get("num_rollouts", 0), ("flag/error", "truncated", "correct", "format_error")
-    raised, cut, right, unformed = counts = [round(row.get(name, 0.0) * total) for name in names]
-    raised += round(row.get("flag/timeout", 0.0) * total)
-    same = row.get("reward_std") == 0 < row["reward"] and not (right or unformed) and cut < total
-    causes = [(raised, "made the reward or a part of it raise an error, or take too long", "correct its code, see "
-               "flag/error and flag/timeout"),
-              (total * same, f"get one reward, {row['reward']:g}, and none counts as right", "take easier "
-               "problems, or look at what your own reward tells apart, and from which full_mark on"),
-              (cut, "do not end", "raise max_response_len, or say what ends a response (stop)"),
-              (right, "are right already", "take harder problems"),
-              (min(unformed, total - right) - cut, "end without the format", "ask for it in the template, learn it "
-               "with sft.py first, or let your own reward say format_ok where it holds"),
-              (total - right - max(unformed, cut), "have the format and a wrong answer", "take easier problems, more "
-               "samples (group_size) or a stronger model")]
-    number, what, fix = causes[0] if raised > total / 2 else max(causes, key=lambda cause: cause[0])  # of equals, first
-    if right > total / 10 and number <= total * 2 / 3 and raised <= total / 2:
-        number, what, fix = right, "are right, but the rewards of every group agree", (
-            "take problems of middling difficulty, more samples (group_size), or a reward that tells responses apart")
-    counted = ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
-    look = f"python rewards.py --why {example}" if example else "none is kept to read: --keep_rollouts 16"
-    lead = "no held-out response is right yet" if at_start else f"nothing to learn from for {silent_steps} steps"
-    return (f"warning: {lead}: {number} of {total} responses {what} (mean "
-            f"reward {row['reward']:.3f}; {counted}): {fix}. An example: {look}")
+    fact = "no held-out response is right yet" if at_start else f"nothing to learn from for {silent_steps} steps"
+    if not has_tools():
+        return f"warning: {fact}"
+    from tools.advice import why_no_signal
+    return f"warning: {fact}: {why_no_signal(row, example)}"
 
 
 def console_lines(row, num_steps):

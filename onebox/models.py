@@ -23,11 +23,7 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "t
 
 
 class NoModel(ConfigError):
-    """There is no such model, or none can be fetched; `reason` is the message without "error: "."""
-
-    def __init__(self, reason):
-        super().__init__(reason)
-        self.reason = reason
+    """There is no such model, or none can be fetched."""
 
 
 def resolve_dtype(dtype, device):
@@ -117,14 +113,11 @@ def eos_ids(path, name, vocab_size):
         if not os.path.exists(os.path.join(path, file)):
             continue
         try:
-            with open(os.path.join(path, file), encoding="utf-8") as f:
-                found = json.load(f)
-            GenerationConfig.from_pretrained(path, config_file_name=file)  # loading the weights does the same
+            eos = GenerationConfig.from_pretrained(path, config_file_name=file).eos_token_id
         except (OSError, ValueError, TypeError, AttributeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
             empty = "is empty" if not os.path.getsize(os.path.join(path, file)) else f"cannot be used ({reason})"
             raise ConfigError(f"model {name!r}: its {file} {empty}: fetch it again, or repair it") from error
-        eos = found.get("eos_token_id")
         eos = eos if isinstance(eos, list) else [eos]
         good = [i for i in eos if type(i) is int and 0 <= i < vocab_size]
         if wrong := [i for i in eos if i is not None and i not in good]:

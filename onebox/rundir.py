@@ -18,7 +18,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -32,10 +31,9 @@ from onebox import checkpoint, distributed, metrics
 from onebox.config import ConfigError, NonNegative, Positive, Share, script_of, table, without_folders
 from onebox.crash import CONTEXT, entry, size_left  # noqa: F401  scripts take `entry` from here
 from onebox.distributed import Broken, Clock, gather, max_over_ranks, print0, seed_generators
-from onebox.files import read_json, read_rows, write_atomic
+from onebox.files import has_tools, read_json, read_rows, write_atomic
 from onebox.text import visible
 
-HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the repository
 MAX_FAILURES = 3  # failed saves in a row that end a run
 RETRY_S = 5.0     # between the attempts at a save that cannot wait for a later step
 
@@ -240,7 +238,7 @@ class Run:
                   "world_size": dist.get_world_size(), "wandb_id": wandb_id}
         try:
             os.makedirs(os.path.join(self.path, "samples"), exist_ok=True)
-            if os.path.isdir(os.path.join(HERE, "tools")):  # a run can do without
+            if has_tools():
                 from tools.provenance import about, save_code
                 self.about = about()
                 save_code(self.path, settings, recipe=sys.argv[1:2])
@@ -417,29 +415,13 @@ class Run:
                 self.wandb.log({k: v for k, v in row.items() if v is not None})
 
     def report(self, wait=False):
-        """Renew report.html in a process of its own, at most 10 minutes. If it fails, report.log says why."""
-        if not self.main or (self.reporting and self.reporting.poll() is None and not wait):
-            return  # the one before is still at work
-        if self.reporting:
-            self.reporting_ended()
-        command = ["nice", "-n", "10", sys.executable, "-m", "tools.report"]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("LD_PRELOAD", "WANDB"))}
-        try:
-            with open(os.path.join(self.path, "report.log"), "w") as log:
-                self.reporting = subprocess.Popen([*command, os.path.abspath(self.path)], cwd=HERE, env=environment,
-                                                  stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-        except OSError as error:  # a full disk
-            return self.say(f"WARNING: no report.html was made ({error})")
-        if wait and self.reporting_ended():
-            self.say(f"no report.html was made: see {self.path}/report.log")
-
-    def reporting_ended(self):
-        """Wait for the report that is being made, return its exit code. One that hangs is killed after 10 minutes."""
-        try:
-            return self.reporting.wait(600)
-        except subprocess.TimeoutExpired:
-            self.reporting.kill()  # itself, not a child of it: `nice` has become the report
-            return self.reporting.wait()
+        """Renew report.html, in a process of its own that tools/reporter.py starts and watches."""
+        if self.main and has_tools():
+            from tools.reporter import Reporter
+            self.reporting = self.reporting or Reporter(self.path, self.say)
+            self.reporting.renew(wait)
+        elif self.main and wait:
+            self.say("no report.html was made: there is no tools/")
 
     def finish(self, policy, tokenizer, stop_ids, stopped_by=""):
         """End the run: say that it was stopped, or export the model to model/ and make the last report. Collective."""

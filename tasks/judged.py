@@ -1,12 +1,12 @@
 """
-What a reward function judges, a Completion, and what it says, a Score. rewards.py has the published ones; tasks/own.py
-finds your own.
+What a reward function judges, a Completion, what several of them ask of it, and what they say, a Score. rewards.py has
+the published ones; tasks/own.py finds your own.
 """
 
 from dataclasses import dataclass, field
 
-from onebox.text import excerpt
-from tasks.formats import filled_boxes, outside_thinking
+from tasks import TASKS
+from tasks.formats import between, boxes, filled_boxes, outside_thinking
 from tasks.math_problems import gold_answers
 from tasks.parts import finite
 
@@ -66,19 +66,54 @@ class Completion:
         Sympy decides in grader processes what strings cannot: until its verdict is in, the answer is False and the
         score not final; then the reward is called again. Flags: timeout, error.
         """
-        golds = gold_answers(self.answer if answer is None else answer)
-        said = self.said if said is None else str(said)
-        verdict = self.equal(golds, said, "strict")
-        self.note("equal to the gold (strict rules)", f"{verdict}: {excerpt(said)} for {excerpt(' or '.join(golds))}")
-        if verdict in ("timeout", "error"):
-            self.flags.add(verdict)
-        return verdict == "right"
+        return equals_gold(self, self.equal, self.said if said is None else str(said), answer=answer)
 
     def note(self, rule, finding):
         self.notes.append((rule, finding))
 
     def finish(self, parts, correct=False, format_ok=False):
         return Score(float(sum(parts.values())), correct, format_ok, parts, frozenset(self.flags))
+
+
+# ---------------------------------------------------------------- what several rewards ask of a Completion
+
+
+def is_right(completion, task):
+    """Judge the text between the answer tags by the task's own rules: True, False, or None if it cannot be read."""
+    text = between(completion.text, "<answer>", "</answer>")
+    right, notes = TASKS[task].is_right(text, completion.answer)
+    completion.notes += [("answer", text), *notes]
+    return right
+
+
+def equals_gold(completion, equal, prediction, rules="strict", answer=None):
+    """Ask whether the prediction equals a gold, of the row or of `answer`; flag a grader that gave no verdict."""
+    golds = gold_answers(completion.answer if answer is None else answer)
+    verdict = equal(golds, prediction, rules)
+    completion.note(f"equal to the gold ({rules} rules)", f"{verdict}: {prediction} for {' or '.join(golds)}")
+    if verdict in ("timeout", "error"):
+        completion.flags.add(verdict)
+    return verdict == "right"
+
+
+def last_box(completion, text):
+    """
+    Return the answer of a math reward: the last closed \\boxed{} with content of this text (what is outside the
+    thinking), "" where all are empty, or None without one.
+    """
+    found = filled_boxes(text) or boxes(text)[-1:]
+    if len(found) > 1:
+        completion.flags.add("several_boxes")
+    if not found and "</think>" in completion.text and boxes(completion.text):
+        completion.flags.add("answer_in_thinking")
+    box = found[-1] if found else None
+    completion.note("last closed \\boxed{} outside the thinking", "none" if box is None else box)
+    if box is not None and not box.isascii():
+        completion.flags.add("non_ascii_answer")
+    return box
+
+
+# ---------------------------------------------------------------- what a reward may return
 
 
 def checked(score):

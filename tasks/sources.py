@@ -225,6 +225,15 @@ def of_source(setting, name):
     return setting.get(name, setting.get(name.partition("@")[0]))
 
 
+def per_source(setting, name, what):
+    """Return the value of a setting for one source: itself, or its entry under the name with or without @."""
+    if not isinstance(setting, dict) or is_entry(setting):
+        return setting
+    if (found := of_source(setting, name)) is not None:
+        return found
+    raise DataError(f"no {what} for data {name!r}: the {what} setting names only {', '.join(map(repr, setting))}")
+
+
 def columns_of(columns, name):
     """Return the setting `columns` for one source: itself, or its entry where it is {source: columns}."""
     several = per_source_columns(columns)

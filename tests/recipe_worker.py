@@ -120,8 +120,8 @@ def main():
     save_rows("rows")
     import importlib
 
-    import rewards
     import rollout
+    from tasks import scoring
 
     script = importlib.import_module(name.removesuffix(".py"))
     make_engine, engines = rollout.make_engine, []
@@ -138,7 +138,7 @@ def main():
         luck = zlib.crc32(response.encode()) % 1000 / 1000
         return dataclasses.replace(score, total=score.total + luck, parts={**score.parts, "luck": luck})
 
-    run, rewards.run = rewards.run, run_and_vary
+    run, scoring.run = scoring.run, run_and_vary
     rollout.make_engine = make_one_engine
     for recipe in recipes_of(name):
         start = time.monotonic()

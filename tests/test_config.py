@@ -6,8 +6,10 @@ from typing import Literal
 
 import pytest
 
-from onebox.config import (ConfigError, NonNegative, OrFunction, Positive, Share, check_ranges, comments, describe,
-                           literal, load_config, table)
+from onebox import config
+from onebox.config import (ConfigError, NonNegative, OrFunction, Positive, Share, check_ranges, literal, load_config,
+                           table)
+from tools.help import comments, describe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +206,14 @@ def test_help_lists_every_setting_with_its_comment(capsys):
     assert stop.value.code == 0 and text == describe(Config, "test_config.py") + "\n"
     assert all(f"--{f.name}" in text for f in dataclasses.fields(Config))
     assert comments(Config)["group_size"] == "samples of each prompt" and "samples of each prompt" in text
+
+
+def test_help_without_tools_still_lists_every_setting(capsys, monkeypatch):
+    monkeypatch.setattr(config, "has_tools", lambda: False)
+    with pytest.raises(SystemExit) as stop:
+        load("--help")
+    lines = capsys.readouterr().out.splitlines()
+    assert stop.value.code == 0 and [line.split()[0] for line in lines] == [f.name for f in dataclasses.fields(Config)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,8 @@ import torch
 import sft
 import train_grpo
 import train_ppo
-from onebox.config import ConfigError, comments
+from onebox.config import ConfigError
+from tools.help import comments
 
 DIFFERENT_SETTINGS = {"group_size"}  # GRPO needs a group, PPO does not
 DIFFERENT_FUNCTIONS = {

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tasks.words import split_thinking, word_columns, word_counts
+from onebox import metrics
 from onebox.distributed import Broken
 from onebox.metrics import (
     StepStats,
@@ -159,6 +160,12 @@ def test_the_alarm_rings_when_reward_rises_and_held_out_success_falls():
     for reward, correct in ((0.6, 0.4), (0.4, 0.3), (0.51, 0.3), (0.6, 0.39)):
         assert hacked(before, {"step": 20, "reward": reward, "eval_correct": correct}) == ""
     assert hacked(None, before) == ""
+
+
+def test_without_tools_a_silent_run_still_says_that_it_is(monkeypatch):
+    monkeypatch.setattr(metrics, "has_tools", lambda: False)
+    assert no_signal(20, of_silence(0, 0, 0, 64)) == "warning: nothing to learn from for 20 steps"
+    assert no_signal(4, of_silence(0, 0, 0, 64)) == ""
 
 
 def of_silence(raised, cut, right, unformed, total=64):

@@ -18,6 +18,7 @@ import rollout
 from onebox import crash, distributed, metrics, older, rundir
 from onebox.config import ConfigError
 from onebox.vllm_start import describe_head
+from tasks import scoring
 from tools.wandb_thread import WandbThread
 
 TINY = [
@@ -477,7 +478,7 @@ def test_a_verifier_that_fails_its_own_golds_stops_the_run_with_code_5(monkeypat
         score = real(*args, **kwargs)
         return score if len(calls) % 5 else rewards.Score(0.0, False, False, {})
 
-    monkeypatch.setattr(rewards, "score", broken)
+    monkeypatch.setattr(scoring, "score", broken)
     with pytest.raises(ConfigError, match="fail 6 of 32 of their own gold answers") as stopped:  # every fifth of 32
         data.check_golds(prompts())
     assert stopped.value.exit_code == 5

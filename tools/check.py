@@ -15,12 +15,13 @@ import os
 import sys
 
 import rewards
-from data import load_train_and_eval, per_source, score_gold
+from data import load_train_and_eval, per_source
 from onebox.distributed import print0
 from onebox.models import NoModel, check_critic, resolve_model
 from onebox.text import excerpt
 from tasks import own
 from tasks.own_check import made_up, perfect, tested
+from tasks.scoring import score_gold
 from tasks.templates import called, is_chat, reads_clock
 from tasks.workers import ask_now
 from tools.replay import replay

@@ -1,0 +1,32 @@
+"""
+What may be wrong with a run, from its numbers.
+"""
+
+
+def why_no_signal(row, example=""):
+    """
+    Name the cause that most responses of a step have why there is nothing to learn from them, with counts, and a fix.
+    example: a file of samples/ with responses to read.
+    """
+    total, names = row.get("num_rollouts", 0), ("flag/error", "truncated", "correct", "format_error")
+    raised, cut, right, unformed = counts = [round(row.get(name, 0.0) * total) for name in names]
+    raised += round(row.get("flag/timeout", 0.0) * total)
+    same = row.get("reward_std") == 0 < row["reward"] and not (right or unformed) and cut < total
+    causes = [(raised, "made the reward or a part of it raise an error, or take too long", "correct its code, see "
+               "flag/error and flag/timeout"),
+              (total * same, f"get one reward, {row['reward']:g}, and none counts as right", "take easier "
+               "problems, or look at what your own reward tells apart, and from which full_mark on"),
+              (cut, "do not end", "raise max_response_len, or say what ends a response (stop)"),
+              (right, "are right already", "take harder problems"),
+              (min(unformed, total - right) - cut, "end without the format", "ask for it in the template, learn it "
+               "with sft.py first, or let your own reward say format_ok where it holds"),
+              (total - right - max(unformed, cut), "have the format and a wrong answer", "take easier problems, more "
+               "samples (group_size) or a stronger model")]
+    number, what, fix = causes[0] if raised > total / 2 else max(causes, key=lambda cause: cause[0])  # of equals, first
+    if right > total / 10 and number <= total * 2 / 3 and raised <= total / 2:
+        number, what, fix = right, "are right, but the rewards of every group agree", (
+            "take problems of middling difficulty, more samples (group_size), or a reward that tells responses apart")
+    counted = ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
+    look = f"python rewards.py --why {example}" if example else "none is kept to read: --keep_rollouts 16"
+    return (f"{number} of {total} responses {what} (mean reward {row['reward']:.3f}; {counted}): {fix}. An example: "
+            f"{look}")
