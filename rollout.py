@@ -300,7 +300,8 @@ def hf_stream(model, dtype):
     without that entry the engine on CPU keeps its old head and samples from it without a word.
     """
     for name, weight in model.state_dict().items():
-        yield name, whole(weight.to(dtype))  # rounded before it is gathered: half the bytes between GPUs
+        mesh = getattr(weight, "device_mesh", None)  # shards on the host are gathered on the GPUs, rounded before it
+        yield name, whole(weight.to(mesh.device_type if mesh else weight.device, dtype))
 
 
 @memory_of("the weight sync", SIDE_BY_SIDE)

@@ -2,7 +2,7 @@
 Where the seconds of a weight sync go, and what the straight way of onebox/engine_weights.py saves against vLLM's
 reload: both in one process, in turn, medians.
 
-    OMP_NUM_THREADS=1 python bench/sync.py [--dtype bfloat16] [--repeats 15] [--out results/X]      # X/sync.md
+    OMP_NUM_THREADS=1 python bench/sync.py [--fsdp] [--repeats 15] [--out results/X]      # X/sync.md
     python bench/sync.py --model Qwen2.5-1.5B       # on a GPU: also sleep, both wake-ups and GB/s; no download
 
 On a CPU the model has the tensors of Qwen2.5-1.5B, 28 blocks, but of 64 columns: what is left is Python's time per
@@ -50,7 +50,7 @@ class Sync:
             with torch.device(self.device):
                 AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(path)
             config, self.dtype = AutoConfig.from_pretrained(path), getattr(torch, args.dtype)
-            self.hf = load_policy(path, self.device, args.dtype).hf
+            self.hf = load_policy(path, self.device, args.dtype, always_fsdp=args.fsdp).hf
             self.llm = rollout.make_engine(path, config=config, dtype=args.dtype, prompt_len=64, response_len=64,
                                            max_num_seqs=8, kv_cache_gb=args.kv_cache_gb, tensor_parallel=1, seed=0,
                                            rank=0, device=self.device)
@@ -93,6 +93,7 @@ def main():
     parser = parser_of(__doc__, "a folder for sync.md")
     parser.add_argument("--model", default="", help="a model of tools/plan.py, of random weights")
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--fsdp", action="store_true", help="shards to be gathered, as with several processes")
     parser.add_argument("--kv_cache_gb", type=float, default=0, help="its memory is woken up too")
     parser.add_argument("--repeats", type=int, default=15)
     args = parser.parse_args()
@@ -105,7 +106,8 @@ def main():
     where = torch.cuda.get_device_name() if sync.on_gpu else f"{platform.machine()} CPU, one thread"
     lines = [f"`{command()}`, {time.strftime('%Y-%m-%d')}, {where}, torch {torch.__version__}: {sync.tensors} tensors, "
              f"{sync.bytes / 1e6:,.1f} MB in {args.dtype}, {len(sync.places)} of them with a place in the engine's "
-             f"memory. Medians of {args.repeats}, in turn.", "", "| what | ms | us a tensor | GB/s |", "|---|---|---|---|"]
+             f"memory. Medians of {args.repeats}, in turn.", "",
+             "| what | ms | us a tensor | GB/s |", "|---|---|---|---|"]
     for what, seconds in sync.seconds.items():
         middle = statistics.median(seconds)
         rate = f"{sync.bytes / middle / 1e9:.3g}" if what.startswith("sync") and sync.on_gpu else ""

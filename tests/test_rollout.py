@@ -207,20 +207,22 @@ def test_no_place_is_taken_where_the_engine_holds_anything_else(fault):
     assert engine_weights.find_places(engine, weights.items()) == {}
 
 
-def test_vllms_reload_is_asked_once_or_always(monkeypatch):
+@pytest.mark.parametrize("packed", [False, True])
+def test_vllms_reload_is_asked_once_or_always(packed, monkeypatch):
     torch.manual_seed(0)
-    engine, asked = FusedModel(), []
+    engine, asked, streams = FusedModel(), [], []
+    weights = weights_of(engine)
+    weights["norm.weight"] = weights["norm.weight"] * (2 if packed else 1)
+
+    def stream():
+        streams.append(1)
+        yield from weights.items()
+
     monkeypatch.setattr(engine_weights, "reload", lambda worker, weights: asked.append(len(list(weights))))
-    for packed in (False, True):
-        worker = SimpleNamespace(model_runner=SimpleNamespace(get_model=lambda: engine))
-        weights = weights_of(engine)
-        if packed:
-            weights["norm.weight"] = weights["norm.weight"] * 2
-        streams = []
-        for _ in range(3):
-            engine_weights.load(worker, lambda: streams.append(1) or iter(weights.items()))
-        assert len(asked) == (3 if packed else 1) and len(streams) == 4  # as often on each rank, whatever it finds
-        asked.clear()
+    worker = SimpleNamespace(model_runner=SimpleNamespace(get_model=lambda: engine))
+    for _ in range(3):
+        engine_weights.load(worker, stream)
+    assert len(asked) == (3 if packed else 1) and len(streams) == 4  # as often on each rank, whatever it finds
 
 
 # ---------------------------------------------------------------------------------------------------------------
