@@ -10,6 +10,7 @@ tensor, which a GPU pays too. There vLLM would also pack every matrix, which no 
 way out: it is kept from it, so that both ways do what they do on a GPU.
 """
 
+import functools
 import os
 import platform
 import statistics
@@ -58,7 +59,7 @@ class Sync:
         self.places = self.llm.collective_rpc(lambda worker: worker.places)[0]
         self.tensors = len(self.hf.state_dict())
         self.bytes = sum(p.numel() for p in self.hf.parameters()) * self.dtype.itemsize
-        self.seconds = {}
+        self.seconds, self.pieces = {}, {}
 
     def timed(self, what, function):
         before = self.now()
@@ -69,7 +70,8 @@ class Sync:
     def now(self):
         if self.on_gpu:
             torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+            return time.perf_counter()
+        return time.process_time()  # of its one thread: what else the machine does must not count
 
     def go_this_way(self, worker, straight):
         worker.places = self.places if straight else {}
@@ -89,6 +91,30 @@ class Sync:
                 self.timed("wake the cache's memory", lambda: self.llm.wake_up(tags=["kv_cache"]))
 
 
+    def time_pieces(self):
+        """Time the functions of vLLM's reload too; one inside another counts in both."""
+        from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+        from vllm.model_executor.model_loader.reload import inplace, layerwise
+
+        for owner, names in {
+                inplace: ["initialize_layerwise_reload", "finalize_layerwise_reload"],
+                layerwise: ["get_numel_loaded", "_layerwise_process", "materialize_layer",
+                            "_copy_and_restore_kernel_tensors", "get_layer_size", "_wrap_parameters_weight_loader"],
+                UnquantizedLinearMethod: ["process_weights_after_loading"]}.items():
+            for name in names:
+                setattr(owner, name, self.summed(name, getattr(owner, name)))
+
+    def summed(self, name, function):
+        @functools.wraps(function)
+        def timed(*args, **kwargs):
+            before = time.process_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.pieces[name] = self.pieces.get(name, 0) + time.process_time() - before
+        return timed
+
+
 def main():
     parser = parser_of(__doc__, "a folder for sync.md")
     parser.add_argument("--model", default="", help="a model of tools/plan.py, of random weights")
@@ -97,18 +123,22 @@ def main():
     parser.add_argument("--kv_cache_gb", type=float, default=0, help="its memory is woken up too")
     parser.add_argument("--repeats", type=int, default=15)
     args = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     sync = Sync(args)
-    for number in range(args.repeats + 1):
+    sync.once()  # warms up
+    sync.seconds.clear()
+    for _ in range(args.repeats):
         sync.once()
-        if number == 0:
-            sync.seconds.clear()  # warms up
-    where = torch.cuda.get_device_name() if sync.on_gpu else f"{platform.machine()} CPU, one thread"
+    spent = {what: list(seconds) for what, seconds in sync.seconds.items()}
+    sync.time_pieces()
+    for _ in range(args.repeats):
+        sync.once()
+    spent |= {f"of the reload: {name}": [s / args.repeats] for name, s in sync.pieces.items()}
+    where = torch.cuda.get_device_name() if sync.on_gpu else f"{platform.machine()} CPU, CPU time of one thread"
     lines = [f"`{command()}`, {time.strftime('%Y-%m-%d')}, {where}, torch {torch.__version__}: {sync.tensors} tensors, "
              f"{sync.bytes / 1e6:,.1f} MB in {args.dtype}, {len(sync.places)} of them with a place in the engine's "
-             f"memory. Medians of {args.repeats}, in turn.", "",
+             f"memory. Medians of {args.repeats}, in turn; pieces are means, timed apart.", "",
              "| what | ms | us a tensor | GB/s |", "|---|---|---|---|"]
-    for what, seconds in sync.seconds.items():
+    for what, seconds in spent.items():
         middle = statistics.median(seconds)
         rate = f"{sync.bytes / middle / 1e9:.3g}" if what.startswith("sync") and sync.on_gpu else ""
         lines.append(f"| {what} | {middle * 1e3:.1f} | {middle / sync.tensors * 1e6:.0f} | {rate} |")
