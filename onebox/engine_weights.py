@@ -1,6 +1,4 @@
-"""
-The policy's weights into vLLM's worker: first by vLLM's own reload, then straight to where that put them.
-"""
+"""The policy's weights into vLLM's worker: first by vLLM's own reload, then straight to where that put them."""
 
 import itertools
 from collections import Counter
