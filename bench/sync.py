@@ -90,7 +90,6 @@ class Sync:
             if self.on_gpu:
                 self.timed("wake the cache's memory", lambda: self.llm.wake_up(tags=["kv_cache"]))
 
-
     def time_pieces(self):
         """Time the functions of vLLM's reload too; one inside another counts in both."""
         from vllm.model_executor.layers.linear import UnquantizedLinearMethod
