@@ -19,6 +19,7 @@ import torch.distributed as dist
 from onebox.config import refuse
 from onebox.distributed import Broken, gather, print0, progress_bar, visible, whole
 from onebox.crash import SIDE_BY_SIDE, NoMemory, halve_cache, memory_of, out_of_memory
+from onebox.engine_weights import load
 from onebox.models import token_bound
 from onebox.vllm_start import make_engine
 
@@ -299,46 +300,15 @@ def hf_stream(model, dtype):
     without that entry the engine on CPU keeps its old head and samples from it without a word.
     """
     for name, weight in model.state_dict().items():
-        yield name, whole(weight).to(dtype)
-
-
-def reload(worker, weights_iterator):
-    """
-    Reload the weights in vLLM's worker. Raises Broken if a layer did not get all of them. vLLM only logs one that
-    got nothing, and says nothing of a fused one that got a part: both then hold what was in memory. get_layerwise_info,
-    its own count of what each layer was given, is not public.
-    """
-    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
-
-    model, missing = worker.model_runner.get_model(), []
-    load_weights = model.load_weights
-
-    def load_and_look(weights):
-        loaded = load_weights(weights)
-        for name, layer in model.named_modules():
-            info = get_layerwise_info(layer)
-            own = any(True for _ in layer.parameters(recurse=False))  # rotary tables and attention's scales are buffers
-            padded = hasattr(layer, "num_embeddings_padded") and info.load_numel  # one tensor, with more rows
-            if info.can_load() and own and info.load_numel < info.load_numel_total and not padded:
-                missing.append(f"{name} ({info.load_numel:,} of {info.load_numel_total:,} numbers)")
-        return loaded
-
-    model.load_weights = load_and_look
-    try:
-        worker.reload_weights(weights_iterator=weights_iterator)
-    finally:
-        del model.load_weights
-    if missing:
-        raise Broken(f"the weight sync left {len(missing)} layers of the engine without their weights, first "
-                     f"{missing[0]}: vLLM wants tensors that the policy does not name; this process must end")
+        mesh = getattr(weight, "device_mesh", None)  # shards on the host are gathered on the GPUs, rounded before it
+        yield name, whole(weight.to(mesh.device_type if mesh else weight.device, dtype))
 
 
 @memory_of("the weight sync", SIDE_BY_SIDE)
 def sync_weights(model, engine, dtype, version):
-    """Load the policy's weights into the engine, in place; every rank together. One reload_weights call for all."""
-    stream = hf_stream(model, dtype)
+    """Load the policy's weights into the engine, in place; every rank together."""
     try:
-        engine.collective_rpc(reload, kwargs={"weights_iterator": stream})
+        engine.collective_rpc(load, kwargs={"stream": lambda: hf_stream(model, dtype)})
     except Broken:
         raise
     except Exception as error:

@@ -1,7 +1,9 @@
 """
 One rank of the engine tests: real vLLM beside a real FSDP2 policy. Prints one line of JSON on rank 0.
 
-    torchrun --nproc-per-node=2 tests/engine_worker.py MODEL TENSOR_PARALLEL
+    torchrun --nproc-per-node=2 tests/engine_worker.py MODEL TENSOR_PARALLEL [unpacked]
+
+unpacked: matrices as they are on a GPU, where vLLM's kernels read the weights in their own layout; a CPU packs them.
 """
 
 import json
@@ -15,11 +17,19 @@ from transformers import AutoConfig
 
 import rollout
 from conftest import full, laid_out_as
+from onebox import engine_weights
 from onebox.distributed import gather, init_distributed
 from policy import load_policy, optimizer_step, pack, token_logprobs
 from rollout import generate, hf_stream, make_engine, sync_weights, wake_and_sync
 
 path, tensor_parallel = sys.argv[1], int(sys.argv[2])
+if sys.argv[3:] == ["unpacked"]:
+    from vllm.model_executor.layers import utils
+
+    def unpacked(layer, remove_weight):
+        layer.cpu_linear = torch.nn.functional.linear
+
+    utils.dispatch_cpu_unquantized_gemm = unpacked
 rank, world, device = init_distributed()
 config = AutoConfig.from_pretrained(path)
 policy = load_policy(path, device, "float32")
@@ -83,8 +93,20 @@ for step in range(4):
     update()
 report["gaps"] = gaps
 
+
+def memory_of_engine(worker):
+    """Its parameters and buffers, in copies."""
+    model = worker.model_runner.get_model()
+    return {name: t.clone() for name, t in (*model.named_parameters(), *model.named_buffers())}
+
+
 # negative twins: each trap must show, or the test above could not see it
 wake_and_sync(policy.hf, engine, torch.float32, 4, device)
+report["places"] = sorted(engine.collective_rpc(lambda worker: worker.places)[0])
+straight = engine.collective_rpc(memory_of_engine)[0]
+engine.collective_rpc(engine_weights.reload, args=(hf_stream(policy.hf, torch.float32),))
+by_vllm = engine.collective_rpc(memory_of_engine)[0]
+report["as_reloaded"] = straight.keys() == by_vllm.keys() and all(torch.equal(straight[k], by_vllm[k]) for k in by_vllm)
 rollouts = sample(4)
 report["gap_without_temperature"] = gap(rollouts, 1.0)
 update()

@@ -13,7 +13,8 @@ import torch
 from conftest import LOGPROB, LOGPROB_MEAN, ROOT, run_script
 
 import rollout
-from onebox.distributed import Clock
+from onebox import engine_weights
+from onebox.distributed import Broken, Clock
 from rewards import Score
 from rollout import Engine, Rollout
 
@@ -143,19 +144,103 @@ def test_rollouts_are_scored_while_sampling_goes_on_and_come_in_order(one_proces
 
 
 # ---------------------------------------------------------------------------------------------------------------
+# weights
+# ---------------------------------------------------------------------------------------------------------------
+
+
+class FusedModel(torch.nn.Module):
+    """As vLLM names and lays them out: q (4 rows), k, v (2 each) in one matrix; a head tied to the embeddings."""
+
+    packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
+
+    def __init__(self, rows=8):
+        super().__init__()
+        self.embed, self.norm = torch.nn.Embedding(rows, 3), torch.nn.LayerNorm(3, bias=False)
+        self.attn = torch.nn.Module()
+        self.attn.qkv_proj = torch.nn.Linear(3, 8)
+        self.head = torch.nn.Linear(3, rows, bias=False)
+        self.head.weight = self.embed.weight
+
+
+def weights_of(model):
+    """As the policy names them, in its order."""
+    named = {"embed.weight": model.embed.weight}
+    for part, rows in {"q": slice(0, 4), "k": slice(4, 6), "v": slice(6, 8)}.items():
+        named |= {f"attn.{part}_proj.weight": model.attn.qkv_proj.weight[rows],
+                  f"attn.{part}_proj.bias": model.attn.qkv_proj.bias[rows]}
+    named |= {"norm.weight": model.norm.weight, "head.weight": model.embed.weight}
+    return {name: weight.detach().clone() for name, weight in named.items()}
+
+
+def test_each_weight_goes_to_its_place_and_one_that_is_missing_ends_the_run():
+    torch.manual_seed(0)
+    engine, policy = FusedModel(), FusedModel()
+    places = engine_weights.find_places(engine, weights_of(engine).items())
+    assert len(places) == 8 and "head.weight" not in places  # the engine has it once
+    assert not torch.equal(engine.attn.qkv_proj.weight, policy.attn.qkv_proj.weight)
+    engine_weights.copy_to(places, weights_of(policy).items())
+    for ours, theirs in zip(policy.parameters(), engine.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    for name in places:
+        left = {n: w for n, w in weights_of(policy).items() if n != name}
+        with pytest.raises(Broken, match=f"1 tensors of the engine as they were, first {name}:"):
+            engine_weights.copy_to(places, left.items())
+
+
+@pytest.mark.parametrize("fault", ["one number", "order", "padded", "dtype", "not named", "transposed"])
+def test_no_place_is_taken_where_the_engine_holds_anything_else(fault):
+    torch.manual_seed(0)
+    engine = FusedModel(rows=10 if fault == "padded" else 8)
+    weights = weights_of(engine)
+    if fault == "one number":  # as where vLLM's reload changes a weight on the way
+        weights["attn.v_proj.bias"][1] += 1
+    elif fault == "order":
+        weights = {name: weights[name] for name in sorted(weights)}  # k before q
+    elif fault == "padded":
+        weights["embed.weight"] = weights["embed.weight"][:8]
+    elif fault == "dtype":
+        weights["norm.weight"] = weights["norm.weight"].double()
+    elif fault == "not named":
+        del weights["norm.weight"]
+    else:
+        engine.embed.weight.data = engine.embed.weight.data.T.contiguous().T  # not in the order of its rows
+    assert engine_weights.find_places(engine, weights.items()) == {}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_vllms_reload_is_asked_once_or_always(packed, monkeypatch):
+    torch.manual_seed(0)
+    engine, asked, streams = FusedModel(), [], []
+    weights = weights_of(engine)
+    weights["norm.weight"] = weights["norm.weight"] * (2 if packed else 1)
+
+    def stream():
+        streams.append(1)
+        yield from weights.items()
+
+    monkeypatch.setattr(engine_weights, "reload", lambda worker, weights: asked.append(len(list(weights))))
+    worker = SimpleNamespace(model_runner=SimpleNamespace(get_model=lambda: engine))
+    for _ in range(3):
+        engine_weights.load(worker, stream)
+    assert len(asked) == (3 if packed else 1) and len(streams) == 4  # as often on each rank, whatever it finds
+
+
+# ---------------------------------------------------------------------------------------------------------------
 # real vLLM
 # ---------------------------------------------------------------------------------------------------------------
 
 REPORTS = {}
 
 
-@pytest.fixture(params=["tied model, 1 rank", "untied model, 2 ranks", "tied model, 2 ranks, tensor parallel"])
+@pytest.fixture(params=["tied model, 1 rank", "untied model, 2 ranks", "tied model, 2 ranks, tensor parallel",
+                        "untied model, 1 rank, matrices as on a GPU"])
 def report(request, tied_model, untied_model):
     """What engine_worker.py found, once per kind of engine."""
     if request.param not in REPORTS:
         path = untied_model if "untied" in request.param else tied_model
         nproc, tp = (2, 2) if "parallel" in request.param else (2, 1) if "2 ranks" in request.param else (1, 1)
-        done = run_script(os.path.join(ROOT, "tests", "engine_worker.py"), path, tp, nproc=nproc)
+        more = ["unpacked"] if "GPU" in request.param else []
+        done = run_script(os.path.join(ROOT, "tests", "engine_worker.py"), path, tp, *more, nproc=nproc)
         lines = [line for line in done.stdout.splitlines() if line.startswith("REPORT ")]
         REPORTS[request.param] = json.loads(lines[0][7:]) | {"kind": request.param} if lines else done
     if not isinstance(REPORTS[request.param], dict):
@@ -181,11 +266,24 @@ def test_every_way_to_get_it_wrong_would_be_seen(report):
     assert report["gap_after_recovery"][0] < LOGPROB
 
 
+def test_weights_go_straight_to_their_places_where_vllm_keeps_them_as_they_come(report):
+    """
+    Not where a CPU packs matrices or tensor parallel cuts them: there each sync is vLLM's reload. The memory of the
+    engine after the fifth sync, parameters and buffers, is to the bit what a reload of the same weights leaves.
+    """
+    blocks = 2 * (3 * 2 + 4 + 2)  # q, k, v with biases; o, gate, up, down; two norms
+    assert len(report["places"]) == (blocks + 3 if "GPU" in report["kind"] else 0)  # embeddings, last norm, head
+    assert report["as_reloaded"]
+
+
 def test_a_tensor_that_does_not_reach_the_engine_ends_the_run_and_is_named(report):
     """vLLM only logs the first, and says nothing of the second: q and v filled two thirds of the fused matrix."""
     for name, said in report["left_out"].items():
         layer = name.removesuffix(".weight").replace("k_proj", "qkv_proj")
-        assert said and f"1 layers of the engine without their weights, first {layer} (" in said, (name, said)
+        told = f"1 layers of the engine without their weights, first {layer} ("
+        if "GPU" in report["kind"]:
+            told = f"1 tensors of the engine as they were, first {name}:"
+        assert said and told in said, (name, said)
     assert report["gap_after_left_out"][0] < LOGPROB
 
 

@@ -148,7 +148,7 @@ def test_a_weight_sync_that_fails_half_way_is_broken_and_not_a_retry(monkeypatch
             yield str(number), torch.zeros(1)
 
     monkeypatch.setattr(rollout, "hf_stream", stream)
-    engine = types.SimpleNamespace(collective_rpc=lambda name, kwargs: list(kwargs["weights_iterator"]))
+    engine = types.SimpleNamespace(collective_rpc=lambda name, kwargs: list(kwargs["stream"]()))
     with pytest.raises(distributed.Broken, match=r"weight sync failed half-way \(OSError: planted\)"):
         rollout.sync_weights(None, engine, torch.float32, 3)
     assert seen == list(range(7))  # half of the engine's weights are new: only the end of the process is safe
