@@ -70,8 +70,8 @@ def load_policy(path, device, dtype, *, trainable=True, **options):
 
     checkpointing  recompute all of a block in backward (True), only what is cheap ("selective"), or nothing (False)
     compile        torch.compile each block
-    offload        keep fp32 weights and Adam's state on the host (one process: see onebox/masters.py; several: FSDP2's
-                   CPUOffloadPolicy, which keeps gradients there too)
+    offload        keep fp32 weights and Adam's state on the host, a reference as a whole (one process: see
+                   onebox/masters.py; several: FSDP2's CPUOffloadPolicy, which keeps gradients there too)
     always_fsdp    in one process too, to compare
     shard_size     shard inside groups of so many ranks and replicate across them (0: over all), for several nodes
 
@@ -105,12 +105,15 @@ def shard(module, trunk, device, dtype, *, checkpointing=False, compile=False, o
             keep_masters(module.trunk if isinstance(module, Critic) else module, device, compute, offload)
         else:
             cast_parameters(module, compute)
-        return module.to(device)
+        module.to(device)
+        for p in module.parameters() if offload and not trainable else ():
+            p.data = p.data.cpu()  # masters.on_device brings it back
+        return module
     mesh = device_mesh(device.type, (world // shard_size, shard_size) if 0 < shard_size < world else (world,))
     mixed = MixedPrecisionPolicy(param_dtype=compute if compute != torch.float32 else None, reduce_dtype=torch.float32,
                                  cast_forward_inputs=False)  # it would copy a MicroBatch's fields before every block
     options = {"mesh": mesh, "mp_policy": mixed}
-    if offload and trainable:
+    if offload:
         options["offload_policy"] = CPUOffloadPolicy(pin_memory=device.type == "cuda")
     for block in trunk.layers:  # only one block at a time is materialized in fp32 on the GPU
         cast_parameters(block, torch.float32 if trainable else compute)
@@ -304,20 +307,26 @@ def to_device(array, device):
     return tensor.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else tensor
 
 
-def to_responses(batches, name, only=None):
-    """
-    Gather the field `name` (T,) of all ranks' micro-batches as {response: (len,) float64}, in order, on every rank.
-
-    only: a set of responses; None means all. Micro-batches without this field (None) are left out.
-    """
-    found = []
+def of_responses(batches, name):
+    """Cut the field `name` (T,) of this rank's micro-batches into {response: (len,) float64}, in order of packing."""
+    found = {}
     for batch in batches:
-        if getattr(batch, name) is None:
-            continue
-        index, lens = batch.response_index.unique_consecutive(return_counts=True)
-        parts = getattr(batch, name).float().cpu().split(lens.tolist())
-        found += [(i, part.numpy()) for i, part in zip(index.tolist(), parts, strict=True) if only is None or i in only]
-    return {i: part.astype(np.float64) for i, part in sorted(gather(found), key=lambda pair: pair[0])}
+        if getattr(batch, name) is not None:
+            index, lens = batch.response_index.unique_consecutive(return_counts=True)
+            parts = getattr(batch, name).double().cpu().split(lens.tolist())
+            found |= {i: part.numpy() for i, part in zip(index.tolist(), parts, strict=True)}
+    return found
+
+
+def of_all_ranks(*own):
+    """Join each dict {response: (len,)} of this rank with those of the others, in order, on every rank."""
+    found = sorted(gather((i, *(values[i] for values in own)) for i in own[0]))
+    return [{each[0]: each[1 + k] for each in found} for k in range(len(own))]
+
+
+def to_responses(batches, name):
+    """Gather the field `name` (T,) of all ranks' micro-batches as {response: (len,) float64}, on every rank."""
+    return of_all_ranks(of_responses(batches, name))[0]
 
 
 def from_responses(batch, arrays):

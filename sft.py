@@ -206,7 +206,7 @@ def main():
         return
 
     policy = load_policy(path, device, dtype, checkpointing=cfg.checkpointing, compile=cfg.compile,
-                         shard_size=cfg.shard_size)
+                         offload=getattr(cfg, "offload", "") == "optimizer", shard_size=cfg.shard_size)
     optimizer = make_adam(policy, cfg.lr, cfg.adam_beta1, cfg.adam_beta2, cfg.weight_decay)
     progress = run.resume({"policy": (policy, optimizer)})
     window, stopped_by = [0.0, 0], ""  # seconds and tokens since the last line on the console

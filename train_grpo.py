@@ -21,6 +21,7 @@ from eval import evaluate_and_log
 from onebox.checkpoint import fingerprint_of_model
 from onebox.config import BelowOne, NonNegative, OrFunction, Positive, Share, check_ranges, load_config, refuse
 from onebox.flops import machine_of
+from onebox.masters import on_device
 from onebox.metrics import StepStats, advantage_columns, empty_row, speed, summarize, trained_rows
 from onebox.models import resolve_dtype, resolve_model
 from onebox.rundir import RunSettings, entry, open_run
@@ -280,13 +281,13 @@ def main():
     if run is None:  # it is complete
         return
 
-    policy = load_policy(path, device, dtype, checkpointing=cfg.checkpointing, compile=cfg.compile,
-                         shard_size=cfg.shard_size)
+    how = dict(checkpointing=cfg.checkpointing, compile=cfg.compile, offload=getattr(cfg, "offload", "") == "optimizer",
+               shard_size=cfg.shard_size)
+    policy = load_policy(path, device, dtype, **how)
     optimizer = make_adam(policy, cfg.lr, cfg.adam_beta1, cfg.adam_beta2, cfg.weight_decay)
     models = {"policy": (policy, optimizer)}
     progress = run.resume(models)                    # run saves these from now on
-    reference = None if cfg.kl_in == "none" else load_policy(path, device, dtype, compile=cfg.compile,
-                                                             shard_size=cfg.shard_size, trainable=False)
+    reference = None if cfg.kl_in == "none" else load_policy(path, device, dtype, **how, trainable=False)
     engine = Engine(path, tokenizer, stop_ids, config=hf_config, dtype=dtype, device=device, clock=run.clock,
                     seed=cfg.seed, prompt_len=cfg.max_prompt_len, response_len=cfg.max_response_len,
                     max_num_seqs=cfg.max_num_seqs, kv_cache_gb=run.kv_cache_gb, tensor_parallel=cfg.tensor_parallel,
@@ -340,7 +341,7 @@ def main():
         # 4) before any weight changes: old log-probs, unless the training pass yields them; in PPO values, advantages
         run.clock.phase("logprobs")
         stats = StepStats(device, max_mismatch)
-        with torch.no_grad():
+        with torch.no_grad(), on_device(reference, device):
             for batch in chain(*updates):
                 if reference is not None:
                     batch.ref_logprobs, _ = token_logprobs(reference, batch, cfg.temperature)     # (T,)

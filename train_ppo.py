@@ -22,6 +22,7 @@ from eval import evaluate_and_log
 from onebox.checkpoint import fingerprint_of_model
 from onebox.config import BelowOne, NonNegative, OrFunction, Positive, Share, check_ranges, load_config, refuse
 from onebox.flops import machine_of
+from onebox.masters import on_device
 from onebox.metrics import StepStats, empty_row, speed, summarize, trained_rows
 from onebox.models import resolve_dtype, resolve_model
 from onebox.rundir import RunSettings, entry, open_run
@@ -36,7 +37,7 @@ import numpy as np
 from onebox.distributed import max_over_ranks
 from onebox.metrics import VALUE_COLUMNS, explain_values
 from onebox.models import check_critic
-from policy import from_responses, load_critic, to_responses, token_values
+from policy import from_responses, load_critic, of_all_ranks, of_responses, token_values
 from rewards import dense_repetition
 
 
@@ -156,6 +157,8 @@ def gae(rewards, values, gamma, lam, last_value=0.0):
         delta_t = r_t + gamma * V_{t+1} - V_t        A_t = delta_t + gamma * lam * A_{t+1}
     """
     deltas = rewards + gamma * np.append(values[1:], last_value) - values
+    if gamma * lam == 1:  # a sum, without Python at each token
+        return deltas[::-1].cumsum()[::-1]
     backwards = accumulate(deltas[::-1].tolist(), lambda later, delta: delta + gamma * lam * later)
     return np.array(list(backwards))[::-1]
 
@@ -171,7 +174,7 @@ def gae_of_types(rewards, values, gammas, lam, last_value):
 def advantages_and_returns(rollouts, rewards, values, penalties, cfg):
     """
     Estimate {i: advantages (T,)}, not yet whitened, and {i: returns (T,)}, the critic's targets, of each response i
-    from rewards (R,) and {i: (T,)} values and penalties. Length-adaptive lambda: VAPO, arXiv 2504.05118.
+    from rewards (R,), {i: (T,)} values and penalties. Length-adaptive lambda: VAPO, arXiv 2504.05118.
     """
     advantages, returns, gammas = {}, {}, cfg.gammas or {"task": cfg.gamma}
     for i in sorted(values):
@@ -337,17 +340,18 @@ def split_into_updates(num_responses, group_size, num_updates):
 
 def set_advantages(updates, rollouts, rewards, train_policy, cfg):
     """
-    Set advantages and returns (T,) and needs_grad of each micro-batch, from rewards (R,) and old_values. Every rank
-    gathers all responses: whitening is over the whole step, in float64. Returns the columns of explain_values.
+    Set advantages and returns (T,) and needs_grad of each micro-batch, from rewards (R,) and old_values. Each rank has
+    its own responses, then all: whitening is over the whole step, in float64. Returns the columns of explain_values.
     """
     batches, penalties = list(chain(*updates)), {}
-    values = to_responses(batches, "old_values")  # {response: (T,)}, as all that follows
+    values = of_responses(batches, "old_values")  # {response: (T,)}, as all that follows
     if cfg.kl_in == "reward_k1":
-        old, ref = (to_responses(batches, name) for name in ("old_logprobs", "ref_logprobs"))
+        old, ref = (of_responses(batches, name) for name in ("old_logprobs", "ref_logprobs"))
         penalties = {i: cfg.kl_coef * (old[i] - ref[i]) for i in values}
     if cfg.estimator == "rloo":
         rewards = leave_one_out(rewards.reshape(-1, cfg.group_size)).flatten()
-    advantages, returns = advantages_and_returns(rollouts, rewards.tolist(), values, penalties, cfg)
+    own = advantages_and_returns(rollouts, rewards.tolist(), values, penalties, cfg)
+    values, advantages, returns = of_all_ranks(values, *own)
     columns = explain_values(values, returns, advantages)
     if cfg.whiten or (cfg.whiten is None and cfg.estimator != "rloo"):
         advantages = whiten(advantages)
@@ -417,20 +421,19 @@ def main():
     if run is None:  # it is complete
         return
 
-    policy = load_policy(path, device, dtype, checkpointing=cfg.checkpointing, compile=cfg.compile,
-                         shard_size=cfg.shard_size)
+    how = dict(checkpointing=cfg.checkpointing, compile=cfg.compile, offload=getattr(cfg, "offload", "") == "optimizer",
+               shard_size=cfg.shard_size)
+    policy = load_policy(path, device, dtype, **how)
     optimizer = make_adam(policy, cfg.lr, cfg.adam_beta1, cfg.adam_beta2, cfg.weight_decay)
     models = {"policy": (policy, optimizer)}
     critic = None
     if cfg.estimator == "gae":
-        critic = load_critic(critic_path, device, dtype, checkpointing=cfg.checkpointing, compile=cfg.compile,
-                             shard_size=cfg.shard_size)
+        critic = load_critic(critic_path, device, dtype, **how)
         critic_optimizer = make_adam(critic, cfg.critic_lr, cfg.adam_beta1, cfg.adam_beta2, cfg.weight_decay)
         models["critic"] = (critic, critic_optimizer)
     progress = run.resume(models)                    # run saves these from now on
     cfg = replace(cfg, kl_coef=progress.kl_coef)     # the only setting that changes: see adapt_kl_coef
-    reference = None if cfg.kl_in == "none" else load_policy(path, device, dtype, compile=cfg.compile,
-                                                             shard_size=cfg.shard_size, trainable=False)
+    reference = None if cfg.kl_in == "none" else load_policy(path, device, dtype, **how, trainable=False)
     engine = Engine(path, tokenizer, stop_ids, config=hf_config, dtype=dtype, device=device, clock=run.clock,
                     seed=cfg.seed, prompt_len=cfg.max_prompt_len, response_len=cfg.max_response_len,
                     max_num_seqs=cfg.max_num_seqs, kv_cache_gb=run.kv_cache_gb, tensor_parallel=cfg.tensor_parallel,
@@ -479,7 +482,7 @@ def main():
         # 4) before any weight changes: old log-probs, unless the training pass yields them; in PPO values, advantages
         run.clock.phase("logprobs")
         stats = StepStats(device, max_mismatch)
-        with torch.no_grad():
+        with torch.no_grad(), on_device(reference, device):
             for batch in chain(*updates):
                 if reference is not None:
                     batch.ref_logprobs, _ = token_logprobs(reference, batch, cfg.temperature)     # (T,)

@@ -23,6 +23,19 @@ def keep_masters(module, device, compute, on_host):
 
 
 @contextmanager
+def on_device(module, device):
+    """Bring to the device what of a module, or None, waits on the host, and drop it there afterwards, unchanged."""
+    waiting = [(p, p.data) for p in module.parameters() if p.device != device] if module is not None else []
+    for p, on_host in waiting:
+        p.data = on_host.to(device)
+    try:
+        yield
+    finally:
+        for p, on_host in waiting:
+            p.data = on_host
+
+
+@contextmanager
 def masters(module):
     """Let the parameters be their masters, to be read or written, and round what they are afterwards."""
     held = [(p, p.data) for p in module.parameters() if hasattr(p, "master")]

@@ -88,7 +88,7 @@ def trained_rows(step, rollouts, updates, cfg, tokenizer):
         return []
     first = max(0, len(rollouts) + -cfg.keep_rollouts // cfg.group_size * cfg.group_size)
     batches = list(itertools.chain(*updates))
-    values = {name: to_responses(batches, name, set(range(first, len(rollouts)))) for name in TOKEN_VALUES}
+    values = {name: to_responses(batches, name) for name in TOKEN_VALUES}
     rows = []
     for i in range(first, len(rollouts)):
         of_tokens = {name: of_response[i] for name, of_response in values.items() if i in of_response}

@@ -13,6 +13,7 @@ import torch
 from onebox.config import ConfigError
 from onebox.crash import CONTEXT, MODELS, halve_tokens, out_of_memory
 from onebox.distributed import max_over_ranks
+from onebox.masters import on_device
 from policy import to_micro_batch, token_logprobs, token_values
 
 
@@ -45,7 +46,7 @@ def dry_step(models, reference, cfg, max_tokens, vocab_size, world, device, say)
         part, advice = f"a micro-batch of {sum(lens):,} tokens", ""
         batch = to_micro_batch(rollouts, range(len(rollouts)), device)
         if reference is not None:
-            with torch.no_grad():
+            with torch.no_grad(), on_device(reference, device):
                 token_logprobs(reference, batch, cfg.temperature)
         for name, (module, _) in models.items():
             if name == "critic":
