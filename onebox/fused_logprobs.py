@@ -103,7 +103,7 @@ def chunk_gradient_in_place(logits, targets, lse, grad_logprobs, dtype, entropy=
 def add_product(total, a, b):
     """Add a @ b to total (fp32), without a product beside it."""
     if a.dtype == torch.float32:
-        total.addmm_(a, b)
+        torch.addmm(total, a, b, out=total)
     elif a.is_cuda and hasattr(torch.ops.aten.addmm, "dtype_out"):
         torch.ops.aten.addmm.dtype_out(total, a, b, torch.float32, out=total)
     else:

@@ -36,16 +36,18 @@ def on_device(module, device):
 
 
 @contextmanager
-def masters(module):
+def masters(parameters):
     """Let the parameters be their masters, to be read or written, and round what they are afterwards."""
-    held = [(p, p.data) for p in module.parameters() if hasattr(p, "master")]
+    held = [(p, p.data) for p in parameters if hasattr(p, "master")]
     for p, _ in held:
         p.data = p.master
     try:
         yield
     finally:
         for p, rounded in held:
-            p.data = rounded.copy_(p.master)
+            p.data = rounded
+        if held:
+            torch._foreach_copy_([rounded for _, rounded in held], [p.master for p, _ in held])
 
 
 def step_masters(module, optimizer):
@@ -54,8 +56,8 @@ def step_masters(module, optimizer):
     gradients = [p.grad for p in on_host]
     for p in on_host:
         p.grad = None
-    with masters(module):
-        optimizer.step()  # all that lies on the device
+    with masters(p for p in module.parameters() if not getattr(p, "on_host", False)):
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     staged = torch.empty(max([p.numel() for p in on_host], default=0), pin_memory=torch.cuda.is_available())
     for p in reversed(on_host):  # one after the other: the host holds one gradient, and the device ever fewer
