@@ -372,7 +372,7 @@ def main():
         run.clock.phase("other")
         row = {"step": step, "lr": lr, "prompts_seen": progress.prompts_seen,
                **advantage_columns(advantages, response_lens, in_loss),
-               **summarize(sampled, tokenizer, cfg.group_size), **stats.row(),
+               **summarize(sampled, cfg.group_size), **stats.row(),
                **speed(run.clock, machine, sampled, updates)}
         run.write_samples(step, trained_rows(step, rollouts or sampled, updates, cfg, tokenizer))
         progress.end_step(row, has_signal=bool(advantages.any()))
@@ -383,6 +383,7 @@ def main():
             run.save(progress, stopping=True)
             break
     scorer.close()
+    engine.sleep()                                   # after an evaluation it is awake; the export needs the memory
     run.finish(policy, tokenizer, stop_ids, stopped_by)
 
 

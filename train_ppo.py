@@ -530,7 +530,7 @@ def main():
         run.clock.phase("other")
         row = {"step": step, "lr": lr, "prompts_seen": progress.prompts_seen, **dict.fromkeys(VALUE_COLUMNS),
                "critic_lr": critic_lr if critic is not None else 0.0, "kl_coef": cfg.kl_coef, **value_columns,
-               **summarize(sampled, tokenizer, cfg.group_size), **stats.row(),
+               **summarize(sampled, cfg.group_size), **stats.row(),
                **speed(run.clock, machine, sampled, updates)}
         run.write_samples(step, trained_rows(step, rollouts or sampled, updates, cfg, tokenizer))
         kl = row["kl_k1"] if train_policy else None
@@ -544,6 +544,7 @@ def main():
             run.save(progress, stopping=True)
             break
     scorer.close()
+    engine.sleep()                                   # after an evaluation it is awake; the export needs the memory
     run.finish(policy, tokenizer, stop_ids, stopped_by)
 
 

@@ -172,7 +172,7 @@ def efficiency(row, machine, rollouts, batches, device):
     size, read, decode_s = machine.round_size or len(rollouts), 0.0, 0.0
     for first in range(0, len(rollouts), max(1, size)):
         for engine in range(machine.engines):
-            mine = [r for r in rollouts[first:first + size] if r.prompt % machine.engines == engine]
+            mine = [r for r in rollouts[first:first + size] if r.engine == engine]
             bytes_, ops = decode_work(machine.shape, [len(r.prompt_ids) for r in mine],
                                       [len(r.response_ids) for r in mine], machine.max_num_seqs, machine.bytes_each)
             read += bytes_

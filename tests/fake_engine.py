@@ -47,10 +47,9 @@ def sync(model, engine, dtype, version, *_):
 
 
 @torch.no_grad()
-def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, version, **_):
+def generate(engine, wanted, *, temperature, max_tokens, stop_ids, version, **_):
     assert engine.version == version, (engine.version, version)
-    wanted = [(index, k, list(ids), seed) for (index, ids), own in zip(prompts, seeds, strict=True)
-              for k, seed in enumerate(own)]
+    wanted = [(index, k, list(ids), seed) for index, k, ids, seed in wanted]
     longest = max(len(ids) for _, _, ids, _ in wanted) + max_tokens
     tokens = torch.zeros(len(wanted), longest, dtype=torch.long)
     for row, (_, _, ids, _) in enumerate(wanted):
@@ -75,7 +74,8 @@ def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, versi
         for row, (index, k, ids, _) in enumerate(wanted):
             response = tokens[row, len(ids):lens[row]].tolist()
             f.write(json.dumps([version, index, k, temperature, response]) + "\n")
-            yield rollout.Rollout(index, k, ids, response, np.array(logprobs[row], np.float32),
+            yield rollout.Rollout(index, k, np.array(ids, np.int32), np.array(response, np.int32),
+                                  np.array(logprobs[row], np.float32),
                                   "stop" if response[-1] in stop_ids else "length")
 
 

@@ -240,6 +240,28 @@ def test_the_version_of_the_weights_is_the_number_of_steps_in_them(server, tied_
         (2, 1.0), (2, 0.0)]
 
 
+DROP_WEIGHTS = SAY_SYNCS + """
+sleep = rollout.Engine.sleep
+def sleep_and_drop(engine):
+    sleep(engine)
+    engine.version = None
+    print("asleep")
+rollout.Engine.sleep = sleep_and_drop
+"""
+
+
+@pytest.mark.parametrize("script, args", [("train_grpo.py", GRPO), ("train_ppo.py", PPO)])
+def test_where_sleep_drops_the_weights_one_sync_does_for_an_evaluation_and_the_next_step(server, tied_model, tmp_path,
+                                                                                         script, args):
+    """As on a GPU. Evaluated after each of 3 steps: 4 syncs. The export gets the memory of an engine that was awake."""
+    args = [*args, "--model", tied_model, "--num_steps", "3", "--eval_every", "1"]
+    done = server.run(tmp_path, script, args, setup=DROP_WEIGHTS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = [line for line in done.stdout.splitlines() if line.startswith(("synced", "asleep", "done"))]
+    assert [line.split()[0] for line in said] == ["asleep", *["synced", "asleep"] * 4, "done:"]
+    assert [line for line in said if "synced" in line] == [f"synced {step}" for step in range(4)]
+
+
 @pytest.mark.parametrize("dynamic_sampling", [0, 1])
 @pytest.mark.parametrize("script", ["train_grpo.py", "train_ppo.py"])
 def test_where_there_is_nothing_to_learn_no_weight_moves(server, tied_model, tmp_path, script, dynamic_sampling):

@@ -21,8 +21,8 @@ TINY = Shape(layers=2, hidden=8, heads=2, kv_heads=1, head_dim=4, intermediate=1
 BLOCK = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 16  # q, k and v, o, MLP: 576
 
 
-def rollout(prompt, prompt_len, response_len):
-    return SimpleNamespace(prompt=prompt, prompt_ids=[1] * prompt_len, response_ids=[1] * response_len)
+def rollout(engine, prompt_len, response_len):
+    return SimpleNamespace(engine=engine, prompt_ids=[1] * prompt_len, response_ids=[1] * response_len)
 
 
 def batch_of(rollouts, policy=3, critic=0, loads=None):
@@ -95,7 +95,7 @@ CPU = torch.device("cpu")
 
 
 def test_a_machine_that_works_at_its_peaks_is_at_all_limits(one_process):
-    rollouts = [rollout(0, 3, 2), rollout(1, 5, 4)]
+    rollouts = [rollout(0, 3, 2), rollout(0, 5, 4)]
     read, ops = decode_work(TINY, [3, 5], [2, 4], num_seqs=8)
     trained = 3 * forward_flops(TINY, [4, 8], 6)
     machine = Machine(TINY, Peaks(flops=100.0, bandwidth=10.0), max_num_seqs=8)
@@ -125,9 +125,10 @@ def test_work_is_counted_pass_by_pass(one_process):
 
 
 def test_two_engines_halve_the_work_of_each_and_rounds_follow_one_another(one_process):
-    rollouts, peaks = [rollout(0, 3, 4), rollout(1, 3, 4)], Peaks(1e9, 1e4)
+    peaks = Peaks(1e9, 1e4)
 
     def mbu(**layout):
+        rollouts = [rollout(i % layout.get("engines", 1), 3, 4) for i in range(2)]
         return efficiency(row_of(step=1.0, rollout=1.0), Machine(TINY, peaks, **layout), rollouts, [], CPU)["mbu"]
 
     cache = 2 * (4 + 5 + 6 + 7) * 32  # what both sequences read
@@ -158,7 +159,7 @@ def test_on_a_device_without_known_peaks_its_shares_are_null(one_process):
 def test_a_thousand_rollouts_cost_milliseconds(one_process):
     import time
 
-    rollouts = [rollout(i % 125, 200, 100 + i) for i in range(1000)]
+    rollouts = [rollout(0, 200, 100 + i) for i in range(1000)]
     row, machine, best = row_of(step=1.0, train=1.0, rollout=1.0), Machine(TINY, Peaks(1e12, 1e9)), 1.0
     for _ in range(5):
         start = time.process_time()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.words import split_thinking, word_columns, word_counts
+from tasks.words import counts_of, split_thinking, word_columns, word_counts
 from onebox import metrics
 from onebox.distributed import Broken
 from onebox.metrics import (
@@ -44,7 +44,8 @@ def tokenizer(texts, add_special_tokens):
 def rollout(text, total, correct, format_ok, source="a", finish="stop", flags=()):
     ids = text.split() + (["<eos>"] if finish == "stop" else [])
     score = Score(total, correct, format_ok, {"x": total}, frozenset(flags))
-    return Rollout(0, 0, [1], ids, np.zeros(len(ids)), finish, text, score, source)
+    return Rollout(0, 0, [1], ids, np.zeros(len(ids)), finish, text, score, source,
+                   counts=counts_of(text, len(ids), tokenizer))
 
 
 def of_rewards(*rewards):
@@ -54,7 +55,7 @@ def of_rewards(*rewards):
 def test_summaries_are_means_over_the_rollouts():
     row = summarize([rollout("2 no 3 no wait yes </think> <answer> 3 </answer>", 1.0, True, True),
                      rollout("1 note </think> <answer> 1 </answer>", 0.1, False, True, flags=["several_answers"]),
-                     rollout("1 no 1 1", 0.0, False, False, finish="length")], tokenizer)
+                     rollout("1 no 1 1", 0.0, False, False, finish="length")])
     assert (row["reward"], row["correct"], row["wrong_answer"], row["format_error"], row["truncated"]) == pytest.approx(
         (1.1 / 3, 1 / 3, 1 / 3, 1 / 3, 1 / 3))
     assert row["response_len"] == pytest.approx((11 + 7 + 4) / 3) and row["response_len_max"] == 11
@@ -67,7 +68,7 @@ def test_summaries_are_means_over_the_rollouts():
 def test_zero_variance_groups_are_a_share_of_all_that_were_sampled():
     for rewards, group_size, share in [((1, 1, 0, 1, 0, 0, 2, 1), 2, 2 / 4), ((1, 1, 0, 1, 0, 0, 2, 1), 4, 0),
                                        ((0, 0, 0, 0, 0, 0), 3, 1), ((0, 0, 0), 1, 0), ((), 4, 0)]:  # 1: no group varies
-        row = summarize(of_rewards(*rewards), tokenizer, group_size)
+        row = summarize(of_rewards(*rewards), group_size)
         assert row["zero_variance_groups"] == share, (rewards, group_size)
 
 
@@ -99,6 +100,25 @@ def test_kept_rollouts_are_the_last_whole_groups_token_by_token(one_process):
     assert masked["advantage"] == 0 and "logprobs" not in masked and masked["rollout_logprobs"] == [0, 0]
 
 
+def test_values_of_tokens_come_from_all_ranks_in_one_exchange_and_rank_0_alone_makes_rows(one_process, monkeypatch):
+    rollouts = [Rollout(0, k, [7], [5, 6], np.zeros(2, np.float32), "stop", "a", Score(1.0, False, True, {}),
+                        asked=SimpleNamespace(uid="p", text="?", answer="1", reward="math")) for k in range(2)]
+    (batch,), exchanges = pack(rollouts, [0], 1000, 0, 1, one_process[2]), []
+    batch.logprobs, batch.entropy, cfg = torch.tensor([-0.5, -0.25]), torch.ones(2), SimpleNamespace(
+        keep_rollouts=2, group_size=2)
+
+    def gather(items):  # response 1 lies on another rank
+        exchanges.append([i for i, _ in items])
+        return [(1, {"logprobs": np.array([-1.0, -2.0], np.float32)}), *items]
+
+    monkeypatch.setattr(metrics, "gather", gather)
+    rows = trained_rows(9, rollouts, [[batch]], cfg, Words())
+    assert [row["logprobs"] for row in rows] == [[-0.5, -0.25], [-1, -2]] and exchanges == [[0]]
+    assert rows[0]["entropy"] == [1, 1] and "entropy" not in rows[1]
+    monkeypatch.setattr(metrics.dist, "get_rank", lambda: 1)
+    assert trained_rows(9, rollouts, [[batch]], cfg, Words()) == [] and exchanges == [[0], [0]]
+
+
 def test_rows_of_training_hold_token_ids_and_every_digit_that_a_replay_needs():
     logprobs = np.array([-0.123456789, -1e-7, -33.3333333], np.float32)
     r = Rollout(0, 0, (7, 8), [5, 6, 1], logprobs, "stop", "a", Score(1.0, True, True, {}),
@@ -112,7 +132,7 @@ def test_rows_of_training_hold_token_ids_and_every_digit_that_a_replay_needs():
 
 def test_a_mixture_reports_each_source():
     row = summarize([rollout("1", 1.0, True, True, "kk:3"), rollout("1", 0.0, False, False, "gsm8k"),
-                     rollout("1", 1.0, True, True, "gsm8k")], tokenizer)
+                     rollout("1", 1.0, True, True, "gsm8k")])
     assert row["source/gsm8k/correct"] == 0.5 and row["source/kk:3/reward"] == 1.0
     assert row["source/gsm8k/share"] == pytest.approx(2 / 3)
 
@@ -136,7 +156,7 @@ def test_words_of_reasoning_and_reflection_are_counted_as_listed():
 
 
 def test_shares_are_of_responses_with_at_least_one_word():
-    row = word_columns(["no no no", "yes", "wait", "Step 1 Step 2"])
+    row = word_columns([word_counts(text) for text in ("no no no", "yes", "wait", "Step 1 Step 2")])
     assert row["reflection_words"] == 1.0 and row["reflection_share"] == 0.5
     assert row["reasoning_words"] == 0.5 and row["reasoning_share"] == 0.25
     assert row["reflection_share_survey"] == 0 and set(word_columns([]).values()) == {0}

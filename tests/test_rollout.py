@@ -5,6 +5,7 @@ beside a real FSDP2 policy (tests/engine_worker.py).
 
 import json
 import os
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -52,6 +53,9 @@ class Tokens:
     def get_vocab(self):
         return {str(i): i for i in range(10)}
 
+    def __call__(self, texts, add_special_tokens):
+        return {"input_ids": [text.split() for text in texts]}
+
     def decode(self, ids, skip_special_tokens):
         return " ".join(map(str, ids))
 
@@ -94,7 +98,8 @@ def test_a_gpu_that_slept_gets_weights_before_memory_for_the_cache(one_process, 
         engine.wake(POLICY, 3)
         assert engine.llm.calls == ["memory of weights", *SYNC, "version 3", "memory of kv_cache", "no prefix cache"]
         engine.wake(POLICY, 3)  # awake with these weights: nothing to load
-        engine.sleep()
+        for _ in range(2):  # the second time it is asleep already
+            engine.sleep()
         assert engine.llm.calls[6:] == ["no prefix cache", "sleep 2"] and engine.version is None
 
 
@@ -102,11 +107,11 @@ def test_rollouts_are_scored_while_sampling_goes_on_and_come_in_order(one_proces
     engine, asked, submitted, recorded, grouped = make_engine(monkeypatch), {}, [], [], []
     finished = [(1, 1, [5, 6]), (0, 0, [4, 1]), (1, 0, [11]), (0, 1, [7] * 8)]  # 1 is EOS; there is no text for 11
 
-    def generate(llm, prompts, seeds, **options):
-        asked.update(options, prompts=prompts, seeds=seeds)
+    def generate(llm, requests, **options):
+        asked.update(options, requests=requests)
         for index, sample, ids in finished:
             reason = "stop" if ids[-1] == 1 or len(ids) < 3 else "length"
-            yield Rollout(index, sample, [2], ids, np.zeros(len(ids), np.float32), reason)
+            yield Rollout(index, sample, np.array([2]), np.array(ids), np.zeros(len(ids), np.float32), reason)
 
     class Scores:
         def submit(self, key, reward, text, answer, *, truncated, num_tokens, max_tokens, row, prompt, token_ids):
@@ -132,7 +137,8 @@ def test_rollouts_are_scored_while_sampling_goes_on_and_come_in_order(one_proces
     rollouts = engine.sample(prompts, [[10, 11], [20, 21]], Scores(), 0.7,
                              record=lambda r: recorded.append((r.prompt, r.sample)))
     assert [asked[name] for name in ("version", "temperature", "max_tokens", "stop_ids")] == [5, 0.7, 8, [1]]
-    assert asked["prompts"] == [(1, [2, 3]), (0, [2])] and asked["seeds"] == [[20, 21], [10, 11]]  # the longest first
+    assert asked["requests"] == [(1, 0, [2, 3], 20), (1, 1, [2, 3], 21),
+                                 (0, 0, [2], 10), (0, 1, [2], 11)]  # longest 1st
     assert submitted[:2] == [((1, 1), "r", "5 6", "B", False, 2, 8), ((0, 0), "r", "4", "A", False, 2, 8)]
     assert [truncated for *_, truncated, _, _ in submitted] == [False, False, True, True]  # as ids without a text are
     assert recorded[0] == (1, 1) and sorted(recorded) == [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -140,7 +146,60 @@ def test_rollouts_are_scored_while_sampling_goes_on_and_come_in_order(one_proces
     assert [(r.uid, r.sample) for r in rollouts] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
     assert all(r.asked is prompts[r.prompt] and r.source == "s" for r in rollouts)
     assert [r.phantom for r in rollouts] == [False, False, True, False]
+    assert [r.counts["answer_len"] for r in rollouts] == [0] * 4 and "reflection_words" in rollouts[0].counts
     assert [sorted(r.score.flags) for r in rollouts] == [[], ["truncated"], ["phantom_ids"], []]
+
+
+def test_samples_are_dealt_one_by_one_and_no_engine_waits_long_for_another():
+    """
+    Responses to one prompt have similar lengths (here exp(0.6 x of the prompt + 0.4 x of the sample), both normal): the
+    fullest of 8 engines has 26 % more tokens than the mean with whole groups, 6 % with single samples. Of 200 steps.
+    """
+    rng, loads = np.random.default_rng(0), {"groups": [], "samples": []}
+    assert rollout.deal([2, 3], 1, 2) == [(0, 1), (1, 0), (1, 2)]  # of two engines the second
+    dealt = [rollout.deal([8] * 128, engine, 8) for engine in range(8)]
+    assert [len(pairs) for pairs in dealt] == [128] * 8 and len(set().union(*map(set, dealt))) == 1024
+    for _ in range(200):
+        lengths = np.exp(0.6 * rng.standard_normal((128, 1)) + 0.4 * rng.standard_normal((128, 8)))  # (P, G)
+        for kind, tokens in (("groups", [lengths[engine::8].sum() for engine in range(8)]),
+                             ("samples", [sum(lengths[pair] for pair in pairs) for pairs in dealt])):
+            loads[kind].append(max(tokens) / np.mean(tokens))
+    assert np.mean(loads["groups"]) == pytest.approx(1.26, abs=0.02)
+    assert np.mean(loads["samples"]) == pytest.approx(1.064, abs=0.005)
+
+
+def test_one_two_and_three_engines_draw_the_same_responses(one_process, monkeypatch):
+    """The tokens follow from the seed alone; prompt 2 of the evaluation has one sample, the others three."""
+    engine, scores = make_engine(monkeypatch), SimpleNamespace(
+        submit=lambda *_, **__: None, collect=dict, add_group_parts=lambda rollouts: rollouts)
+
+    def generate(llm, requests, **_):
+        for prompt, sample, ids, seed in requests:
+            tokens = np.random.default_rng(seed).integers(2, 9, 1 + seed % 5)
+            yield Rollout(prompt, sample, np.array(ids), tokens, np.zeros(len(tokens), np.float32), "length")
+
+    monkeypatch.setattr(rollout, "generate", generate)
+    prompts = [SimpleNamespace(ids=[2] * n, uid=str(n), source="", reward="r", answer="", text="", row={})
+               for n in (1, 3, 2, 1)]
+    seeds = [[10, 11, 12], [20, 21, 22], [30], [40, 41, 42]]
+    found = {}
+    for count in (1, 2, 3):
+        found[count], engine.num_engines = {}, count
+        for index in range(count):
+            engine.index = index
+            mine = engine.sample(prompts, seeds, scores, 1.0)
+            assert {(r.prompt + r.sample) % count for r in mine} == {r.engine for r in mine} == {index}
+            found[count] |= {(r.prompt, r.sample): r.response_ids.tolist() for r in mine}
+    assert found[1] == found[2] == found[3] and len(found[1]) == 10
+
+
+def test_ids_travel_between_ranks_in_four_bytes_a_token():
+    """As int32; a list of Python's numbers takes 3 bytes and an object for each, on every rank."""
+    output = SimpleNamespace(token_ids=list(range(100_000, 100_000 + 5000)), finish_reason="length",
+                             logprobs=SimpleNamespace(logprobs=[-1.0] * 5000), weight_versions=None)
+    r = rollout.to_rollout(0, 0, np.array([1, 2], np.int32), output, 0)
+    assert r.response_ids.dtype == np.int32 and r.rollout_logprobs.dtype == np.float32
+    assert 8 * 5000 < len(pickle.dumps(r, protocol=5)) < 8 * 5000 + 1000
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -320,7 +320,8 @@ def test_learning_rate_of_every_step_by_hand():
 
 
 @pytest.mark.parametrize("setting, message", [
-    (dict(top_p=0.9), "top_p"), (dict(temperature=0.0), "temperature"), (dict(prompts_per_step=9), "divisible"),
+    (dict(top_p=0.9), "top_p"), (dict(temperature=0.0), "temperature"),
+    (dict(prompts_per_step=9, group_size=3), "2 engines"),
     (dict(tensor_parallel=3), "tensor_parallel"), (dict(updates_per_step=7), "updates_per_step"), (dict(lr=-1.0), "lr"),
     (dict(group_size=0), "group_size"), (dict(shard_size=3), "shard_size"), (dict(eval_every=-1), "eval_every"),
     (dict(seed=-1), "seed"), (dict(repetition_stop=1), "repetition_stop = 1"), (dict(stop=("</answer>", "")), "stop"),
@@ -340,4 +341,5 @@ def test_the_defaults_and_a_group_of_one_with_another_term_pass_the_check():
     check_config(Config(), world=8)
     check_config(Config(group_size=1, entropy_coef=0.01), world=8)
     check_config(Config(group_size=1, kl_in="loss_k2"), world=8)
+    check_config(Config(prompts_per_step=9, group_size=8), world=8)  # each engine draws one sample of each prompt
     assert train_grpo.Config().lr == 1e-6
