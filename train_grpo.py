@@ -225,15 +225,15 @@ def sample_groups(engine, scorer, prompts, mixture, progress, cfg):
 
     Returns (groups: at most prompts_per_step lists of Rollouts, all that was sampled). Adds to progress.prompts_seen.
     """
-    groups, sampled = [], []
+    groups, sampled, num_prompts = [], [], engine.prompts_to_draw(cfg)
     for _ in range(1 + cfg.dynamic_sampling):
         seen = progress.prompts_seen
-        batch_prompts = draw(prompts, mixture, cfg.seed, seen, cfg.prompts_per_step)
+        batch_prompts = draw(prompts, mixture, cfg.seed, seen, num_prompts)
         seeds = [[stable_seed(cfg.seed, p.uid, seen + i, k) for k in range(cfg.group_size)]
                  for i, p in enumerate(batch_prompts)]  # by the number of the draw: no two groups of a run share one
-        progress.prompts_seen += cfg.prompts_per_step
-        rollouts = engine.sample(batch_prompts, seeds, scorer, cfg.temperature)
-        sampled += rollouts
+        progress.prompts_seen += num_prompts
+        rollouts = engine.sample(batch_prompts, seeds, scorer, cfg.temperature, keep=cfg.prompts_per_step)
+        sampled += rollouts + engine.dropped
         new_groups = [rollouts[i:i + cfg.group_size] for i in range(0, len(rollouts), cfg.group_size)]
         groups += [g for g in new_groups if not cfg.dynamic_sampling or len({r.score.total for r in g}) > 1]
         if len(groups) >= cfg.prompts_per_step:

@@ -35,8 +35,10 @@ def summarize(rollouts, group_size=None):
     Average over the rollouts of a step: reward, shares of correct, wrong and badly formatted ones, lengths in tokens,
     words of reasoning and of reflection. The rank that scored a response has counted its words and the tokens of its
     answer (tasks/words.py). With a group_size also zero_variance_groups, the share of groups whose rewards all agree; 0
-    for groups of one.
+    for groups of one. Of what finish_share left out only groups and tokens are counted.
     """
+    dropped, rollouts = [r for r in rollouts if r.dropped], [r for r in rollouts if not r.dropped]
+
     def mean(values, of=rollouts):
         return sum(values) / max(1, len(of))
 
@@ -54,6 +56,8 @@ def summarize(rollouts, group_size=None):
         "answer_len": mean(answer_lens),
         **word_columns([r.counts for r in rollouts]),
         "num_rollouts": len(rollouts),
+        "dropped_groups": len({r.prompt for r in dropped}) or None,
+        "dropped_tokens": sum(len(r.response_ids) for r in dropped) if dropped else None,
     }
     for name in sorted({name for r in rollouts for name in r.score.parts}):
         row[f"part/{name}"] = mean(r.score.parts.get(name, 0.0) for r in rollouts)
@@ -296,7 +300,7 @@ def empty_row(*names):
 
 def speed(clock, machine, rollouts, updates):
     """Tell where the time of a step went, and how near it came to the machine's limits; every rank together."""
-    row = seconds(clock.take(), sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
+    row = seconds(clock.take(), sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts if not r.dropped))
     batches = list(itertools.chain(*updates))
     return row | efficiency(row, machine, rollouts, batches, clock.device)
 
@@ -348,6 +352,16 @@ def no_signal(silent_steps, row, example=""):
         return f"warning: {fact}"
     from tools.advice import why_no_signal
     return f"warning: {fact}: {why_no_signal(row, example)}"
+
+
+def long_tail(row):
+    """Say in one line, or "", that the slowest 5 % of the responses took more than a third of the rollout, and why."""
+    share = row.get("tail_share") or 0.0
+    return "" if share <= 1 / 3 else (
+        f"note: the last 5 % of the responses took {share:.0%} of the rollout, about "
+        f"{share * row['seconds_rollout']:.0f} s of this step. A larger max_num_seqs starts them earlier (if the cache "
+        "holds more); a smaller max_response_len or repetition_stop = 8 ends them earlier; finish_share = 0.9 does not "
+        "wait for them, but favors prompts with short responses")
 
 
 def console_lines(row, num_steps):

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import sys
+from collections import Counter
 
 import numpy as np
 import torch
@@ -57,11 +58,16 @@ prompts = [(i, prefix + [10 + i]) for i in range(4)]
 group = rank // tensor_parallel
 
 
+OPTIONS = dict(temperature=TEMPERATURE, max_tokens=24, stop_ids=[1], deadline_s=600, vocab_size=config.vocab_size)
+
+
+def requests_of(prompts, seeds):
+    return [(i, k, ids, seed) for (i, ids), own in zip(prompts, seeds, strict=True) for k, seed in enumerate(own)]
+
+
 def sample(version, seeds=None, prompts=prompts, **kw):
     seeds = seeds or [[1000 * group + 10 * i + k for k in range(3)] for i in range(len(prompts))]
-    options = dict(temperature=TEMPERATURE, max_tokens=24, stop_ids=[1], deadline_s=600, vocab_size=config.vocab_size)
-    requests = [(i, k, ids, seed) for (i, ids), own in zip(prompts, seeds, strict=True) for k, seed in enumerate(own)]
-    found = list(generate(engine, requests, version=version, **(options | kw)))
+    found = list(generate(engine, requests_of(prompts, seeds), version=version, **(OPTIONS | kw)))
     return sorted(found, key=lambda r: (r.prompt, r.sample))
 
 
@@ -169,6 +175,25 @@ def circles(ids):
 free, loops = sample(6, temperature=0.0, max_tokens=40), sample(6, temperature=0.0, max_tokens=40, repetition_stop=2)
 report["repetition"] = [[r.finish_reason == "repetition" for r in loops], [circles(ids) for ids in ids_of(free)],
                         all(r.truncated for r in loops if r.finish_reason == "repetition")]
+
+
+def sample_until_a_group_is_complete():
+    finished, found = Counter(), []
+    for r in generate(engine, requests_of(prompts, [[1000 * group + 10 * i + k for k in range(3)] for i in range(4)]),
+                      version=6, enough=lambda: 3 in finished.values(),
+                      **(OPTIONS | {"stop_ids": list(range(1, 40))})):  # lengths vary
+        finished[r.prompt] += not r.dropped
+        found.append(r)
+    return found
+
+
+# enough: once a group of three is complete, the others are cut off; the engine goes on without them
+cut, same = sample_until_a_group_is_complete(), sample_until_a_group_is_complete()
+report["enough"] = [*([(r.prompt, r.sample, ids, r.dropped) for r, ids in zip(one, ids_of(one), strict=True)]
+                      for one in (cut, same)), sorted({r.finish_reason for r in cut}),
+                    engine.llm_engine.has_unfinished_requests(),
+                    len(cut) == 12 and all(len(r.rollout_logprobs) == len(r.response_ids) for r in cut)]
+report["after_enough"] = ids_of(sample(6)) == ids_of(first)
 
 # the clock: everything comes back, cut off, with as many log-probs as tokens; the engine goes on
 cut = sample(6, deadline_s=0.0)

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tasks.words import counts_of, split_thinking, word_columns, word_counts
-from onebox import metrics
-from onebox.distributed import Broken
+from onebox import metrics, rundir
+from onebox.distributed import Broken, Clock
 from onebox.metrics import (
     StepStats,
     advantage_columns,
@@ -21,6 +21,7 @@ from onebox.metrics import (
     empty_row,
     explain_values,
     hacked,
+    long_tail,
     more_seconds,
     no_signal,
     rollout_row,
@@ -28,6 +29,7 @@ from onebox.metrics import (
     summarize,
     trained_rows,
 )
+from onebox.rundir import Progress
 from policy import pack
 from rewards import Score
 from rollout import Rollout
@@ -234,6 +236,25 @@ def test_a_dead_own_reward_is_constant_or_too_slow():
     assert "64 of 64 responses get one reward, 0.5, and none counts as right" in no_signal(5, row)
     assert "have the format and a wrong answer" in no_signal(5, row | {"reward_std": 0.2})
     assert "64 of 64 responses made the reward" in no_signal(5, of_silence(0, 0, 0, 64) | {"flag/timeout": 1.0})
+
+
+def test_a_long_tail_says_what_it_costs_and_which_settings_change_it():
+    assert long_tail({"tail_share": 1 / 3, "seconds_rollout": 60.0}) == long_tail({"tail_share": None}) == ""
+    line = long_tail({"tail_share": 0.4, "seconds_rollout": 60.0})
+    assert "took 40% of the rollout, about 24 s of this step" in line and "\n" not in line
+    assert all(name in line for name in ("max_num_seqs", "max_response_len", "repetition_stop", "finish_share"))
+
+
+def test_a_long_tail_is_said_at_first_and_then_every_20_steps_while_it_holds(tmp_path):
+    run, said = rundir.Run.__new__(rundir.Run), []
+    run.main, run.path, run.cfg, run.progress, run.clock = True, str(tmp_path), rundir.RunSettings(), Progress(), Clock(
+        torch.device("cpu"))
+    run.cfg = SimpleNamespace(**vars(run.cfg), num_steps=100)
+    run.tail_due, run.write_row, run.report = 0, lambda row: None, lambda: None
+    for step in range(1, 51):
+        run.say = lambda text, step=step: said.append(step) if "the last 5 %" in text else None
+        run.log({**ROW, "step": step, "tail_share": 0.2 if step in (1, 2, 23, 24) else 0.5, "seconds_rollout": 1.0})
+    assert said == [3, 25, 45]  # due again from 23 on, where it does not hold
 
 
 def test_an_evaluation_adds_its_seconds_to_those_of_its_step():

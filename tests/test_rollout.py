@@ -16,6 +16,7 @@ from conftest import LOGPROB, LOGPROB_MEAN, ROOT, run_script
 import rollout
 from onebox import engine_weights
 from onebox.distributed import Broken, Clock
+from onebox.metrics import summarize
 from rewards import Score
 from rollout import Engine, Rollout
 
@@ -193,6 +194,54 @@ def test_one_two_and_three_engines_draw_the_same_responses(one_process, monkeypa
     assert found[1] == found[2] == found[3] and len(found[1]) == 10
 
 
+def test_with_a_finish_share_each_engine_keeps_the_groups_that_it_completes_first(one_process, monkeypatch):
+    """
+    Two engines, four groups of two each, kept are two each. A response takes as many steps as its seed says: engine 1
+    has the groups 1, 3, 5, 7, of 9, 2, 4 and 6 steps. After step 4 it has 3 and 5, and group 7 has 4 tokens each.
+    """
+    engine, submitted = make_engine(monkeypatch), []
+    scores = SimpleNamespace(submit=lambda key, *_, **__: submitted.append(key), add_group_parts=list,
+                             collect=lambda: {key: Score(1.0, True, True, {}) for key in submitted})
+
+    def generate(llm, requests, *, enough, **_):
+        assert [r[:2] for r in requests] == [(i, k) for i in range(engine.index, 8, 2) for k in (0, 1)]  # whole groups
+        for step in range(1, 10):
+            for prompt, sample, ids, seed in (r for r in requests if r[3] >= step):
+                if (ended := seed == step) or (step > 1 and enough()):
+                    yield Rollout(prompt, sample, np.array(ids), np.full(step - (not ended), 5),
+                                  np.zeros(step - (not ended), np.float32), "length" if ended else "dropped")
+            if enough():
+                requests = [r for r in requests if r[3] > step]
+                for prompt, sample, ids, _ in requests:
+                    yield Rollout(prompt, sample, np.array(ids), np.full(step, 5), np.zeros(step, np.float32),
+                                  "dropped")
+                return
+
+    monkeypatch.setattr(rollout, "generate", generate)
+    engine.num_engines, engine.index = 2, 1
+    prompts = [SimpleNamespace(ids=[2], uid=f"p{i}", source="", reward="r", answer="", text="", row={})
+               for i in range(8)]
+    steps = {1: (9, 1), 3: (2, 1), 5: (3, 4), 7: (6, 4)}  # of the two samples of a group
+    seeds = [steps.get(i, (1, 1)) for i in range(8)]
+    kept = engine.sample(prompts, seeds, scores, 1.0, keep=4)
+    assert [(r.prompt, r.sample, len(r.response_ids)) for r in kept] == [(3, 0, 2), (3, 1, 1), (5, 0, 3), (5, 1, 4)]
+    assert all(r.score and r.counts and not r.dropped for r in kept)
+    left_out = {(r.prompt, r.sample): len(r.response_ids) for r in engine.dropped}
+    assert left_out == {(1, 0): 4, (1, 1): 1, (7, 0): 4, (7, 1): 4}  # with what was finished of an unfinished group
+    assert {r.uid for r in engine.dropped} == {"p1", "p7"} and (1, 0) not in submitted
+    row = summarize(kept + engine.dropped, 2)
+    assert (row["num_rollouts"], row["dropped_groups"], row["dropped_tokens"]) == (4, 2, 13)
+    assert row["response_len"] == 2.5 and summarize(kept)["dropped_tokens"] is summarize(kept)["dropped_groups"] is None
+
+
+def test_a_finish_share_draws_equally_many_whole_groups_for_each_engine(one_process, monkeypatch):
+    engine = make_engine(monkeypatch)
+    for prompts, share, engines, drawn in ((128, 1.0, 8, 128), (128, 0.8, 8, 160), (128, 0.9, 8, 144), (7, 0.7, 1, 10),
+                                           (8, 0.999, 8, 16), (3, 0.3, 1, 10)):  # 128 / 0.9 = 142.2: 18 for each of 8
+        engine.num_engines = engines
+        assert engine.prompts_to_draw(SimpleNamespace(prompts_per_step=prompts, finish_share=share)) == drawn
+
+
 def test_ids_travel_between_ranks_in_four_bytes_a_token():
     """As int32; a list of Python's numbers takes 3 bytes and an object for each, on every rank."""
     output = SimpleNamespace(token_ids=list(range(100_000, 100_000 + 5000)), finish_reason="length",
@@ -364,6 +413,14 @@ def test_eos_is_in_the_response_when_it_was_sampled_and_never_added(report):
 
 def test_more_prompt_tokens_than_one_step_takes_are_sampled(report):
     assert report["many_long_prompts"] == [32, 0]  # at the first try
+
+
+def test_when_enough_is_there_the_rest_is_cut_off_and_no_request_is_left_behind(report):
+    """Twice the same, on all ranks of a tensor-parallel group too: only the order of the engine's steps decides."""
+    first, again, reasons, left_behind, lengths_match = report["enough"]
+    assert first == again and sum(not cut for _, _, _, cut in first) >= 3 and any(cut for _, _, _, cut in first)
+    assert reasons == ["dropped", "stop"] and not left_behind and lengths_match
+    assert report["after_enough"] and report["gap_after_deadline"][0] < LOGPROB
 
 
 def test_the_deadline_returns_everything_and_the_engine_goes_on(report):

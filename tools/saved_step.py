@@ -64,7 +64,7 @@ def rows_of(file):
             row = None
         if not isinstance(row, dict):
             raise DataError(f"{file}, line {number} is no JSON object: {excerpt(line, 60)}")
-        if row.get("split", "train") == "train":
+        if row.get("split", "train") == "train" and row.get("finish_reason") != "dropped":  # by finish_share
             rows.append((number, row))
     if not rows:
         raise DataError(f"{file} holds no rollouts of a training step: it is empty or of an evaluation alone, the run "
