@@ -31,7 +31,7 @@ from rollout import Engine, check_sampling
 
 
 @dataclass(frozen=True)
-class Config(RunSettings):  # RunSettings, in onebox/rundir.py: what does not change what is learned
+class Config(RunSettings):  # in onebox/rundir.py: what does not change what is learned, but for finish_share
     # run
     seed: NonNegative[int] = 0           # decides data order and every sampled token
     num_steps: Positive[int] = 100       # steps of rollout + update

@@ -41,7 +41,7 @@ from rewards import dense_repetition
 
 
 @dataclass(frozen=True)
-class Config(RunSettings):  # RunSettings, in onebox/rundir.py: what does not change what is learned
+class Config(RunSettings):  # in onebox/rundir.py: what does not change what is learned, but for finish_share
     # run
     seed: NonNegative[int] = 0           # decides data order and every sampled token
     num_steps: Positive[int] = 100       # steps of rollout + update

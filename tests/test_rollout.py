@@ -197,7 +197,8 @@ def test_one_two_and_three_engines_draw_the_same_responses(one_process, monkeypa
 def test_with_a_finish_share_each_engine_keeps_the_groups_that_it_completes_first(one_process, monkeypatch):
     """
     Two engines, four groups of two each, kept are two each. A response takes as many steps as its seed says: engine 1
-    has the groups 1, 3, 5, 7, of 9, 2, 4 and 6 steps. After step 4 it has 3 and 5, and group 7 has 4 tokens each.
+    has the groups 1, 3, 5, 7, of 9, 2, 4 and 4 steps. In step 4 it completes 5, the second one, and then 7, one too
+    many; group 1 has 4 tokens and a response of one.
     """
     engine, submitted = make_engine(monkeypatch), []
     scores = SimpleNamespace(submit=lambda key, *_, **__: submitted.append(key), add_group_parts=list,
@@ -207,9 +208,8 @@ def test_with_a_finish_share_each_engine_keeps_the_groups_that_it_completes_firs
         assert [r[:2] for r in requests] == [(i, k) for i in range(engine.index, 8, 2) for k in (0, 1)]  # whole groups
         for step in range(1, 10):
             for prompt, sample, ids, seed in (r for r in requests if r[3] >= step):
-                if (ended := seed == step) or (step > 1 and enough()):
-                    yield Rollout(prompt, sample, np.array(ids), np.full(step - (not ended), 5),
-                                  np.zeros(step - (not ended), np.float32), "length" if ended else "dropped")
+                if seed == step:
+                    yield Rollout(prompt, sample, np.array(ids), np.full(step, 5), np.zeros(step, np.float32), "length")
             if enough():
                 requests = [r for r in requests if r[3] > step]
                 for prompt, sample, ids, _ in requests:
@@ -221,7 +221,7 @@ def test_with_a_finish_share_each_engine_keeps_the_groups_that_it_completes_firs
     engine.num_engines, engine.index = 2, 1
     prompts = [SimpleNamespace(ids=[2], uid=f"p{i}", source="", reward="r", answer="", text="", row={})
                for i in range(8)]
-    steps = {1: (9, 1), 3: (2, 1), 5: (3, 4), 7: (6, 4)}  # of the two samples of a group
+    steps = {1: (9, 1), 3: (2, 1), 5: (3, 4), 7: (4, 4)}  # of the two samples of a group
     seeds = [steps.get(i, (1, 1)) for i in range(8)]
     kept = engine.sample(prompts, seeds, scores, 1.0, keep=4)
     assert [(r.prompt, r.sample, len(r.response_ids)) for r in kept] == [(3, 0, 2), (3, 1, 1), (5, 0, 3), (5, 1, 4)]
