@@ -62,9 +62,8 @@ def evaluate_and_log(progress, run, engine, policy, scorer, prompts, cfg):
         if not step:  # the first one may take long, and nothing else is to be seen yet
             run.say(f"evaluating the start: {len(prompts)} held-out prompts, {cfg.eval_samples} samples and a greedy "
                     "response each")
-        engine.wake(policy, version=step)
+        engine.wake(policy, version=step)  # and stays awake: the next rollout is sampled from the same weights
         row = row | evaluate(engine, scorer, prompts, cfg, run, step)  # a new row: the old one is saved without it
-        engine.sleep()
     run.log(row)
     return row
 
@@ -85,7 +84,7 @@ def evaluate(engine, scorer, prompts, cfg, run, step):
             sampled = engine.sample(prompts, seeds, scorer, cfg.temperature)
         greedy = engine.sample(prompts, [[0]] * len(prompts), scorer, temperature=0.0)
 
-        summary = summarize(sampled or greedy, engine.tokenizer)
+        summary = summarize(sampled or greedy)
         names = ("correct", "reward", "response_len", "truncated", "format_error", "reflection_words")
         columns = {f"eval_{name}": summary[name] for name in names}
         columns |= {"eval_correct_greedy": share_correct(greedy), "eval_rollouts": len(sampled)}
@@ -99,10 +98,9 @@ def evaluate(engine, scorer, prompts, cfg, run, step):
             shares[r.prompt].append(r.score.correct)
         run.held_out(step, {prompts[r.prompt].uid: [
             sum(shares[r.prompt]) / len(shares[r.prompt]) if sampled else None, int(r.score.correct)] for r in greedy})
-        rows = [rollout_row(r, step, "held-out", engine.tokenizer) for r in sampled if r.prompt < KEPT_PROMPTS]
-        rows += [rollout_row(r, step, "held-out", engine.tokenizer) | {"sample": "greedy"}
-                 for r in greedy if r.prompt < KEPT_PROMPTS]
-        run.write_samples(step, rows)
+        kept = [(r, {}) for r in sampled] + [(r, {"sample": "greedy"}) for r in greedy]
+        run.write_samples(step, [rollout_row(r, step, "held-out", engine.tokenizer) | more for r, more in kept
+                                 if r.prompt < KEPT_PROMPTS and run.main])
     return columns if step else summary | columns
 
 

@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ from onebox.crash import SIDE_BY_SIDE, NoMemory, halve_cache, memory_of, out_of_
 from onebox.engine_weights import load
 from onebox.models import token_bound
 from onebox.vllm_start import make_engine
+from tasks.words import counts_of
 
 
 @dataclass
@@ -30,31 +32,39 @@ class Rollout:
 
     prompt: int
     sample: int
-    prompt_ids: list
-    response_ids: list  # with the stop token, if it was sampled; nothing is ever appended
+    prompt_ids: np.ndarray  # int32
+    response_ids: np.ndarray  # int32, with the stop token, if it was sampled; nothing is ever appended
     rollout_logprobs: np.ndarray  # (len(response_ids),) float32, of the sampled tokens at the sampling temperature
-    finish_reason: str  # "stop", "length", "repetition", or "deadline" (cut off by the clock)
+    finish_reason: str  # "stop", "length", "repetition", "deadline" (cut off by the clock), "dropped" (finish_share)
     text: str = ""  # the response decoded, without the stop token
     score: object = None  # rewards.Score
     source: str = ""  # the data set of its prompt
     uid: str = ""  # data.Prompt.uid of its prompt
     asked: object = None  # data.Prompt: the prompt itself, set once all ranks have exchanged their rollouts
     phantom: bool = False  # holds ids with logits in the model but no text in the tokenizer: scored as truncated
+    counts: dict = None  # of words and tokens, by words.counts_of: what metrics.summarize adds up
+    engine: int = 0  # which of the engines sampled it
+    seconds: float = 0.0  # when it was finished, since that engine began
 
     @property
     def truncated(self):
         return self.finish_reason != "stop"
 
+    @property
+    def dropped(self):
+        return self.finish_reason == "dropped"
 
-def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, deadline_s, version, vocab_size,
-             stop_strings=(), repetition_stop=0, desc="rollout"):
+
+def generate(engine, requests, *, temperature, max_tokens, stop_ids, deadline_s, version, vocab_size,
+             stop_strings=(), repetition_stop=0, enough=lambda: False, desc="rollout"):
     """
-    Sample len(seeds[i]) responses to each prompt; yields each Rollout as it finishes, so that scoring overlaps.
+    Sample a response to each request; yields each Rollout as it finishes, so that scoring overlaps.
 
-    prompts  list of (index, token ids)       seeds  one list of 63-bit seeds a prompt, one seed a sample
+    requests: list of (prompt, sample, token ids of the prompt, 63-bit seed), in the order in which they are to start.
     The seed alone decides a sample: it is the same alone and in any batch (exactly so on CPU in fp32). After deadline_s
     what is not done is returned as it is, with finish_reason "deadline". A pattern of up to 64 tokens that comes
-    repetition_stop times in a row ends a response, with finish_reason "repetition" (0: never). When a step of the
+    repetition_stop times in a row ends a response, with finish_reason "repetition" (0: never). Once enough() is true,
+    after a step of the engine, what is not done is returned as it is, with finish_reason "dropped". When a step of the
     engine fails, but not for want of memory, what is missing is asked for once more, in two halves and with the same
     seeds. Raises Broken where the engine is: log-probabilities that are not finite, or weights of another version than
     `version`.
@@ -70,34 +80,33 @@ def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, deadl
         from vllm.sampling_params import RepetitionDetectionParams
 
         options["repetition_detection"] = RepetitionDetectionParams(max_pattern_size=64, min_count=repetition_stop)
-    requests = {}
-    for (index, ids), sample_seeds in zip(prompts, seeds, strict=True):
+    wanted = {}
+    for prompt, sample, ids, seed in requests:
         # an id outside the vocabulary would not only raise: the call after it would never return
         if not len(ids) or min(ids) < 0 or max(ids) >= vocab_size:
-            raise ValueError(f"prompt {index}: token ids must be in 0..{vocab_size - 1}, and at least one")
-        for sample, seed in enumerate(sample_seeds):
-            requests[index, sample] = (list(ids), SamplingParams(seed=seed, **options))
+            raise ValueError(f"prompt {prompt}: token ids must be in 0..{vocab_size - 1}, and at least one")
+        wanted[prompt, sample] = (np.asarray(ids, dtype=np.int32), SamplingParams(seed=seed, **options))
 
     deadline = time.monotonic() + deadline_s
     try:
-        for rollout in run_requests(engine, dict(requests), deadline, version, desc):
-            del requests[rollout.prompt, rollout.sample]
+        for rollout in run_requests(engine, dict(wanted), deadline, version, enough, desc):
+            del wanted[rollout.prompt, rollout.sample]
             yield rollout
     except Broken:
         raise
     except Exception as error:  # whatever the engine raises; under tensor parallel the ranks could not agree to retry
-        if out_of_memory(error) or shares_engine() or not requests:
+        if out_of_memory(error) or shares_engine() or not wanted:
             raise
         print(visible(f"warning: rank {os.environ.get('RANK', 0)}: the engine failed ({type(error).__name__}: {error}) "
-                      f"with {len(requests)} responses to go: asking again"), file=sys.stderr, flush=True)
-        items = list(requests.items())
+                      f"with {len(wanted)} responses to go: asking again"), file=sys.stderr, flush=True)
+        items = list(wanted.items())
         for half in (items[:len(items) // 2], items[len(items) // 2:]):
-            yield from run_requests(engine, dict(half), deadline, version, desc)
+            yield from run_requests(engine, dict(half), deadline, version, enough, desc)
 
 
-def run_requests(engine, requests, deadline, version, desc):
+def run_requests(engine, requests, deadline, version, enough, desc):
     """Run {(prompt, sample): (token ids, SamplingParams)}, yield Rollouts as they finish, leave no request behind."""
-    names = engine.enqueue([{"prompt_token_ids": ids} for ids, _ in requests.values()],
+    names = engine.enqueue([{"prompt_token_ids": ids.tolist()} for ids, _ in requests.values()],
                            [params for _, params in requests.values()], use_tqdm=False) if requests else []
     running = {request_number(name): (*key, ids) for name, (key, (ids, _)) in zip(names, requests.items(), strict=True)}
     steps = 0
@@ -110,13 +119,15 @@ def run_requests(engine, requests, deadline, version, desc):
                     yield to_rollout(index, sample, ids, output.outputs[0], version)
                 steps += 1
                 if running and too_late(deadline, steps):
-                    yield from cut_off(engine, running)
+                    yield from cut_off(engine, running, "deadline")
+                elif running and enough():
+                    yield from cut_off(engine, running, "dropped")
     except NoMemory:
         running.clear()  # the process will end: no further step of an engine without memory
         raise
     finally:
         if running:  # an error on the way: leave no request behind, the next call would meet it
-            cut_off(engine, running)
+            cut_off(engine, running, "dropped")
 
 
 def check_sampling(cfg, world):
@@ -130,15 +141,28 @@ def check_sampling(cfg, world):
     for name in ("tensor_parallel", "shard_size"):  # shard_size 0: all
         size = getattr(cfg, name) or world
         refuse(world % size, f"{name} = {size} does not divide the {world} processes")
-    refuse(cfg.prompts_per_step % engines, f"prompts_per_step = {cfg.prompts_per_step} is not divisible by the "
-           f"{engines} engines ({world} processes / tensor_parallel {cfg.tensor_parallel}): make it a multiple of "
-           f"{engines}")
+    refuse(cfg.prompts_per_step % engines and (cfg.group_size % engines or cfg.finish_share < 1),
+           f"prompts_per_step = {cfg.prompts_per_step} is not divisible by the {engines} engines ({world} processes / "
+           f"tensor_parallel {cfg.tensor_parallel}), so some would wait for others: make it a multiple of {engines} "
+           "(or group_size, if finish_share is 1)")
+    refuse(cfg.finish_share == 0, "finish_share = 0 would leave out every group: make it 1 (none), or 0.9 or so")
+    refuse(cfg.finish_share < 1 and cfg.dynamic_sampling, f"finish_share = {cfg.finish_share:g} and dynamic_sampling "
+           "both leave groups out: one of them must keep its default")
+
+
+def deal(num_samples, engine, num_engines, whole_groups=False):
+    """
+    List the (prompt, sample) that an engine draws, where prompt i has num_samples[i] of them. One by one, as responses
+    to one prompt have similar lengths: whole groups load the engines less evenly.
+    """
+    return [(i, k) for i, n in enumerate(num_samples) for k in range(n)
+            if (i if whole_groups else i + k) % num_engines == engine]
 
 
 class Engine:
     """
     Hold the vLLM engine of this process and what its samples need. Each step: wake(policy, version), sample(...),
-    sleep().
+    sleep(). Between an evaluation and the next step it may stay awake: nothing else needs the memory there.
 
     version: the number of training steps in its weights, so that weights before and after an update never share a
     label; None where it holds no weights of a policy. A tensor-parallel group of processes shares one engine.
@@ -158,6 +182,7 @@ class Engine:
                             deadline_s=deadline_s, repetition_stop=repetition_stop, vocab_size=config.vocab_size)
         self.num_engines, self.index = world // tensor_parallel, rank // tensor_parallel
         self.is_leader = rank % tensor_parallel == 0  # speaks for its tensor-parallel group
+        self.asleep, self.dropped = False, []  # dropped: Rollouts that the last sample() left out
 
     def wake(self, policy, version):
         """Load the policy's weights, unless they are there already; every rank together."""
@@ -166,53 +191,78 @@ class Engine:
             wake_and_sync(policy.hf, self.llm, self.dtype, version, self.device)
         else:
             self.llm.reset_prefix_cache()  # a resumed run starts without one, and must sample the same
-        self.version = version
+        self.version, self.asleep = version, False
 
     def sleep(self):
-        """Give the memory to the trainer. On a GPU that drops the weights."""
+        """Give the memory to the trainer, unless it has it. On a GPU that drops the weights."""
         self.clock.phase("sync")
-        sleep(self.llm, self.device)
+        if not self.asleep:
+            sleep(self.llm, self.device)
+            self.asleep = True
         if self.device.type == "cuda":
             self.version = None
         self.clock.phase("other")
 
-    def sample(self, prompts, seeds, scorer, temperature, record=None):
+    def prompts_to_draw(self, cfg):
+        """Return how many prompts a step draws; with finish_share < 1 more than it keeps, as many of each engine."""
+        if cfg.finish_share == 1:
+            return cfg.prompts_per_step
+        return math.ceil(round(cfg.prompts_per_step / cfg.finish_share / self.num_engines, 9)) * self.num_engines
+
+    def sample(self, prompts, seeds, scorer, temperature, record=None, keep=math.inf):
         """
-        Sample len(seeds[i]) responses to prompt i, score each as it finishes, then exchange: every rank gets all
-        Rollouts.
+        Sample len(seeds[i]) responses to prompt i, score each as it finishes and count its words, then exchange: every
+        rank gets all Rollouts.
 
         They come ordered by prompt, then by index in the group. scorer: rewards.Scorer. record(rollout): called for
         each of this rank's own as soon as it is scored, without group parts: a killed evaluation has kept them.
+        keep: if there are more prompts (finish_share), each engine draws whole groups, stops once keep / num_engines
+        are complete and leaves the others out. Which ones follows from the order of its steps, not from a clock.
         """
+        leave_out = keep < len(prompts)
+        quota = keep // self.num_engines if leave_out else len(prompts)
         # longest prompt first: they tend to have the longest responses, which should not be the last to start
-        mine = sorted(range(self.index, len(prompts), self.num_engines), key=lambda i: -len(prompts[i].ids))
-        rollouts, scoring_s = {}, 0.0
+        mine = sorted(deal(map(len, seeds), self.index, self.num_engines, whole_groups=leave_out),
+                      key=lambda pair: -len(prompts[pair[0]].ids))
+        missing, complete = Counter(i for i, _ in mine), []  # complete: prompts, in the order in which they became so
+        requests = [(i, k, prompts[i].ids, seeds[i][k]) for i, k in mine]
+        rollouts, scoring_s, began = {}, 0.0, time.monotonic()
         self.clock.phase("rollout")
-        for r in generate(self.llm, [(i, prompts[i].ids) for i in mine], [seeds[i] for i in mine],
-                          temperature=temperature, version=self.version, **self.options) if mine else ():
-            start = time.monotonic()
-            stopped = r.finish_reason == "stop" and r.response_ids[-1] in self.stop_ids
-            ids = r.response_ids[:-1] if stopped else r.response_ids
-            r.text = self.tokenizer.decode(ids, skip_special_tokens=False)
-            prompt = prompts[r.prompt]
-            r.source, r.uid, r.phantom = prompt.source, prompt.uid, max(r.response_ids, default=0) >= self.token_bound
-            scorer.submit((r.prompt, r.sample), prompt.reward, r.text, prompt.answer,
-                          truncated=r.truncated or r.phantom, num_tokens=len(r.response_ids),
-                          max_tokens=self.response_len, row=prompt.row, prompt=prompt.text, token_ids=r.response_ids)
+        for r in generate(self.llm, requests, temperature=temperature, version=self.version,
+                          enough=lambda: len(complete) >= quota, **self.options) if mine else ():
+            start, prompt, ids = time.monotonic(), prompts[r.prompt], r.response_ids.tolist()
+            r.source, r.uid, r.engine, r.seconds = prompt.source, prompt.uid, self.index, start - began
             rollouts[r.prompt, r.sample] = r
+            if r.dropped:
+                continue
+            missing[r.prompt] -= 1
+            if not missing[r.prompt]:
+                complete.append(r.prompt)
+            stopped = r.finish_reason == "stop" and ids[-1] in self.stop_ids
+            r.text = self.tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=False)
+            r.phantom = max(ids, default=0) >= self.token_bound
+            r.counts = counts_of(r.text, len(ids), self.tokenizer)
+            scorer.submit((r.prompt, r.sample), prompt.reward, r.text, prompt.answer,
+                          truncated=r.truncated or r.phantom, num_tokens=len(ids), max_tokens=self.response_len,
+                          row=prompt.row, prompt=prompt.text, token_ids=ids)
             if record is not None:
                 deliver_scores(scorer.settled(), rollouts, record)
             scoring_s += time.monotonic() - start
         self.clock.move("rollout", "reward", scoring_s)
         self.clock.phase("reward")
         deliver_scores(scorer.collect(), rollouts, record)
+        kept = set(complete[:quota])
+        for r in rollouts.values():
+            r.finish_reason = r.finish_reason if r.prompt in kept else "dropped"
         self.clock.phase("rollout")  # waits for the slowest engine
         with memory_of("sampling", halve_cache):
             everyone = gather(rollouts.values() if self.is_leader else ())
         self.clock.phase("other")
         for r in everyone:
             r.asked = prompts[r.prompt]
-        return scorer.add_group_parts(sorted(everyone, key=lambda r: (r.prompt, r.sample)))
+        everyone.sort(key=lambda r: (r.prompt, r.sample))
+        self.dropped = [r for r in everyone if r.dropped]
+        return scorer.add_group_parts([r for r in everyone if not r.dropped])
 
 
 def deliver_scores(scores, rollouts, record):
@@ -254,7 +304,7 @@ def request_number(name):
 
 def to_rollout(index, sample, prompt_ids, completion, version):
     """Turn vLLM's CompletionOutput into a Rollout, with the checks that tell a broken engine from a bad policy."""
-    ids, logprobs = list(completion.token_ids), finite(completion.logprobs.logprobs)
+    ids, logprobs = np.asarray(completion.token_ids, dtype=np.int32), finite(completion.logprobs.logprobs)
     if len(logprobs) != len(ids):
         raise Broken(f"the engine returned {len(logprobs)} log-probabilities for {len(ids)} tokens")
     versions = {span.version for span in (completion.weight_versions or [])}
@@ -271,15 +321,15 @@ def finite(logprobs):
     return logprobs
 
 
-def cut_off(engine, running):
-    """Abort what is running at the deadline; hand back the tokens each has so far. (request_states is not public)"""
+def cut_off(engine, running, finish_reason):
+    """Abort what is running; hand back the tokens each has so far. (request_states is not public)"""
     found = []
     states = dict(engine.llm_engine.output_processor.request_states)
     for name, state in states.items():
         index, sample, ids = running.pop(request_number(name))
         tokens, logprobs = state.detokenizer.output_token_ids, state.logprobs_processor.logprobs.logprobs
         n = min(len(tokens), len(logprobs))
-        found.append(Rollout(index, sample, ids, list(tokens[:n]), logprobs[:n], "deadline"))
+        found.append(Rollout(index, sample, ids, np.asarray(tokens[:n], dtype=np.int32), logprobs[:n], finish_reason))
     engine.llm_engine.abort_request(list(states), internal=True)
     for _ in range(100):  # a broken engine may never get rid of them
         if not engine.llm_engine.has_unfinished_requests():

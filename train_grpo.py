@@ -32,7 +32,7 @@ from rollout import Engine, check_sampling
 
 
 @dataclass(frozen=True)
-class Config(RunSettings):  # RunSettings, in onebox/rundir.py: what does not change what is learned
+class Config(RunSettings):  # in onebox/rundir.py: what does not change what is learned, but for finish_share
     # run
     seed: NonNegative[int] = 0           # decides data order and every sampled token
     num_steps: Positive[int] = 100       # steps of rollout + update
@@ -226,15 +226,15 @@ def sample_groups(engine, scorer, prompts, mixture, progress, cfg):
 
     Returns (groups: at most prompts_per_step lists of Rollouts, all that was sampled). Adds to progress.prompts_seen.
     """
-    groups, sampled = [], []
+    groups, sampled, num_prompts = [], [], engine.prompts_to_draw(cfg)
     for _ in range(1 + cfg.dynamic_sampling):
         seen = progress.prompts_seen
-        batch_prompts = draw(prompts, mixture, cfg.seed, seen, cfg.prompts_per_step)
+        batch_prompts = draw(prompts, mixture, cfg.seed, seen, num_prompts)
         seeds = [[stable_seed(cfg.seed, p.uid, seen + i, k) for k in range(cfg.group_size)]
                  for i, p in enumerate(batch_prompts)]  # by the number of the draw: no two groups of a run share one
-        progress.prompts_seen += cfg.prompts_per_step
-        rollouts = engine.sample(batch_prompts, seeds, scorer, cfg.temperature)
-        sampled += rollouts
+        progress.prompts_seen += num_prompts
+        rollouts = engine.sample(batch_prompts, seeds, scorer, cfg.temperature, keep=cfg.prompts_per_step)
+        sampled += rollouts + engine.dropped
         new_groups = [rollouts[i:i + cfg.group_size] for i in range(0, len(rollouts), cfg.group_size)]
         groups += [g for g in new_groups if not cfg.dynamic_sampling or len({r.score.total for r in g}) > 1]
         if len(groups) >= cfg.prompts_per_step:
@@ -373,7 +373,7 @@ def main():
         run.clock.phase("other")
         row = {"step": step, "lr": lr, "prompts_seen": progress.prompts_seen,
                **advantage_columns(advantages, response_lens, in_loss),
-               **summarize(sampled, tokenizer, cfg.group_size), **stats.row(),
+               **summarize(sampled, cfg.group_size), **stats.row(),
                **speed(run.clock, machine, sampled, updates)}
         run.write_samples(step, trained_rows(step, rollouts or sampled, updates, cfg, tokenizer))
         progress.end_step(row, has_signal=bool(advantages.any()))
@@ -384,6 +384,7 @@ def main():
             run.save(progress, stopping=True)
             break
     scorer.close()
+    engine.sleep()                                   # after an evaluation it is awake; the export needs the memory
     run.finish(policy, tokenizer, stop_ids, stopped_by)
 
 

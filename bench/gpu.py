@@ -266,15 +266,15 @@ def engine(args, name):
         marks = [bench.now()]
         wake_and_sync(policy.hf, llm, getattr(torch, bench.dtype), step, bench.device)
         marks.append(bench.now())
-        asked = [(i, [(i * 31 + j * 7) % bench.shape.vocab for j in range(prompt_len)]) for i in range(prompts)]
-        seeds = [[stable_seed(0, step, i, k) for k in range(group)] for i in range(prompts)]
-        rollouts = sorted(generate(llm, asked, seeds, temperature=1.0, max_tokens=response_len, stop_ids=[],
+        asked = [(i, k, [(i * 31 + j * 7) % bench.shape.vocab for j in range(prompt_len)], stable_seed(0, step, i, k))
+                 for i in range(prompts) for k in range(group)]
+        rollouts = sorted(generate(llm, asked, temperature=1.0, max_tokens=response_len, stop_ids=[],
                                    deadline_s=120, version=step, vocab_size=bench.shape.vocab),
                           key=lambda r: (r.prompt, r.sample))
         marks.append(bench.now())
         sleep(llm, bench.device)
         marks.append(bench.now())
-        rewards = torch.tensor([[float(sum(r.response_ids) % 2)] for r in rollouts]).reshape(-1, group)
+        rewards = torch.tensor([[float(r.response_ids.sum() % 2)] for r in rollouts]).reshape(-1, group)
         advantages = group_advantages(rewards, True).flatten().to(bench.device)
         gaps, tokens = [], sum(len(r.response_ids) for r in rollouts)
         for batch in pack(rollouts, range(len(rollouts)), cfg.max_tokens_per_gpu, 0, 1, bench.device):

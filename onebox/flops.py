@@ -140,12 +140,12 @@ class Machine:
 
 def machine_of(cfg, hf_config, dtype, world, device, critic_config=None):
     peaks = known_gpu(torch.cuda.get_device_name(device), dtype) if device.type == "cuda" else None
-    return Machine(shape_of(hf_config), peaks, world, world // cfg.tensor_parallel, cfg.max_num_seqs,
-                   cfg.prompts_per_step * cfg.group_size, 4 if dtype == "float32" else 2,
-                   shape_of(critic_config) if critic_config is not None else None)
+    round_size = cfg.prompts_per_step * cfg.group_size if cfg.finish_share == 1 else 0
+    return Machine(shape_of(hf_config), peaks, world, world // cfg.tensor_parallel, cfg.max_num_seqs, round_size,
+                   4 if dtype == "float32" else 2, shape_of(critic_config) if critic_config is not None else None)
 
 
-COLUMNS = ("mfu", "mbu", "roofline", "packing", "tail")  # what efficiency() returns
+COLUMNS = ("mfu", "mbu", "roofline", "packing", "tail", "tail_share")  # what efficiency() returns
 
 
 def efficiency(row, machine, rollouts, batches, device):
@@ -158,21 +158,24 @@ def efficiency(row, machine, rollouts, batches, device):
                   the larger of bytes / bandwidth and FLOPs / peak, trainer time FLOPs / peak, both in perfect balance
         packing   tokens / (ranks * tokens of the fullest rank), each micro-batch by itself: 1 = no rank waits
         tail      longest response / mean response
+        tail_share  seconds after 95 % of the slowest engine's responses were done / seconds until all were
 
-    rollouts: all of the step, on every rank. batches: this rank's micro-batches, which count their own passes. The
-    first three are None unless the device's peaks are known.
+    rollouts: all of the step, on every rank; what finish_share left out was decoded too. batches: this rank's
+    micro-batches, which count their own passes. The first three are None unless the device's peaks are known.
     """
-    lens = [len(r.response_ids) for r in rollouts]
+    lens, size = [len(r.response_ids) for r in rollouts if not r.dropped], machine.round_size or len(rollouts)
+    rounds = [rollouts[first:first + size] for first in range(0, len(rollouts), max(1, size))]
     filled, fullest = sum(b.tokens_of_all for b in batches), sum(b.tokens_of_fullest for b in batches)
     found = dict.fromkeys(COLUMNS) | {"packing": filled / (machine.world * fullest) if fullest else None,
-                                      "tail": max(lens) * len(lens) / sum(lens) if sum(lens) else None}
+                                      "tail": max(lens) * len(lens) / sum(lens) if sum(lens) else None,
+                                      "tail_share": tail_share(rounds)}
     if machine.peaks is None:
         return found
     flops = sum_over_ranks({"flops": sum(trainer_flops(batch, machine) for batch in batches)}, device)["flops"]
-    size, read, decode_s = machine.round_size or len(rollouts), 0.0, 0.0
-    for first in range(0, len(rollouts), max(1, size)):
+    read = decode_s = 0.0
+    for of_round in rounds:
         for engine in range(machine.engines):
-            mine = [r for r in rollouts[first:first + size] if r.prompt % machine.engines == engine]
+            mine = [r for r in of_round if r.engine == engine]
             bytes_, ops = decode_work(machine.shape, [len(r.prompt_ids) for r in mine],
                                       [len(r.response_ids) for r in mine], machine.max_num_seqs, machine.bytes_each)
             read += bytes_
@@ -182,6 +185,16 @@ def efficiency(row, machine, rollouts, batches, device):
     step = row["seconds_step"] - row["seconds_eval"] - row["seconds_save"]
     return found | {"mfu": train_s / spent if spent else None, "roofline": (decode_s + train_s) / step,
                     "mbu": read_s / row["seconds_rollout"] if row["seconds_rollout"] else None}
+
+
+def tail_share(rounds):
+    """Compute the share of the time that the last 5 % of the slowest engine's responses took; 0 of fewer than 20."""
+    whole = tail = 0.0
+    for of_round in rounds:
+        slowest = max(of_round, key=lambda r: r.seconds).engine
+        done = sorted(r.seconds for r in of_round if r.engine == slowest and not r.dropped)
+        whole, tail = whole + done[-1], tail + done[-1] - done[-1 - len(done) // 20]
+    return tail / whole if whole else None
 
 
 def trainer_flops(batch, machine):

@@ -9,13 +9,13 @@ import math
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from tokenizers.decoders import DecodeStream
 
-from tasks.words import split_thinking, word_columns
-from onebox.distributed import Broken, max_over_ranks, sum_over_ranks
+from tasks.words import word_columns
+from onebox.distributed import Broken, gather, max_over_ranks, sum_over_ranks
 from onebox.files import has_tools
 from onebox.flops import COLUMNS, efficiency
-from policy import to_responses
 
 # Monitors that rewards.Score.flags may hold: each a way to look right, or a grader that gave up.
 FLAGS = ("several_answers", "answer_in_thinking", "several_boxes", "empty_thinking", "non_ascii_answer", "timeout",
@@ -30,20 +30,19 @@ EXACT = ("rollout_logprobs", "old_logprobs", "old_values")  # of training all di
 # ---------------------------------------------------------------- rollouts
 
 
-def summarize(rollouts, tokenizer, group_size=None):
+def summarize(rollouts, group_size=None):
     """
     Average over the rollouts of a step: reward, shares of correct, wrong and badly formatted ones, lengths in tokens,
-    words of reasoning and of reflection (tasks/words.py). think_len and answer_len tokenize the two parts of the text
-    again. With a group_size also zero_variance_groups, the share of groups whose rewards all agree; 0 for groups of
-    one.
+    words of reasoning and of reflection. The rank that scored a response has counted its words and the tokens of its
+    answer (tasks/words.py). With a group_size also zero_variance_groups, the share of groups whose rewards all agree; 0
+    for groups of one. Of what finish_share left out only groups and tokens are counted.
     """
+    dropped, rollouts = [r for r in rollouts if r.dropped], [r for r in rollouts if not r.dropped]
+
     def mean(values, of=rollouts):
         return sum(values) / max(1, len(of))
 
-    thinkings, answers = zip(*(split_thinking(r.text) for r in rollouts), strict=True) if rollouts else ((), ())
-    lens = [len(r.response_ids) for r in rollouts]
-    answer_ids = tokenizer(list(answers), add_special_tokens=False)["input_ids"] if rollouts else []
-    answer_lens = [min(len(ids), total) for ids, total in zip(answer_ids, lens, strict=True)]
+    lens, answer_lens = [len(r.response_ids) for r in rollouts], [r.counts["answer_len"] for r in rollouts]
     row = {
         "reward": mean(r.score.total for r in rollouts),
         "reward_std": float(np.std([r.score.total for r in rollouts])) if rollouts else 0.0,
@@ -55,8 +54,10 @@ def summarize(rollouts, tokenizer, group_size=None):
         "response_len_max": max(lens, default=0),
         "think_len": (sum(lens) - sum(answer_lens)) / max(1, len(rollouts)),
         "answer_len": mean(answer_lens),
-        **word_columns(thinkings),
+        **word_columns([r.counts for r in rollouts]),
         "num_rollouts": len(rollouts),
+        "dropped_groups": len({r.prompt for r in dropped}) or None,
+        "dropped_tokens": sum(len(r.response_ids) for r in dropped) if dropped else None,
     }
     for name in sorted({name for r in rollouts for name in r.score.parts}):
         row[f"part/{name}"] = mean(r.score.parts.get(name, 0.0) for r in rollouts)
@@ -79,7 +80,8 @@ def summarize(rollouts, tokenizer, group_size=None):
 def trained_rows(step, rollouts, updates, cfg, tokenizer):
     """
     Describe the last cfg.keep_rollouts of a step, in whole groups, with what the trainer computed for each token; every
-    rank together. The last, because with several updates a step only later ones have ratios other than 1.
+    rank together, but rank 0 alone gets the rows. The last, because with several updates a step only later ones have
+    ratios other than 1.
 
     rollouts: those that were packed, or any if none was. updates: this rank's micro-batches of each update, after the
     last one.
@@ -87,17 +89,29 @@ def trained_rows(step, rollouts, updates, cfg, tokenizer):
     if not cfg.keep_rollouts:
         return []
     first = max(0, len(rollouts) + -cfg.keep_rollouts // cfg.group_size * cfg.group_size)
-    batches = list(itertools.chain(*updates))
-    values = {name: to_responses(batches, name) for name in TOKEN_VALUES}
-    rows = []
-    for i in range(first, len(rollouts)):
-        of_tokens = {name: of_response[i] for name, of_response in values.items() if i in of_response}
+    values, rows = values_of_tokens(itertools.chain(*updates), range(first, len(rollouts))), []
+    for i in range(first, len(rollouts)) if dist.get_rank() == 0 else ():
+        of_tokens = values.get(i, {})
         advantages = of_tokens.get("advantages", np.zeros(1))
         if advantages.min() == advantages.max():  # one number says it
             of_tokens.pop("advantages", None)
         rows.append({**rollout_row(rollouts[i], step, "train", tokenizer, of_tokens),
                      "advantage": round(float(advantages.mean()), 4)})
     return rows
+
+
+def values_of_tokens(batches, wanted):
+    """Gather the TOKEN_VALUES of all ranks' micro-batches, but for None: {response: {name: (len,) float64}}."""
+    found = []
+    for batch in batches:
+        index, lens = batch.response_index.unique_consecutive(return_counts=True)
+        if not any(i in wanted for i in index.tolist()):
+            continue
+        parts = {name: values.float().cpu().split(lens.tolist()) for name in TOKEN_VALUES
+                 if (values := getattr(batch, name)) is not None}
+        found += [(i, {name: of_responses[at].numpy() for name, of_responses in parts.items()})
+                  for at, i in enumerate(index.tolist()) if i in wanted]
+    return {i: {name: part.astype(np.float64) for name, part in parts.items()} for i, parts in gather(found)}
 
 
 def rollout_row(r, step, split, tokenizer, token_values=None):
@@ -109,7 +123,7 @@ def rollout_row(r, step, split, tokenizer, token_values=None):
     return {**scored_row(r, r.asked, step), "split": split, "source": r.source, "gold": r.asked.answer,
             "reward_name": r.asked.reward, **({"row": r.asked.row} if ".py:" in r.asked.reward else {}),
             "flags": sorted(r.score.flags), "truncated": r.truncated, "ends": token_ends(r, tokenizer),
-            "prompt_ids": list(r.prompt_ids), "response_ids": list(r.response_ids),
+            "prompt_ids": np.asarray(r.prompt_ids).tolist(), "response_ids": np.asarray(r.response_ids).tolist(),
             **{name: [float(f"{x:.9g}") if split == "train" and name in EXACT else round(float(x), 4) for x in numbers]
                for name, numbers in lists.items()}}
 
@@ -130,7 +144,7 @@ def token_ends(r, tokenizer):
     if backend is None:
         return []
     stream, ends, length = DecodeStream(skip_special_tokens=False), [], 0
-    for token in r.response_ids:
+    for token in np.asarray(r.response_ids).tolist():
         try:
             length += len(stream.step(backend, token) or "")
         except Exception:  # tokenizers raises nothing narrower; bytes that became no character spoil the stream
@@ -286,7 +300,7 @@ def empty_row(*names):
 
 def speed(clock, machine, rollouts, updates):
     """Tell where the time of a step went, and how near it came to the machine's limits; every rank together."""
-    row = seconds(clock.take(), sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
+    row = seconds(clock.take(), sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts if not r.dropped))
     batches = list(itertools.chain(*updates))
     return row | efficiency(row, machine, rollouts, batches, clock.device)
 
@@ -338,6 +352,16 @@ def no_signal(silent_steps, row, example=""):
         return f"warning: {fact}"
     from tools.advice import why_no_signal
     return f"warning: {fact}: {why_no_signal(row, example)}"
+
+
+def long_tail(row):
+    """Say in one line, or "", that the slowest 5 % of the responses took more than a third of the rollout, and why."""
+    share = row.get("tail_share") or 0.0
+    return "" if share <= 1 / 3 else (
+        f"note: the last 5 % of the responses took {share:.0%} of the rollout, about "
+        f"{share * row['seconds_rollout']:.0f} s of this step. A larger max_num_seqs starts them earlier (if the cache "
+        "holds more); a smaller max_response_len or repetition_stop = 8 ends them earlier; finish_share = 0.9 does not "
+        "wait for them, but favors prompts with short responses")
 
 
 def console_lines(row, num_steps):

@@ -57,7 +57,7 @@ class BasicSettings:
 
 @dataclass(frozen=True)
 class RunSettings(BasicSettings):
-    """Settings of a run with rollouts."""
+    """Settings of a run with rollouts. One of them, finish_share, changes what is learned."""
 
     replay: str = ""                     # compute this saved step again (samples/ or crash/) and stop; docs/replay.md
     eval_every: NonNegative[int] = 10    # held-out evaluation every N steps; 0 = only before and after
@@ -69,11 +69,12 @@ class RunSettings(BasicSettings):
     kv_cache_gb: NonNegative[float] = 0.0  # per engine; 0 = for max_num_seqs full sequences, at most 35 % of its GPUs
     tensor_parallel: Positive[int] = 1   # GPUs per engine
     rollout_deadline_s: Positive[float] = 3600.0  # after it, unfinished responses are cut off and count as truncated
+    finish_share: Share[float] = 1.0     # below 1: sample more groups and leave the slowest out; favors short responses
     mismatch_bound: NonNegative[float] = 0.0  # stop above this mean |rollout - trainer|; 0: 0.001, in bf16 0.05
     columns: dict | None = None          # {"question": "their name of it", "answer": ...} of your own rows
 
 
-MAY_CHANGE = {"num_steps", *(f.name for f in fields(RunSettings))}  # num_steps: unless the lr of a step follows from it
+MAY_CHANGE = {"num_steps", *(f.name for f in fields(RunSettings))} - {"finish_share"}  # see lr_follows_num_steps too
 PATHS = {"model", "critic_model", "data_path", "eval_path"}  # what lies there may not change, where it lies may
 
 
@@ -214,6 +215,7 @@ class Run:
         self.wandb, self.reporting, self.about, self.unwritten = None, None, {}, {}  # unwritten: {file: text}
         self.failures, self.retry_at, self.saved_step = 0, math.inf, 0
         self.evaluated = None  # the newest evaluated row, which the next one is compared with
+        self.tail_due = 0  # the step from which on a long tail is worth another line
         self.lock = lock(path)  # nobody reads config.json after this, a collective
         CONTEXT["folder"] = path
         if self.main:
@@ -327,7 +329,11 @@ class Run:
         seed_generators(self.cfg.seed, step, dist.get_rank())
 
     def keep_for_crash_report(self, rollouts):
-        """Remember the rollouts of the step, until the next one begins."""
+        """Remember the rollouts of the step, until the next one begins. log.txt says which groups were left out."""
+        dropped = {r.prompt: r.uid for r in rollouts if r.dropped}
+        if dropped and self.main:
+            text = f"step {CONTEXT['step']}: finish_share left out {', '.join(dropped.values())}"
+            self.append("log.txt", visible(text) + "\n")
         CONTEXT.update(rollouts=rollouts, longest=max(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
 
     def save_is_due(self, step):
@@ -396,6 +402,9 @@ class Run:
         example = os.path.join(self.path, "samples", f"step_{row['step']:06d}.jsonl.gz")
         kept = getattr(self.cfg, "keep_rollouts", 0) and os.path.exists(example)
         warnings = [metrics.no_signal(self.progress.silent_steps, row, example if kept else "")]
+        if row["step"] >= self.tail_due and (note := metrics.long_tail(row)):
+            warnings.append(note)
+            self.tail_due = row["step"] + 20
         if row["step"] and row.get("eval_correct") is not None:
             warnings.append(metrics.hacked(self.evaluated, row))
             self.evaluated = row

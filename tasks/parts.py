@@ -12,6 +12,8 @@ import math
 import re
 from dataclasses import replace
 
+import numpy as np
+
 from onebox.text import suggest
 from tasks.formats import think_answer_format
 from tasks.language import JAPANESE, SCRIPTS, scripts_of, share_of_scripts
@@ -54,6 +56,7 @@ def dense_repetition(token_ids, n=40, penalty=-0.05):
     Give `penalty` to each token inside a second or later occurrence of an n-gram, once a token, right or wrong.
     demystify-long-cot @e90cf9b. token_ids (T,) -> (T,)
     """
+    token_ids = np.asarray(token_ids).tolist()
     rewards, seen, marked = [0.0] * len(token_ids), set(), 0
     for start in range(len(token_ids) - n + 1):
         gram = tuple(token_ids[start:start + n])

@@ -50,12 +50,22 @@ def word_counts(thinking):
             "reflection_words_published": sum(map(lower.count, REFLECTION_PUBLISHED))}
 
 
-def word_columns(thinkings):
+def counts_of(text, num_tokens, tokenizer):
     """
-    Average over texts: words of each group per response (`reasoning_words`, ...) and the share of responses with at
-    least one (`reasoning_share`, ...). Per 1,000 thinking tokens: 1000 * words / think_len.
+    Count in a response of num_tokens tokens the words of its thinking, as word_counts does, and as answer_len the
+    tokens of its answer part, which are those of its text tokenized again.
     """
-    row, counts = {}, [word_counts(text) for text in thinkings]
+    thinking, answer = split_thinking(text)
+    answer_ids = tokenizer([answer], add_special_tokens=False)["input_ids"][0] if answer else []
+    return {"answer_len": min(len(answer_ids), num_tokens), **word_counts(thinking)}
+
+
+def word_columns(counts):
+    """
+    Average over responses, from the word_counts of each: words of each group (`reasoning_words`, ...) and the share of
+    responses with at least one (`reasoning_share`, ...). Per 1,000 thinking tokens: 1000 * words / think_len.
+    """
+    row = {}
     for column in word_counts(""):
         row[column] = sum(c[column] for c in counts) / max(1, len(counts))
         row[column.replace("words", "share")] = sum(c[column] > 0 for c in counts) / max(1, len(counts))

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import sys
+from collections import Counter
 
 import numpy as np
 import torch
@@ -57,11 +58,22 @@ prompts = [(i, prefix + [10 + i]) for i in range(4)]
 group = rank // tensor_parallel
 
 
+OPTIONS = dict(temperature=TEMPERATURE, max_tokens=24, stop_ids=[1], deadline_s=600, vocab_size=config.vocab_size)
+
+
+def requests_of(prompts, seeds):
+    return [(i, k, ids, seed) for (i, ids), own in zip(prompts, seeds, strict=True) for k, seed in enumerate(own)]
+
+
 def sample(version, seeds=None, prompts=prompts, **kw):
     seeds = seeds or [[1000 * group + 10 * i + k for k in range(3)] for i in range(len(prompts))]
-    options = dict(temperature=TEMPERATURE, max_tokens=24, stop_ids=[1], deadline_s=600, vocab_size=config.vocab_size)
-    found = list(generate(engine, prompts, seeds, version=version, **(options | kw)))
+    found = list(generate(engine, requests_of(prompts, seeds), version=version, **(OPTIONS | kw)))
     return sorted(found, key=lambda r: (r.prompt, r.sample))
+
+
+def ids_of(rollouts):
+    assert all(r.response_ids.dtype == r.prompt_ids.dtype == np.int32 for r in rollouts)
+    return [r.response_ids.tolist() for r in rollouts]
 
 
 def gap(rollouts, temperature=TEMPERATURE):
@@ -125,9 +137,9 @@ report["gap_after_recovery"] = gap(sample(6))
 # the seed alone decides a sample
 first = sample(6)
 one = sample(6, prompts=prompts[2:3], seeds=[[1000 * group + 20 + 1]])
-report["alone_as_in_a_batch"] = one[0].response_ids == first[2 * 3 + 1].response_ids
-report["distinct_samples"] = len({tuple(r.response_ids) for r in first}) / len(first)
-everyone = gather([[r.response_ids for r in first]])
+report["alone_as_in_a_batch"] = ids_of(one) == ids_of(first)[2 * 3 + 1:][:1]
+report["distinct_samples"] = len(set(map(tuple, ids_of(first)))) / len(first)
+everyone = gather([ids_of(first)])
 report["ranks_differ"] = everyone[0] != everyone[-1]
 
 # stop and length; the stop token is in the response exactly once, and never added
@@ -150,7 +162,7 @@ def failing_step():
 core.step = failing_step
 if tensor_parallel == 1:
     again = sample(6)
-    report["after_a_failed_step"] = [r.response_ids for r in again] == [r.response_ids for r in first]
+    report["after_a_failed_step"] = ids_of(again) == ids_of(first)
 core.step = real_step
 
 
@@ -161,8 +173,27 @@ def circles(ids):
 
 
 free, loops = sample(6, temperature=0.0, max_tokens=40), sample(6, temperature=0.0, max_tokens=40, repetition_stop=2)
-report["repetition"] = [[r.finish_reason == "repetition" for r in loops], [circles(r.response_ids) for r in free],
+report["repetition"] = [[r.finish_reason == "repetition" for r in loops], [circles(ids) for ids in ids_of(free)],
                         all(r.truncated for r in loops if r.finish_reason == "repetition")]
+
+
+def sample_until_a_group_is_complete():
+    finished, found = Counter(), []
+    for r in generate(engine, requests_of(prompts, [[1000 * group + 10 * i + k for k in range(3)] for i in range(4)]),
+                      version=6, enough=lambda: 3 in finished.values(),
+                      **(OPTIONS | {"stop_ids": list(range(1, 40))})):  # lengths vary
+        finished[r.prompt] += not r.dropped
+        found.append(r)
+    return found
+
+
+# enough: once a group of three is complete, the others are cut off; the engine goes on without them
+cut, same = sample_until_a_group_is_complete(), sample_until_a_group_is_complete()
+report["enough"] = [*([(r.prompt, r.sample, ids, r.dropped) for r, ids in zip(one, ids_of(one), strict=True)]
+                      for one in (cut, same)), sorted({r.finish_reason for r in cut}),
+                    engine.llm_engine.has_unfinished_requests(),
+                    len(cut) == 12 and all(len(r.rollout_logprobs) == len(r.response_ids) for r in cut)]
+report["after_enough"] = ids_of(sample(6)) == ids_of(first)
 
 # the clock: everything comes back, cut off, with as many log-probs as tokens; the engine goes on
 cut = sample(6, deadline_s=0.0)

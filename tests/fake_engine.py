@@ -47,10 +47,10 @@ def sync(model, engine, dtype, version, *_):
 
 
 @torch.no_grad()
-def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, version, **_):
+def generate(engine, wanted, *, temperature, max_tokens, stop_ids, version, enough=lambda: False, **_):
+    """Like rollout.generate: a response is yielded once its last token is there, and `enough` asked between tokens."""
     assert engine.version == version, (engine.version, version)
-    wanted = [(index, k, list(ids), seed) for (index, ids), own in zip(prompts, seeds, strict=True)
-              for k, seed in enumerate(own)]
+    wanted = [(index, k, list(ids), seed) for index, k, ids, seed in wanted]
     longest = max(len(ids) for _, _, ids, _ in wanted) + max_tokens
     tokens = torch.zeros(len(wanted), longest, dtype=torch.long)
     for row, (_, _, ids, _) in enumerate(wanted):
@@ -60,9 +60,16 @@ def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, versi
     ]
     lens, running = [len(ids) for _, _, ids, _ in wanted], [True] * len(wanted)
     logprobs = [[] for _ in wanted]
+
+    def finish(row, reason):
+        index, k, ids, _ = wanted[row]
+        response, running[row] = tokens[row, len(ids):lens[row]].tolist(), False
+        with open("tokens.jsonl", "a") as f:
+            f.write(json.dumps([version, index, k, temperature, response]) + "\n")
+        return rollout.Rollout(index, k, np.array(ids, np.int32), np.array(response, np.int32),
+                               np.array(logprobs[row], np.float32), reason)
+
     for position in range(max_tokens):
-        if not any(running):
-            break
         logits = engine.model(input_ids=tokens, use_cache=False).logits
         for row in (r for r, alive in enumerate(running) if alive):
             logp = (logits[row, lens[row] - 1] / (temperature or 1.0)).log_softmax(-1)
@@ -70,13 +77,14 @@ def generate(engine, prompts, seeds, *, temperature, max_tokens, stop_ids, versi
             tokens[row, lens[row]] = token
             logprobs[row].append(float(logp[token]))
             lens[row] += 1
-            running[row] = token not in stop_ids
-    with open("tokens.jsonl", "a") as f:
-        for row, (index, k, ids, _) in enumerate(wanted):
-            response = tokens[row, len(ids):lens[row]].tolist()
-            f.write(json.dumps([version, index, k, temperature, response]) + "\n")
-            yield rollout.Rollout(index, k, ids, response, np.array(logprobs[row], np.float32),
-                                  "stop" if response[-1] in stop_ids else "length")
+        for row in [r for r, alive in enumerate(running) if alive]:
+            if (stopped := int(tokens[row, lens[row] - 1]) in stop_ids) or position == max_tokens - 1:
+                yield finish(row, "stop" if stopped else "length")
+        if enough():
+            for row in [r for r, alive in enumerate(running) if alive]:
+                yield finish(row, "dropped")
+        if not any(running):
+            break
 
 
 def noisy_step(step=policy.optimizer_step):

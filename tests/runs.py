@@ -70,7 +70,7 @@ def write_examples(folder, count=40):
 
 
 def without_clock(row):
-    clock = ("tokens_per_second", "mfu", "mbu", "roofline")
+    clock = ("tokens_per_second", "mfu", "mbu", "roofline", "tail_share")
     return {k: v for k, v in row.items() if not k.startswith("seconds_") and k not in clock}
 
 

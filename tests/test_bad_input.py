@@ -31,7 +31,7 @@ BAD = [
     (["--grop_size", "4"], "did you mean 'group_size'"),
     (["--lr", "fast"], "lr wants float"),
     (["--top_p", "0.9"], "top_p"),
-    (["--prompts_per_step", "3"], "prompts_per_step = 3 is not divisible by the 2 engines"),
+    (["--prompts_per_step", "3", "--group_size", "3"], "prompts_per_step = 3 is not divisible by the 2 engines"),
     (["--tensor_parallel", "0"], "tensor_parallel = 0 must be greater than 0"),
     (["--name", "../elsewhere"], "must be a plain directory name"),
     (["--model", "out/nothing"], "model directory 'out/nothing' is not there"),

@@ -91,9 +91,11 @@ def test_the_settings_come_in_the_same_order():
 
 
 @pytest.mark.parametrize("setting", [
-    dict(top_p=0.9), dict(temperature=0.0), dict(prompts_per_step=9), dict(tensor_parallel=3), dict(shard_size=3),
+    dict(top_p=0.9), dict(temperature=0.0), dict(prompts_per_step=9, group_size=3), dict(tensor_parallel=3),
+    dict(shard_size=3),
     dict(updates_per_step=7), dict(epochs_per_step=0), dict(repetition_stop=1), dict(stop=("",)), dict(lr=-1.0),
     dict(dual_clip=0.5), dict(dynamic_sampling=2, group_size=1), dict(compile=True, checkpointing="selective"),
+    dict(finish_share=0.0), dict(finish_share=0.5, dynamic_sampling=1),
 ], ids=lambda setting: "-".join(setting))
 def test_both_scripts_refuse_the_same_in_the_same_words(setting):
     said = []

@@ -27,6 +27,7 @@ from onebox.distributed import Clock
 from onebox.rundir import Progress
 from rollout import Rollout
 from tasks.sources import BENCHMARKS
+from tasks.words import counts_of
 from tools import results, statistics, suite
 from tools.suite import sweep_settings
 
@@ -487,13 +488,14 @@ class StubEngine:
         self.clock.phase("rollout")
         correct = self.correct if temperature else {(i, 0): i == 1 for i in range(len(prompts))}
         return [Rollout(i, k, [1], [5, 6], [-0.5, -0.5], "stop", "a", source=p.source, asked=p,
+                        counts=counts_of("a", 2, self.tokenizer),
                         score=rewards.Score(1.0, correct[i, k], True, {}))
                 for i, p in enumerate(prompts) for k in range(len(seeds[i]))]
 
 
 class StubRun:
     def __init__(self):
-        self.correct, self.rows, self.logged = {}, [], []
+        self.correct, self.rows, self.logged, self.main = {}, [], [], True
 
     def held_out(self, step, per_problem):
         self.correct[step] = per_problem
@@ -546,7 +548,7 @@ def test_a_step_is_logged_with_an_evaluation_where_one_is_due():
         engine, run, progress = StubEngine(CORRECT), StubRun(), Progress(step=step, row={"step": step, "lr": 1.0})
         evaluation.evaluate_and_log(progress, run, engine, "policy", None, PROMPTS, settings())
         evaluated += [step] * ("eval_correct" in run.logged[0])
-        assert engine.calls == ([("wake", "policy", step), "sleep"] if step in evaluated else [])
+        assert engine.calls == ([("wake", "policy", step)] if step in evaluated else [])  # awake for the next step
         assert hasattr(run, "said") == (step == 0)  # the first one may take long
         assert run.logged[0]["lr"] == 1.0 and progress.row == {"step": step, "lr": 1.0}
     assert evaluated == [0, 2, 4, 5]  # before any update, every second, the last

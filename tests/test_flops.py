@@ -12,7 +12,7 @@ from conftest import full, run_script
 
 from onebox.config import ConfigError
 from onebox.flops import (COLUMNS, Machine, Peaks, Shape, decode_work, efficiency, forward_flops, known_gpu,
-                          kv_bytes_per_token, machine_of, shape_of)
+                          kv_bytes_per_token, machine_of, shape_of, tail_share)
 from onebox.metrics import seconds
 from policy import Policy, load_critic, load_policy, make_adam, to_micro_batch, token_logprobs
 from tools import dry_step
@@ -21,8 +21,9 @@ TINY = Shape(layers=2, hidden=8, heads=2, kv_heads=1, head_dim=4, intermediate=1
 BLOCK = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 16  # q, k and v, o, MLP: 576
 
 
-def rollout(prompt, prompt_len, response_len):
-    return SimpleNamespace(prompt=prompt, prompt_ids=[1] * prompt_len, response_ids=[1] * response_len)
+def rollout(engine, prompt_len, response_len, seconds=0.0, dropped=False):
+    return SimpleNamespace(engine=engine, prompt_ids=[1] * prompt_len, response_ids=[1] * response_len,
+                           seconds=seconds, dropped=dropped)
 
 
 def batch_of(rollouts, policy=3, critic=0, loads=None):
@@ -95,7 +96,7 @@ CPU = torch.device("cpu")
 
 
 def test_a_machine_that_works_at_its_peaks_is_at_all_limits(one_process):
-    rollouts = [rollout(0, 3, 2), rollout(1, 5, 4)]
+    rollouts = [rollout(0, 3, 2), rollout(0, 5, 4)]
     read, ops = decode_work(TINY, [3, 5], [2, 4], num_seqs=8)
     trained = 3 * forward_flops(TINY, [4, 8], 6)
     machine = Machine(TINY, Peaks(flops=100.0, bandwidth=10.0), max_num_seqs=8)
@@ -125,9 +126,10 @@ def test_work_is_counted_pass_by_pass(one_process):
 
 
 def test_two_engines_halve_the_work_of_each_and_rounds_follow_one_another(one_process):
-    rollouts, peaks = [rollout(0, 3, 4), rollout(1, 3, 4)], Peaks(1e9, 1e4)
+    peaks = Peaks(1e9, 1e4)
 
     def mbu(**layout):
+        rollouts = [rollout(i % layout.get("engines", 1), 3, 4) for i in range(2)]
         return efficiency(row_of(step=1.0, rollout=1.0), Machine(TINY, peaks, **layout), rollouts, [], CPU)["mbu"]
 
     cache = 2 * (4 + 5 + 6 + 7) * 32  # what both sequences read
@@ -137,6 +139,29 @@ def test_two_engines_halve_the_work_of_each_and_rounds_follow_one_another(one_pr
     assert mbu(round_size=1) == pytest.approx((8 * TINY.decode_weights * 2 + cache) / 1e4)
 
 
+def test_the_share_of_the_tail_is_that_of_the_slowest_engine():
+    """
+    Engine 1 is done with 19 of its 20 responses, 95 %, after 19 s and with the last after 40: 21 of 40 s. Engine 0 is
+    quicker. In a second round of 60 s nothing is late.
+    """
+    first = [rollout(1, 1, 1, seconds=s) for s in (*range(1, 20), 40.0)]
+    first += [rollout(0, 1, 1, seconds=s) for s in (*range(1, 20), 39.0)]
+    second = [rollout(0, 1, 1, seconds=60.0) for _ in range(40)]
+    assert tail_share([first]) == pytest.approx(21 / 40)
+    assert tail_share([first, second]) == pytest.approx(21 / 100)
+    assert tail_share([first[1:20]]) == 0 and tail_share([[rollout(0, 1, 1)]]) is None and tail_share([]) is None
+    cut = [rollout(1, 1, 1, seconds=99.0, dropped=True)]  # what finish_share leaves out is not waited for
+    assert tail_share([first + cut]) == pytest.approx(21 / 40)
+
+
+def test_what_finish_share_leaves_out_was_decoded_and_is_no_part_of_the_tail(one_process):
+    machine = Machine(TINY, Peaks(1e9, 1e4))
+    kept, cut = [rollout(0, 3, 4), rollout(0, 3, 2)], [rollout(0, 3, 9, dropped=True)]
+    found = efficiency(row_of(step=1.0, rollout=1.0), machine, kept + cut, [], CPU)
+    assert found["tail"] == pytest.approx(4 / 3)
+    assert found["mbu"] == pytest.approx(decode_work(TINY, [3] * 3, [4, 2, 9], num_seqs=256)[0] / 1e4)
+
+
 def test_packing_is_how_evenly_the_ranks_are_filled(one_process):
     batches = [batch_of([], loads=(30, 20)), batch_of([], loads=(10, 5))]
     found = efficiency(row_of(step=1.0, train=1.0), Machine(TINY, None, world=2), [rollout(0, 1, 1)], batches, CPU)
@@ -144,13 +169,13 @@ def test_packing_is_how_evenly_the_ranks_are_filled(one_process):
 
 
 def test_on_a_device_without_known_peaks_its_shares_are_null(one_process):
-    cfg = SimpleNamespace(tensor_parallel=1, max_num_seqs=8, prompts_per_step=2, group_size=2)
+    cfg = SimpleNamespace(tensor_parallel=1, max_num_seqs=8, prompts_per_step=2, group_size=2, finish_share=1.0)
     config = SimpleNamespace(model_type="llama", num_hidden_layers=2, hidden_size=8, num_attention_heads=2,
                              intermediate_size=16, num_key_value_heads=1, vocab_size=32, tie_word_embeddings=True)
     machine = machine_of(cfg, config, "float32", 1, CPU)
     assert machine == Machine(TINY, None, max_num_seqs=8, round_size=4, bytes_each=4)
     found = efficiency(row_of(step=1.0), machine, [rollout(0, 3, 2)], [batch_of([rollout(0, 3, 2)])], CPU)
-    assert found == dict(zip(COLUMNS, (None, None, None, 1.0, 1.0), strict=True))
+    assert found == dict(zip(COLUMNS, (None, None, None, 1.0, 1.0, None), strict=True))
     nothing = efficiency(row_of(step=1.0), machine, [], [], CPU)
     assert nothing == dict.fromkeys(COLUMNS)
 
@@ -158,7 +183,7 @@ def test_on_a_device_without_known_peaks_its_shares_are_null(one_process):
 def test_a_thousand_rollouts_cost_milliseconds(one_process):
     import time
 
-    rollouts = [rollout(i % 125, 200, 100 + i) for i in range(1000)]
+    rollouts = [rollout(0, 200, 100 + i) for i in range(1000)]
     row, machine, best = row_of(step=1.0, train=1.0, rollout=1.0), Machine(TINY, Peaks(1e12, 1e9)), 1.0
     for _ in range(5):
         start = time.process_time()

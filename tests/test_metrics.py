@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.words import split_thinking, word_columns, word_counts
-from onebox import metrics
-from onebox.distributed import Broken
+from tasks.words import counts_of, split_thinking, word_columns, word_counts
+from onebox import metrics, rundir
+from onebox.distributed import Broken, Clock
 from onebox.metrics import (
     StepStats,
     advantage_columns,
@@ -21,6 +21,7 @@ from onebox.metrics import (
     empty_row,
     explain_values,
     hacked,
+    long_tail,
     more_seconds,
     no_signal,
     rollout_row,
@@ -28,6 +29,7 @@ from onebox.metrics import (
     summarize,
     trained_rows,
 )
+from onebox.rundir import Progress
 from policy import pack
 from rewards import Score
 from rollout import Rollout
@@ -44,7 +46,8 @@ def tokenizer(texts, add_special_tokens):
 def rollout(text, total, correct, format_ok, source="a", finish="stop", flags=()):
     ids = text.split() + (["<eos>"] if finish == "stop" else [])
     score = Score(total, correct, format_ok, {"x": total}, frozenset(flags))
-    return Rollout(0, 0, [1], ids, np.zeros(len(ids)), finish, text, score, source)
+    return Rollout(0, 0, [1], ids, np.zeros(len(ids)), finish, text, score, source,
+                   counts=counts_of(text, len(ids), tokenizer))
 
 
 def of_rewards(*rewards):
@@ -54,7 +57,7 @@ def of_rewards(*rewards):
 def test_summaries_are_means_over_the_rollouts():
     row = summarize([rollout("2 no 3 no wait yes </think> <answer> 3 </answer>", 1.0, True, True),
                      rollout("1 note </think> <answer> 1 </answer>", 0.1, False, True, flags=["several_answers"]),
-                     rollout("1 no 1 1", 0.0, False, False, finish="length")], tokenizer)
+                     rollout("1 no 1 1", 0.0, False, False, finish="length")])
     assert (row["reward"], row["correct"], row["wrong_answer"], row["format_error"], row["truncated"]) == pytest.approx(
         (1.1 / 3, 1 / 3, 1 / 3, 1 / 3, 1 / 3))
     assert row["response_len"] == pytest.approx((11 + 7 + 4) / 3) and row["response_len_max"] == 11
@@ -67,7 +70,7 @@ def test_summaries_are_means_over_the_rollouts():
 def test_zero_variance_groups_are_a_share_of_all_that_were_sampled():
     for rewards, group_size, share in [((1, 1, 0, 1, 0, 0, 2, 1), 2, 2 / 4), ((1, 1, 0, 1, 0, 0, 2, 1), 4, 0),
                                        ((0, 0, 0, 0, 0, 0), 3, 1), ((0, 0, 0), 1, 0), ((), 4, 0)]:  # 1: no group varies
-        row = summarize(of_rewards(*rewards), tokenizer, group_size)
+        row = summarize(of_rewards(*rewards), group_size)
         assert row["zero_variance_groups"] == share, (rewards, group_size)
 
 
@@ -99,6 +102,25 @@ def test_kept_rollouts_are_the_last_whole_groups_token_by_token(one_process):
     assert masked["advantage"] == 0 and "logprobs" not in masked and masked["rollout_logprobs"] == [0, 0]
 
 
+def test_values_of_tokens_come_from_all_ranks_in_one_exchange_and_rank_0_alone_makes_rows(one_process, monkeypatch):
+    rollouts = [Rollout(0, k, [7], [5, 6], np.zeros(2, np.float32), "stop", "a", Score(1.0, False, True, {}),
+                        asked=SimpleNamespace(uid="p", text="?", answer="1", reward="math")) for k in range(2)]
+    (batch,), exchanges = pack(rollouts, [0], 1000, 0, 1, one_process[2]), []
+    batch.logprobs, batch.entropy, cfg = torch.tensor([-0.5, -0.25]), torch.ones(2), SimpleNamespace(
+        keep_rollouts=2, group_size=2)
+
+    def gather(items):  # response 1 lies on another rank
+        exchanges.append([i for i, _ in items])
+        return [(1, {"logprobs": np.array([-1.0, -2.0], np.float32)}), *items]
+
+    monkeypatch.setattr(metrics, "gather", gather)
+    rows = trained_rows(9, rollouts, [[batch]], cfg, Words())
+    assert [row["logprobs"] for row in rows] == [[-0.5, -0.25], [-1, -2]] and exchanges == [[0]]
+    assert rows[0]["entropy"] == [1, 1] and "entropy" not in rows[1]
+    monkeypatch.setattr(metrics.dist, "get_rank", lambda: 1)
+    assert trained_rows(9, rollouts, [[batch]], cfg, Words()) == [] and exchanges == [[0], [0]]
+
+
 def test_rows_of_training_hold_token_ids_and_every_digit_that_a_replay_needs():
     logprobs = np.array([-0.123456789, -1e-7, -33.3333333], np.float32)
     r = Rollout(0, 0, (7, 8), [5, 6, 1], logprobs, "stop", "a", Score(1.0, True, True, {}),
@@ -112,7 +134,7 @@ def test_rows_of_training_hold_token_ids_and_every_digit_that_a_replay_needs():
 
 def test_a_mixture_reports_each_source():
     row = summarize([rollout("1", 1.0, True, True, "kk:3"), rollout("1", 0.0, False, False, "gsm8k"),
-                     rollout("1", 1.0, True, True, "gsm8k")], tokenizer)
+                     rollout("1", 1.0, True, True, "gsm8k")])
     assert row["source/gsm8k/correct"] == 0.5 and row["source/kk:3/reward"] == 1.0
     assert row["source/gsm8k/share"] == pytest.approx(2 / 3)
 
@@ -136,7 +158,7 @@ def test_words_of_reasoning_and_reflection_are_counted_as_listed():
 
 
 def test_shares_are_of_responses_with_at_least_one_word():
-    row = word_columns(["no no no", "yes", "wait", "Step 1 Step 2"])
+    row = word_columns([word_counts(text) for text in ("no no no", "yes", "wait", "Step 1 Step 2")])
     assert row["reflection_words"] == 1.0 and row["reflection_share"] == 0.5
     assert row["reasoning_words"] == 0.5 and row["reasoning_share"] == 0.25
     assert row["reflection_share_survey"] == 0 and set(word_columns([]).values()) == {0}
@@ -214,6 +236,25 @@ def test_a_dead_own_reward_is_constant_or_too_slow():
     assert "64 of 64 responses get one reward, 0.5, and none counts as right" in no_signal(5, row)
     assert "have the format and a wrong answer" in no_signal(5, row | {"reward_std": 0.2})
     assert "64 of 64 responses made the reward" in no_signal(5, of_silence(0, 0, 0, 64) | {"flag/timeout": 1.0})
+
+
+def test_a_long_tail_says_what_it_costs_and_which_settings_change_it():
+    assert long_tail({"tail_share": 1 / 3, "seconds_rollout": 60.0}) == long_tail({"tail_share": None}) == ""
+    line = long_tail({"tail_share": 0.4, "seconds_rollout": 60.0})
+    assert "took 40% of the rollout, about 24 s of this step" in line and "\n" not in line
+    assert all(name in line for name in ("max_num_seqs", "max_response_len", "repetition_stop", "finish_share"))
+
+
+def test_a_long_tail_is_said_at_first_and_then_every_20_steps_while_it_holds(tmp_path):
+    run, said = rundir.Run.__new__(rundir.Run), []
+    run.main, run.path, run.cfg, run.progress, run.clock = True, str(tmp_path), rundir.RunSettings(), Progress(), Clock(
+        torch.device("cpu"))
+    run.cfg = SimpleNamespace(**vars(run.cfg), num_steps=100)
+    run.tail_due, run.write_row, run.report = 0, lambda row: None, lambda: None
+    for step in range(1, 51):
+        run.say = lambda text, step=step: said.append(step) if "the last 5 %" in text else None
+        run.log({**ROW, "step": step, "tail_share": 0.2 if step in (1, 2, 23, 24) else 0.5, "seconds_rollout": 1.0})
+    assert said == [3, 25, 45]  # due again from 23 on, where it does not hold
 
 
 def test_an_evaluation_adds_its_seconds_to_those_of_its_step():

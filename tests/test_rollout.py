@@ -5,6 +5,7 @@ beside a real FSDP2 policy (tests/engine_worker.py).
 
 import json
 import os
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ from conftest import LOGPROB, LOGPROB_MEAN, ROOT, run_script
 import rollout
 from onebox import engine_weights
 from onebox.distributed import Broken, Clock
+from onebox.metrics import summarize
 from rewards import Score
 from rollout import Engine, Rollout
 
@@ -51,6 +53,9 @@ class Tokens:
 
     def get_vocab(self):
         return {str(i): i for i in range(10)}
+
+    def __call__(self, texts, add_special_tokens):
+        return {"input_ids": [text.split() for text in texts]}
 
     def decode(self, ids, skip_special_tokens):
         return " ".join(map(str, ids))
@@ -94,7 +99,8 @@ def test_a_gpu_that_slept_gets_weights_before_memory_for_the_cache(one_process, 
         engine.wake(POLICY, 3)
         assert engine.llm.calls == ["memory of weights", *SYNC, "version 3", "memory of kv_cache", "no prefix cache"]
         engine.wake(POLICY, 3)  # awake with these weights: nothing to load
-        engine.sleep()
+        for _ in range(2):  # the second time it is asleep already
+            engine.sleep()
         assert engine.llm.calls[6:] == ["no prefix cache", "sleep 2"] and engine.version is None
 
 
@@ -102,11 +108,11 @@ def test_rollouts_are_scored_while_sampling_goes_on_and_come_in_order(one_proces
     engine, asked, submitted, recorded, grouped = make_engine(monkeypatch), {}, [], [], []
     finished = [(1, 1, [5, 6]), (0, 0, [4, 1]), (1, 0, [11]), (0, 1, [7] * 8)]  # 1 is EOS; there is no text for 11
 
-    def generate(llm, prompts, seeds, **options):
-        asked.update(options, prompts=prompts, seeds=seeds)
+    def generate(llm, requests, **options):
+        asked.update(options, requests=requests)
         for index, sample, ids in finished:
             reason = "stop" if ids[-1] == 1 or len(ids) < 3 else "length"
-            yield Rollout(index, sample, [2], ids, np.zeros(len(ids), np.float32), reason)
+            yield Rollout(index, sample, np.array([2]), np.array(ids), np.zeros(len(ids), np.float32), reason)
 
     class Scores:
         def submit(self, key, reward, text, answer, *, truncated, num_tokens, max_tokens, row, prompt, token_ids):
@@ -132,7 +138,8 @@ def test_rollouts_are_scored_while_sampling_goes_on_and_come_in_order(one_proces
     rollouts = engine.sample(prompts, [[10, 11], [20, 21]], Scores(), 0.7,
                              record=lambda r: recorded.append((r.prompt, r.sample)))
     assert [asked[name] for name in ("version", "temperature", "max_tokens", "stop_ids")] == [5, 0.7, 8, [1]]
-    assert asked["prompts"] == [(1, [2, 3]), (0, [2])] and asked["seeds"] == [[20, 21], [10, 11]]  # the longest first
+    assert asked["requests"] == [(1, 0, [2, 3], 20), (1, 1, [2, 3], 21),
+                                 (0, 0, [2], 10), (0, 1, [2], 11)]  # longest 1st
     assert submitted[:2] == [((1, 1), "r", "5 6", "B", False, 2, 8), ((0, 0), "r", "4", "A", False, 2, 8)]
     assert [truncated for *_, truncated, _, _ in submitted] == [False, False, True, True]  # as ids without a text are
     assert recorded[0] == (1, 1) and sorted(recorded) == [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -140,7 +147,108 @@ def test_rollouts_are_scored_while_sampling_goes_on_and_come_in_order(one_proces
     assert [(r.uid, r.sample) for r in rollouts] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
     assert all(r.asked is prompts[r.prompt] and r.source == "s" for r in rollouts)
     assert [r.phantom for r in rollouts] == [False, False, True, False]
+    assert [r.counts["answer_len"] for r in rollouts] == [0] * 4 and "reflection_words" in rollouts[0].counts
     assert [sorted(r.score.flags) for r in rollouts] == [[], ["truncated"], ["phantom_ids"], []]
+
+
+def test_samples_are_dealt_one_by_one_and_no_engine_waits_long_for_another():
+    """
+    Responses to one prompt have similar lengths (here exp(0.6 x of the prompt + 0.4 x of the sample), both normal): the
+    fullest of 8 engines has 26 % more tokens than the mean with whole groups, 6 % with single samples. Of 200 steps.
+    """
+    rng, loads = np.random.default_rng(0), {"groups": [], "samples": []}
+    assert rollout.deal([2, 3], 1, 2) == [(0, 1), (1, 0), (1, 2)]  # of two engines the second
+    dealt = [rollout.deal([8] * 128, engine, 8) for engine in range(8)]
+    assert [len(pairs) for pairs in dealt] == [128] * 8 and len(set().union(*map(set, dealt))) == 1024
+    for _ in range(200):
+        lengths = np.exp(0.6 * rng.standard_normal((128, 1)) + 0.4 * rng.standard_normal((128, 8)))  # (P, G)
+        for kind, tokens in (("groups", [lengths[engine::8].sum() for engine in range(8)]),
+                             ("samples", [sum(lengths[pair] for pair in pairs) for pairs in dealt])):
+            loads[kind].append(max(tokens) / np.mean(tokens))
+    assert np.mean(loads["groups"]) == pytest.approx(1.26, abs=0.02)
+    assert np.mean(loads["samples"]) == pytest.approx(1.064, abs=0.005)
+
+
+def test_one_two_and_three_engines_draw_the_same_responses(one_process, monkeypatch):
+    """The tokens follow from the seed alone; prompt 2 of the evaluation has one sample, the others three."""
+    engine, scores = make_engine(monkeypatch), SimpleNamespace(
+        submit=lambda *_, **__: None, collect=dict, add_group_parts=lambda rollouts: rollouts)
+
+    def generate(llm, requests, **_):
+        for prompt, sample, ids, seed in requests:
+            tokens = np.random.default_rng(seed).integers(2, 9, 1 + seed % 5)
+            yield Rollout(prompt, sample, np.array(ids), tokens, np.zeros(len(tokens), np.float32), "length")
+
+    monkeypatch.setattr(rollout, "generate", generate)
+    prompts = [SimpleNamespace(ids=[2] * n, uid=str(n), source="", reward="r", answer="", text="", row={})
+               for n in (1, 3, 2, 1)]
+    seeds = [[10, 11, 12], [20, 21, 22], [30], [40, 41, 42]]
+    found = {}
+    for count in (1, 2, 3):
+        found[count], engine.num_engines = {}, count
+        for index in range(count):
+            engine.index = index
+            mine = engine.sample(prompts, seeds, scores, 1.0)
+            assert {(r.prompt + r.sample) % count for r in mine} == {r.engine for r in mine} == {index}
+            found[count] |= {(r.prompt, r.sample): r.response_ids.tolist() for r in mine}
+    assert found[1] == found[2] == found[3] and len(found[1]) == 10
+
+
+def test_with_a_finish_share_each_engine_keeps_the_groups_that_it_completes_first(one_process, monkeypatch):
+    """
+    Two engines, four groups of two each, kept are two each. A response takes as many steps as its seed says: engine 1
+    has the groups 1, 3, 5, 7, of 9, 2, 4 and 4 steps. In step 4 it completes 5, the second one, and then 7, one too
+    many; group 1 has 4 tokens and a response of one.
+    """
+    engine, submitted = make_engine(monkeypatch), []
+    scores = SimpleNamespace(submit=lambda key, *_, **__: submitted.append(key), add_group_parts=list,
+                             collect=lambda: {key: Score(1.0, True, True, {}) for key in submitted})
+
+    def generate(llm, requests, *, enough, **_):
+        assert [r[:2] for r in requests] == [(i, k) for i in range(engine.index, 8, 2) for k in (0, 1)]  # whole groups
+        for step in range(1, 10):
+            for prompt, sample, ids, seed in (r for r in requests if r[3] >= step):
+                if seed == step:
+                    yield Rollout(prompt, sample, np.array(ids), np.full(step, 5), np.zeros(step, np.float32), "length")
+            if enough():
+                requests = [r for r in requests if r[3] > step]
+                for prompt, sample, ids, _ in requests:
+                    yield Rollout(prompt, sample, np.array(ids), np.full(step, 5), np.zeros(step, np.float32),
+                                  "dropped")
+                return
+
+    monkeypatch.setattr(rollout, "generate", generate)
+    engine.num_engines, engine.index = 2, 1
+    prompts = [SimpleNamespace(ids=[2], uid=f"p{i}", source="", reward="r", answer="", text="", row={})
+               for i in range(8)]
+    steps = {1: (9, 1), 3: (2, 1), 5: (3, 4), 7: (4, 4)}  # of the two samples of a group
+    seeds = [steps.get(i, (1, 1)) for i in range(8)]
+    kept = engine.sample(prompts, seeds, scores, 1.0, keep=4)
+    assert [(r.prompt, r.sample, len(r.response_ids)) for r in kept] == [(3, 0, 2), (3, 1, 1), (5, 0, 3), (5, 1, 4)]
+    assert all(r.score and r.counts and not r.dropped for r in kept)
+    left_out = {(r.prompt, r.sample): len(r.response_ids) for r in engine.dropped}
+    assert left_out == {(1, 0): 4, (1, 1): 1, (7, 0): 4, (7, 1): 4}  # with what was finished of an unfinished group
+    assert {r.uid for r in engine.dropped} == {"p1", "p7"} and (1, 0) not in submitted
+    row = summarize(kept + engine.dropped, 2)
+    assert (row["num_rollouts"], row["dropped_groups"], row["dropped_tokens"]) == (4, 2, 13)
+    assert row["response_len"] == 2.5 and summarize(kept)["dropped_tokens"] is summarize(kept)["dropped_groups"] is None
+
+
+def test_a_finish_share_draws_equally_many_whole_groups_for_each_engine(one_process, monkeypatch):
+    engine = make_engine(monkeypatch)
+    for prompts, share, engines, drawn in ((128, 1.0, 8, 128), (128, 0.8, 8, 160), (128, 0.9, 8, 144), (7, 0.7, 1, 10),
+                                           (8, 0.999, 8, 16), (3, 0.3, 1, 10)):  # 128 / 0.9 = 142.2: 18 for each of 8
+        engine.num_engines = engines
+        assert engine.prompts_to_draw(SimpleNamespace(prompts_per_step=prompts, finish_share=share)) == drawn
+
+
+def test_ids_travel_between_ranks_in_four_bytes_a_token():
+    """As int32; a list of Python's numbers takes 3 bytes and an object for each, on every rank."""
+    output = SimpleNamespace(token_ids=list(range(100_000, 100_000 + 5000)), finish_reason="length",
+                             logprobs=SimpleNamespace(logprobs=[-1.0] * 5000), weight_versions=None)
+    r = rollout.to_rollout(0, 0, np.array([1, 2], np.int32), output, 0)
+    assert r.response_ids.dtype == np.int32 and r.rollout_logprobs.dtype == np.float32
+    assert 8 * 5000 < len(pickle.dumps(r, protocol=5)) < 8 * 5000 + 1000
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -305,6 +413,14 @@ def test_eos_is_in_the_response_when_it_was_sampled_and_never_added(report):
 
 def test_more_prompt_tokens_than_one_step_takes_are_sampled(report):
     assert report["many_long_prompts"] == [32, 0]  # at the first try
+
+
+def test_when_enough_is_there_the_rest_is_cut_off_and_no_request_is_left_behind(report):
+    """Twice the same, on all ranks of a tensor-parallel group too: only the order of the engine's steps decides."""
+    first, again, reasons, left_behind, lengths_match = report["enough"]
+    assert first == again and sum(not cut for _, _, _, cut in first) >= 3 and any(cut for _, _, _, cut in first)
+    assert reasons == ["dropped", "stop"] and not left_behind and lengths_match
+    assert report["after_enough"] and report["gap_after_deadline"][0] < LOGPROB
 
 
 def test_the_deadline_returns_everything_and_the_engine_goes_on(report):

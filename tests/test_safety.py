@@ -295,7 +295,7 @@ def without_vllm(monkeypatch):
 
 def sampled(engine, prompts=4):
     return list(
-        rollout.generate(engine, [(i, [5]) for i in range(prompts)], [[i] for i in range(prompts)],
+        rollout.generate(engine, [(i, 0, [5], i) for i in range(prompts)],
                          temperature=1.0,
                          max_tokens=4,
                          stop_ids=[1],
@@ -314,7 +314,7 @@ def test_a_special_token_can_be_a_stop_string(strings, skipped, without_vllm):
 
     with pytest.raises(distributed.Broken):
         list(
-            rollout.generate(types.SimpleNamespace(enqueue=enqueue), [(0, [5])], [[0]],
+            rollout.generate(types.SimpleNamespace(enqueue=enqueue), [(0, 0, [5], 0)],
                              temperature=1.0,
                              max_tokens=4,
                              stop_ids=[1],
@@ -635,7 +635,7 @@ def test_an_engine_and_a_kernel_that_are_older_lack_nothing_that_is_called(monke
     older.complete(LLM)
     LLM().update_weight_version("3")
     found = rollout.to_rollout(0, 0, [4], CompletionOutput(), 3)
-    assert found.response_ids == [5, 1] and found.finish_reason == "stop"
+    assert found.response_ids.tolist() == [5, 1] and found.finish_reason == "stop"
 
     def of_torch_2_11(query, *, scale):
         return query, scale

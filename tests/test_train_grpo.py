@@ -35,9 +35,13 @@ class ScriptedEngine:
     """Answers each round of prompts with rewards that were written down before: rounds[round][prompt][sample]."""
 
     def __init__(self, *rounds):
-        self.rounds, self.uids, self.seeds = list(rounds), [], []
+        self.rounds, self.uids, self.seeds, self.dropped = list(rounds), [], [], []
 
-    def sample(self, prompts, seeds, scorer, temperature):
+    def prompts_to_draw(self, cfg):
+        return cfg.prompts_per_step
+
+    def sample(self, prompts, seeds, scorer, temperature, keep):
+        assert keep == len(prompts)
         self.uids += [p.uid for p in prompts]
         self.seeds += seeds
         return [SimpleNamespace(uid=p.uid, sample=k, score=SimpleNamespace(total=reward))
@@ -320,7 +324,8 @@ def test_learning_rate_of_every_step_by_hand():
 
 
 @pytest.mark.parametrize("setting, message", [
-    (dict(top_p=0.9), "top_p"), (dict(temperature=0.0), "temperature"), (dict(prompts_per_step=9), "divisible"),
+    (dict(top_p=0.9), "top_p"), (dict(temperature=0.0), "temperature"),
+    (dict(prompts_per_step=9, group_size=3), "2 engines"),
     (dict(tensor_parallel=3), "tensor_parallel"), (dict(updates_per_step=7), "updates_per_step"), (dict(lr=-1.0), "lr"),
     (dict(group_size=0), "group_size"), (dict(shard_size=3), "shard_size"), (dict(eval_every=-1), "eval_every"),
     (dict(seed=-1), "seed"), (dict(repetition_stop=1), "repetition_stop = 1"), (dict(stop=("</answer>", "")), "stop"),
@@ -329,6 +334,9 @@ def test_learning_rate_of_every_step_by_hand():
     (dict(reward="tinyzero_countdwn"), "did you mean"),
     (dict(group_size=1), "group_size"), (dict(group_size=1, kl_in="loss_k2", kl_coef=0.0), "group_size"),
     (dict(group_size=1, kl_in="loss_k3", dynamic_sampling=2), "dynamic_sampling"),
+    (dict(finish_share=0.0), "leave out every group"), (dict(finish_share=1.5), "finish_share"),
+    (dict(finish_share=0.5, dynamic_sampling=1), "finish_share = 0.5 and dynamic_sampling"),
+    (dict(finish_share=0.5, prompts_per_step=9), "multiple of 2"),
 ])
 def test_bad_settings_are_one_line(setting, message):
     with pytest.raises(ConfigError) as error:
@@ -340,4 +348,5 @@ def test_the_defaults_and_a_group_of_one_with_another_term_pass_the_check():
     check_config(Config(), world=8)
     check_config(Config(group_size=1, entropy_coef=0.01), world=8)
     check_config(Config(group_size=1, kl_in="loss_k2"), world=8)
+    check_config(Config(prompts_per_step=9, group_size=8), world=8)  # each engine draws one sample of each prompt
     assert train_grpo.Config().lr == 1e-6

@@ -50,7 +50,8 @@ def replay(cfg):
              if not any(wanted and one is None for wanted, one in zip(in_loss, column, strict=True))}
     longest = max(len(r.prompt_ids) + len(r.response_ids) for r in rollouts)
     path, hf_config, tokenizer, _ = resolve_model(cfg.model, longest)
-    if (highest := max(max(r.prompt_ids + r.response_ids) for r in rollouts)) >= hf_config.vocab_size:
+    highest = max(ids.max(initial=0) for r in rollouts for ids in (r.prompt_ids, r.response_ids))
+    if highest >= hf_config.vocab_size:
         raise DataError(f"{file}: token {highest} is outside the vocabulary of {hf_config.vocab_size} of model "
                         f"{cfg.model!r}: give the --model that sampled this file")
     critic_path = ""

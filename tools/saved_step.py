@@ -64,7 +64,7 @@ def rows_of(file):
             row = None
         if not isinstance(row, dict):
             raise DataError(f"{file}, line {number} is no JSON object: {excerpt(line, 60)}")
-        if row.get("split", "train") == "train":
+        if row.get("split", "train") == "train" and row.get("finish_reason") != "dropped":  # by finish_share
             rows.append((number, row))
     if not rows:
         raise DataError(f"{file} holds no rollouts of a training step: it is empty or of an evaluation alone, the run "
@@ -84,7 +84,8 @@ def to_rollout(row, where):
     if lacks := [name for name in NEEDED if row.get(name) is None]:
         raise DataError(f"{where} lacks {', '.join(lacks)}")
     ids, response = row["prompt_ids"], row["response_ids"]
-    if not all(isinstance(x, list) and all(type(i) is int and i >= 0 for i in x) for x in (ids, response)) or not ids:
+    if not ids or not all(isinstance(x, list) and all(type(i) is int and 0 <= i < 2**31 for i in x)
+                          for x in (ids, response)):
         raise DataError(f"{where}: prompt_ids and response_ids must be lists of token ids, prompt_ids not empty")
     if type(row["sample"]) is not int:
         raise DataError(f"{where}: sample must be the number in the group, from 0, got {excerpt(row['sample'], 40)}")
@@ -93,6 +94,7 @@ def to_rollout(row, where):
     old = {name: numbers(row[name], len(response), f"{where}: {name}")
            for name in ("old_logprobs", "old_values") if row.get(name) is not None}
     score = Score(reward, bool(row.get("correct")), bool(row.get("format_ok")), row.get("parts") or {})
+    ids, response = np.array(ids, np.int32), np.array(response, np.int32)
     return Rollout(0, row["sample"], ids, response, logprobs, str(row["finish_reason"]), str(row.get("text") or ""),
                    score, str(row.get("source") or ""), str(row["uid"])), old, where
 

@@ -23,7 +23,7 @@ import statistics
 import sys
 import time
 
-from tasks.words import word_columns
+from tasks.words import word_columns, word_counts
 from onebox.config import ConfigError
 from onebox.files import read_json
 from tools.report.compare import MAX_DIFF_LINES, compare
@@ -138,7 +138,8 @@ def analyses(run):
         if number(row.get("reasoning_words")) is None and kept:
             split = "train" if step and any(r["split"] == "train" for r in kept) else "held-out"
             kept = [r for r in kept if r["split"] == split] or kept
-            row |= {k: v for k, v in word_columns([r["thinking"] for r in kept]).items() if number(row.get(k)) is None}
+            words = word_columns([word_counts(r["thinking"]) for r in kept])
+            row |= {k: v for k, v in words.items() if number(row.get(k)) is None}
             filled = True
         think_len = number(row.get("think_len"))
         for column in ("reasoning_words", "reflection_words", "reflection_words_survey", "reflection_words_published"):
