@@ -58,6 +58,7 @@ def main():
     parser.add_argument("--list", action="store_true", help="print the parts with their cells and seconds, then stop")
     parser.add_argument("--smoke", action="store_true", help="a tiny model, also on a CPU")
     parser.add_argument("--part", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)  # of a part, seconds of time.time()
     args = parser.parse_args()
     every = SMOKE if args.smoke else PARTS
     if args.part:
@@ -67,6 +68,7 @@ def main():
         return list_parts(parts, args.minutes)
     if not args.smoke and not torch.cuda.is_available():
         raise SystemExit("error: no CUDA GPU here; --smoke runs a tiny model on the CPU")
+    args.out = os.path.abspath(args.out)
     os.makedirs(args.out, exist_ok=True)
     for file in ("gpu.jsonl", "gpu.log", "profiles.txt"):
         open(os.path.join(args.out, file), "w").close()
@@ -115,8 +117,9 @@ def run_child(args, part, budget):
     path = os.path.join(args.out, "gpu.log")
     with open(path, "a") as log:
         begin = log.tell()
+        deadline = str(time.time() + budget - 5)
         child = subprocess.Popen([sys.executable, os.path.abspath(__file__), "--part", part, "--out", args.out,
-                                  "--minutes", str((budget - 5) / 60), *["--smoke"] * args.smoke], cwd=ROOT, stderr=log)
+                                  "--deadline", deadline, *["--smoke"] * args.smoke], cwd=ROOT, stderr=log)
         try:
             code = child.wait(timeout=budget)
         except subprocess.TimeoutExpired:

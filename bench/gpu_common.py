@@ -1,5 +1,5 @@
 """
-What the parts of bench/gpu.py share: the model of a cell, the clock, rows that are written as soon as they are measured,
+What the parts of bench/gpu.py share: the model of a cell, the clock, rows written as soon as they are measured,
 variants that take turns.
 """
 
@@ -11,6 +11,7 @@ import json
 import os
 import statistics
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -23,7 +24,6 @@ from onebox import fused_logprobs, packed_attention
 from onebox.distributed import init_distributed
 from onebox.flops import forward_flops, known_gpu, shape_of
 from policy import Policy, cast_parameters, device_mesh, pack, shard, to_micro_batch, token_logprobs
-from tools.dry_step import FakeRollout
 from tools.plan import config_of
 from train_grpo import policy_loss
 
@@ -72,11 +72,12 @@ class Bench:
         torch.manual_seed(0)
         _, _, self.device = init_distributed()
         self.name, self.args = name, args
-        self.on_gpu, self.start = self.device.type == "cuda", time.monotonic()
+        self.on_gpu = self.device.type == "cuda"
         self.dtype = "bfloat16" if self.on_gpu else "float32"
         self.config = config_named(name)
         self.config.num_hidden_layers = layers or self.config.num_hidden_layers
-        self.config.layer_types = ["full_attention"] * self.config.num_hidden_layers
+        if getattr(self.config, "layer_types", None):
+            self.config.layer_types = ["full_attention"] * self.config.num_hidden_layers
         self.config.bos_token_id = self.config.eos_token_id = self.config.pad_token_id = None
         self.shape, self.params = shape_of(self.config), 0
         self.peaks = known_gpu(torch.cuda.get_device_name(self.device), self.dtype) if self.on_gpu else None
@@ -92,7 +93,8 @@ class Bench:
         self.params, has = hf.num_parameters(), inspect.signature(shard).parameters
         if lacking := [name for name in options if name not in has]:
             raise TypeError(f"not run: policy.shard has no {', '.join(lacking)} here")
-        module = Policy(hf, options.get("compile", False)) if "compile" in inspect.signature(Policy).parameters else Policy(hf)
+        takes_compile = "compile" in inspect.signature(Policy).parameters
+        module = Policy(hf, *[options.get("compile", False)] * takes_compile)
         if fsdp:
             return with_fsdp(module, hf.get_decoder(), self.device, getattr(torch, self.dtype))
         return shard(module, hf.get_decoder(), self.device, self.dtype, **options)
@@ -104,7 +106,7 @@ class Bench:
 
     def left(self):
         """Return the seconds that this part still has."""
-        return self.args.minutes * 60 - (time.monotonic() - self.start)
+        return self.args.deadline - time.time()
 
     def reset_peak(self):
         if self.on_gpu:
@@ -158,7 +160,8 @@ def responses(tokens, longest, prompt_len, vocab_size):
     while left > prompt_len + 1:
         n = min(left, max(prompt_len + 2, int(longest * shares[i % len(shares)])))
         ids = ((np.arange(n + 1) * 7919 + i) % vocab_size).astype(np.int32)
-        found.append(FakeRollout(ids[:prompt_len], ids[prompt_len:], np.zeros(n + 1 - prompt_len, np.float32)))
+        found.append(SimpleNamespace(prompt_ids=ids[:prompt_len], response_ids=ids[prompt_len:],
+                                     rollout_logprobs=np.zeros(n + 1 - prompt_len, np.float32)))
         left, i = left - n, i + 1
     return sorted(found, key=lambda r: -len(r.response_ids))
 
@@ -181,7 +184,7 @@ def train_once(bench, policy, batch):
     return bench.now() - start
 
 
-# ---- settings that can be switched, and variants that take turns ------------------------------------------------------
+# ---- settings that can be switched, variants that take turns ---------------------------------------------------------
 
 
 class Switches:
@@ -317,7 +320,7 @@ def take_turns(variants, rounds, bench):
                     row["peak_gb"] = max(row["peak_gb"] or 0.0, bench.peak_gb() or 0.0) or None
             except Exception as error:  # no memory, no package, no compiler: said, and on
                 row["note"] = said(error)
-                del error
+            if "note" in row:  # outside of `except`, which would still hold the tensors of the frames that failed
                 bench.free()
     for row in found.values():
         row["seconds"] = statistics.median(row["raw"]) if row["raw"] else None

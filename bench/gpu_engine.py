@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import torch
-from gpu_common import Bench, Switches, said, write
+from gpu_common import Bench, Switches, micro_batch, said, train_once, write
 
 import rollout as rollout_module
 from onebox.distributed import stable_seed
@@ -160,37 +160,55 @@ def seeds(args, bench, sampler):
 
 
 def whole_step(args, bench, sampler):
-    """Sync, rollout without seeds, sleep, training in micro-batches of 16,384 tokens at the best settings."""
-    policy, cfg = sampler.policy, Config()
-    limit = 64 if args.smoke else 16384
-    Switches(policy).set(blocks=bench.on_gpu, head=bench.on_gpu)
-    optimizer = make_adam(policy, 1e-6, 0.9, 0.999, 0.01)
+    """
+    Sync, rollout without seeds, sleep, training in micro-batches of 16,384 tokens, compiled; recomputed only if the
+    memory beside the engine does not suffice otherwise.
+    """
     sleep(sampler.llm, bench.device)
-    for step in range(1 if args.smoke or bench.left() < 50 else 2):
-        bench.reset_peak()
-        marks = [bench.now()]
-        sampler.sync()
-        marks.append(bench.now())
-        rollouts, _ = sampler.sample(False)
-        marks.append(bench.now())
-        sleep(sampler.llm, bench.device)
-        marks.append(bench.now())
-        rewards = torch.tensor([[float(np.sum(r.response_ids) % 2)] for r in rollouts]).reshape(-1, sampler.group)
-        advantages = group_advantages(rewards, True).flatten().to(bench.device)
-        gaps, tokens = [], sum(len(r.response_ids) for r in rollouts)
-        batches = pack(rollouts, range(len(rollouts)), limit, 0, 1, bench.device)
-        for batch in batches:
-            logprobs, entropy = token_logprobs(policy, batch, 1.0)
-            batch.old_logprobs, batch.advantages = logprobs.detach(), advantages[batch.response_index]
-            gaps.append((batch.old_logprobs - batch.rollout_logprobs).abs().mean())
-            losses, _ = token_loss(logprobs, entropy, batch, cfg)
-            (losses.sum() / tokens).backward()
-        optimizer_step(policy, optimizer, 1e-6, 1.0)
-        marks.append(bench.now())
-        sync, sampling, asleep, train = (b - a for a, b in zip(marks, marks[1:], strict=False))
-        lens, whole = [n for batch in batches for n in batch.lens], marks[-1] - marks[0]
-        rate = 3 * forward_flops(bench.shape, lens, tokens) / train
-        write(args, f"whole GRPO step {step + 1}", tokens=sum(lens), seconds=whole, tokens_per_second=sum(lens) / whole,
-              mfu=rate / bench.peaks.flops if bench.peaks else None, peak_gb=bench.peak_gb(),
-              note=f"sync {sync:.2f}, rollout {sampling:.2f}, sleep {asleep:.2f}, train {train:.2f} s; gap to the "
-                   f"engine {float(sum(gaps)) / len(gaps):.2g}")
+    switches, tokens = Switches(sampler.policy), 90 if args.smoke else 16384
+    optimizer = make_adam(sampler.policy, 1e-6, 0.9, 0.999, 0.01)
+    for checkpointing in (False, True):
+        switches.set(checkpointing=checkpointing)
+        failed = ""
+        try:
+            train_once(bench, sampler.policy, micro_batch(bench, tokens))  # compiles
+            sampler.policy.zero_grad(set_to_none=True)
+            one_step(args, bench, sampler, optimizer, tokens, f"whole GRPO step, checkpointing {checkpointing}")
+        except torch.OutOfMemoryError as error:
+            failed = said(error)
+        if not failed:
+            return
+        write(args, f"whole GRPO step, checkpointing {checkpointing}", note=failed)
+        sampler.policy.zero_grad(set_to_none=True)
+        bench.free()
+
+
+def one_step(args, bench, sampler, optimizer, max_tokens, cell):
+    policy, cfg = sampler.policy, Config()
+    bench.reset_peak()
+    marks = [bench.now()]
+    sampler.sync()
+    marks.append(bench.now())
+    rollouts, _ = sampler.sample(False)
+    marks.append(bench.now())
+    sleep(sampler.llm, bench.device)
+    marks.append(bench.now())
+    rewards = torch.tensor([[float(np.sum(r.response_ids) % 2)] for r in rollouts]).reshape(-1, sampler.group)
+    advantages = group_advantages(rewards, True).flatten().to(bench.device)
+    gaps, tokens = [], sum(len(r.response_ids) for r in rollouts)
+    batches = pack(rollouts, range(len(rollouts)), max_tokens, 0, 1, bench.device)
+    for batch in batches:
+        logprobs, entropy = token_logprobs(policy, batch, 1.0)
+        batch.old_logprobs, batch.advantages = logprobs.detach(), advantages[batch.response_index]
+        gaps.append((batch.old_logprobs - batch.rollout_logprobs).abs().mean())
+        losses, _ = token_loss(logprobs, entropy, batch, cfg)
+        (losses.sum() / tokens).backward()
+    optimizer_step(policy, optimizer, 1e-6, 1.0)
+    marks.append(bench.now())
+    sync, sampling, asleep, train = (b - a for a, b in zip(marks, marks[1:], strict=False))
+    lens, whole = [n for batch in batches for n in batch.lens], marks[-1] - marks[0]
+    rate = 3 * forward_flops(bench.shape, lens, tokens) / train
+    write(args, cell, tokens=sum(lens), seconds=whole, tokens_per_second=sum(lens) / whole, peak_gb=bench.peak_gb(),
+          mfu=rate / bench.peaks.flops if bench.peaks else None,
+          note=f"sync {sync:.2f}, rollout {sampling:.2f}, sleep {asleep:.2f}, train {train:.2f} s (its MFU); gap "
+               f"to the engine {float(sum(gaps)) / len(gaps):.2g}")

@@ -18,8 +18,9 @@ def host(args, name):
     bench = Bench(args, name)
     tokens, repeats = (256, 5) if args.smoke else (16384, 20)
     for (kind, how), (count, spent) in rows(pack, tokens, bench.device, repeats).items():
-        write(args, f"pack, {kind}, ids as {how}", tokens=tokens, seconds=statistics.median(spent) / 1e3,
-              note=f"{count} sequences, {statistics.median(spent):.2f} ms, least {min(spent):.2f} ms, onto {bench.device}")
+        middle = statistics.median(spent)
+        write(args, f"pack, {kind}, ids as {how}", tokens=tokens, seconds=middle / 1e3,
+              note=f"{count} sequences, {middle:.2f} ms, least {min(spent):.2f} ms, onto {bench.device}")
     try:
         sft_loop(args, bench, tokens)
     except Exception as error:  # said: a part must end with its rows written

@@ -148,13 +148,16 @@ def kernels_of(step, on_gpu):
     """Return [(name, milliseconds, calls)] of the kernels that step() launches; on a CPU of its operators."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu) as profiled:
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiled:
         step()
     rows = []
     for event in profiled.key_averages():
-        on_device = "CUDA" in str(event.device_type)
-        spent = getattr(event, "self_device_time_total", 0) if on_gpu else event.self_cpu_time_total
-        if spent and on_device == on_gpu and (on_gpu or event.key.startswith("aten::")):
+        if on_gpu:  # annotations span kernels that have rows of their own
+            wanted = "CUDA" in str(event.device_type) and not getattr(event, "is_user_annotation", False)
+            spent = event.self_device_time_total  # self_cuda_time_total before torch 2.11
+        else:
+            wanted, spent = event.key.startswith("aten::"), event.self_cpu_time_total
+        if wanted and spent:
             rows.append((event.key, spent / 1e3, event.count))
     return rows
 
@@ -223,7 +226,6 @@ def parts_of_step(step, on_gpu):
         elif "adam" in event.key and "CUDA" not in str(event.device_type):
             found["Adam"] += event.self_cpu_time_total / 1e6
     return found
-
 
 
 def layers_that_fit(bench, tokens):
