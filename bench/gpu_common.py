@@ -6,7 +6,6 @@ variants that take turns.
 import contextlib
 import functools
 import gc
-import inspect
 import json
 import os
 import statistics
@@ -16,14 +15,13 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from common import llama
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import policy as policy_module
-from onebox import fused_logprobs, packed_attention
+from onebox import packed_attention
 from onebox.distributed import init_distributed
 from onebox.flops import forward_flops, known_gpu, shape_of
-from policy import Policy, cast_parameters, device_mesh, pack, shard, to_micro_batch, token_logprobs
+from policy import Policy, pack, shard, token_logprobs
 from tools.plan import config_of
 from train_grpo import policy_loss
 
@@ -82,22 +80,20 @@ class Bench:
         self.shape, self.params = shape_of(self.config), 0
         self.peaks = known_gpu(torch.cuda.get_device_name(self.device), self.dtype) if self.on_gpu else None
 
-    def policy(self, fsdp=False, **options):
+    def policy(self, masters=True, **options):
         """
-        Make a Policy as load_policy does, from random weights drawn on the device; fsdp: as several ranks have it.
+        Make a Policy as load_policy does, with its options, from random weights drawn on the device.
 
-        Raises TypeError for an option that policy.shard does not have.
+        masters=False: drop the fp32 weights, which lie elsewhere under offload; it can be timed, not stepped.
         """
         with torch.device(self.device):
             hf = AutoModelForCausalLM.from_config(self.config, attn_implementation="packed")
-        self.params, has = hf.num_parameters(), inspect.signature(shard).parameters
-        if lacking := [name for name in options if name not in has]:
-            raise TypeError(f"not run: policy.shard has no {', '.join(lacking)} here")
-        takes_compile = "compile" in inspect.signature(Policy).parameters
-        module = Policy(hf, *[options.get("compile", False)] * takes_compile)
-        if fsdp:
-            return with_fsdp(module, hf.get_decoder(), self.device, getattr(torch, self.dtype))
-        return shard(module, hf.get_decoder(), self.device, self.dtype, **options)
+        self.params = hf.num_parameters()
+        policy = shard(Policy(hf), hf.get_decoder(), self.device, self.dtype, **options)
+        for p in policy.parameters():
+            if not masters and hasattr(p, "master"):
+                del p.master
+        return policy
 
     def now(self):
         if self.on_gpu:
@@ -138,18 +134,6 @@ def config_named(name):
     return AutoConfig.for_model("qwen3", **QWEN3) if name == "Qwen3-0.6B" else config_of(name)
 
 
-def with_fsdp(module, trunk, device, compute):
-    """Wrap a policy as policy.shard does on several ranks: fp32 shards, each block gathered in the dtype of compute."""
-    mesh = device_mesh(device.type, (1,))
-    mixed = MixedPrecisionPolicy(param_dtype=compute if compute != torch.float32 else None, reduce_dtype=torch.float32)
-    module.train(False)
-    for block in trunk.layers:
-        cast_parameters(block, torch.float32)
-        fully_shard(block, mesh=mesh, mp_policy=mixed)
-    cast_parameters(module, torch.float32)
-    return fully_shard(module.to(device), mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
-
-
 # ---- micro-batches ---------------------------------------------------------------------------------------------------
 
 
@@ -170,9 +154,7 @@ def micro_batch(bench, tokens, prompt_len=256, longest=0):
     """Pack one micro-batch of ragged sequences; the longest is a quarter of it unless said otherwise."""
     prompt_len = 2 if tokens < 1024 else prompt_len
     rollouts = responses(tokens, longest or max(4, tokens // 4), prompt_len, bench.shape.vocab)
-    with contextlib.suppress(TypeError):
-        return to_micro_batch(rollouts, range(len(rollouts)), bench.device)
-    (batch,) = pack(rollouts, range(len(rollouts)), tokens + 8, 0, 1, bench.device)  # whatever to_micro_batch wants
+    (batch,) = pack(rollouts, range(len(rollouts)), tokens + 8, 0, 1, bench.device)
     return batch
 
 
@@ -198,16 +180,19 @@ class Switches:
         self.plain = [block.forward for block in self.trunk.layers]
         policy_module.compile_blocks(self.trunk)
         self.compiled = [block.forward for block in self.trunk.layers]
-        self.compile_chunk = fused_logprobs.compiled
+        self.compiler, self.grads_in_place = policy_module.compiler, policy.grads_in_place
         self.kernels = packed_attention.flash_attn_varlen_func, packed_attention.varlen_attn
 
-    def set(self, blocks=True, head=True, checkpointing=False, attention=""):
-        """blocks, head: compiled or not. attention: a name that attention_kernels() gives; "": as installed."""
+    def set(self, blocks=True, head=True, in_place=True, checkpointing=False, attention=""):
+        """
+        blocks, head: compiled or not. in_place: add the head's gradient where it stays, if the policy does so at all.
+        attention: a name that attention_kernels() gives; "": as installed.
+        """
+        self.policy.grads_in_place = in_place and self.grads_in_place
         for block, forward in zip(self.trunk.layers, self.compiled if blocks else self.plain, strict=True):
             block.forward = forward
-        if hasattr(self.policy, "compile_head"):
-            self.policy.compile_head = head
-        fused_logprobs.compiled = self.compile_chunk if head else lambda function: function
+        self.policy.compile_head = head
+        policy_module.compiler = self.compiler if head else lambda: None  # which the head asks on a GPU
         if checkpointing:
             how = {"context_fn": policy_module.keep_products} if checkpointing == "selective" else {}
             self.trunk.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False, **how})
@@ -329,7 +314,5 @@ def take_turns(variants, rounds, bench):
 
 def said(error):
     """Return one line that says what an error means for a cell."""
-    if isinstance(error, TypeError) and str(error).startswith("not run"):
-        return str(error)
     kind = "out of memory" if isinstance(error, torch.OutOfMemoryError) else type(error).__name__
     return f"{kind}: {(str(error).strip().splitlines() or [''])[0][:160]}"

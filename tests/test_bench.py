@@ -127,7 +127,7 @@ def test_every_variant_of_the_trainer_computes_the_same(args, one_process, trace
     plain, policies = gpu_common.Bench(args, "tiny"), []
     for fsdp in (False, True):
         torch.manual_seed(0)
-        policies.append(plain.policy(fsdp=fsdp))
+        policies.append(plain.policy(always_fsdp=fsdp))
     batch, found = gpu_common.micro_batch(plain, 90), []
     for policy in policies:
         switches = gpu_common.Switches(policy)
@@ -154,11 +154,14 @@ def test_a_kernel_that_was_chosen_is_put_back(args, one_process, traced_only, mo
 
 
 def test_as_many_layers_of_a_model_as_fit_are_measured(args, one_process):
-    """7B without moments: 10 bytes of each of 233 M parameters a block, and 2.4 GB of activations at 16,384 tokens."""
+    """
+    7B, a block: 10 bytes of each of 233 M parameters = 2.33 GB and 2.46 GB of activations; both ends 10.9 GB.
+    80 GB: (72 - 10.9 - 4) / 4.79 = 11.9. With 6 bytes: (72 - 6.5 - 4) / 3.86 = 15.9.
+    """
     bench = gpu_common.Bench(args, "Qwen2.5-7B")
-    for room, layers in ((80, 11), (141, 23), (400, 28), (10, 1)):
+    for room, param_bytes, layers in ((80, 10, 11), (80, 6, 15), (141, 10, 23), (400, 10, 28), (10, 10, 1)):
         bench.room_gb = lambda room=room: room
-        assert gpu_trainer.layers_that_fit(bench, 16384) == layers
+        assert gpu_trainer.layers_that_fit(bench, 16384, param_bytes) == layers
 
 
 def test_the_list_of_parts_names_cells_and_goals():
