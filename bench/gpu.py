@@ -56,6 +56,7 @@ def main():
     parser.add_argument("--minutes", type=float, default=7.5)
     parser.add_argument("--only", default="", help="parts whose name holds one of these words, with commas between")
     parser.add_argument("--list", action="store_true", help="print the parts with their cells and seconds, then stop")
+    parser.add_argument("--wheels", default="", help="folder with the optional packages of bench/gpu_wheels.sh")
     parser.add_argument("--smoke", action="store_true", help="a tiny model, also on a CPU")
     parser.add_argument("--part", default="", help=argparse.SUPPRESS)
     parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)  # of a part, seconds of time.time()
@@ -72,6 +73,7 @@ def main():
     os.makedirs(args.out, exist_ok=True)
     for file in ("gpu.jsonl", "gpu.log", "profiles.txt"):
         open(os.path.join(args.out, file), "w").close()
+    sys.path += [args.wheels] * bool(args.wheels)  # here only to name their versions
     start, head = time.monotonic(), describe()
     print(head, flush=True)
     for number, part in enumerate(parts):
@@ -114,12 +116,16 @@ def run_part(args, model, kind, cells, _):
 
 def run_child(args, part, budget):
     """Run one part in a process of its own, and say so if it does not end by itself or ends with an error."""
-    path = os.path.join(args.out, "gpu.log")
+    path, env = os.path.join(args.out, "gpu.log"), dict(os.environ)
+    if args.wheels and part.startswith(("trainer", "head")):  # vLLM must not meet packages that it did not ask for
+        folders = [args.wheels, os.path.join(args.wheels, "nvidia_cutlass_dsl/dsl_packages")]  # the second: its .pth file
+        env["PYTHONPATH"] = os.pathsep.join([*folders, *filter(None, [env.get("PYTHONPATH")])])
     with open(path, "a") as log:
         begin = log.tell()
         deadline = str(time.time() + budget - 5)
         child = subprocess.Popen([sys.executable, os.path.abspath(__file__), "--part", part, "--out", args.out,
-                                  "--deadline", deadline, *["--smoke"] * args.smoke], cwd=ROOT, stderr=log)
+                                  "--deadline", deadline, *["--smoke"] * args.smoke], cwd=ROOT, stderr=log,
+                                 env=env)
         try:
             code = child.wait(timeout=budget)
         except subprocess.TimeoutExpired:

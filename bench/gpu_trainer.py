@@ -80,16 +80,21 @@ def table(bench, args, policy, switches, batch):
 
 
 def shapes(bench, args, policy, switches, batch):
-    """Graphs compiled so far, and how many more when the lengths change from one micro-batch to the next."""
+    """
+    Count the graphs compiled so far, and how many more when the lengths change from one micro-batch to the next.
+
+    The work on a chunk of logits is compiled for its first size, then once more for any size. After that: none.
+    """
     switches.set()
-    before, spent, tokens = counters["stats"]["unique_graphs"], [], sum(batch.lens)
+    before, spent, more, tokens = counters["stats"]["unique_graphs"], [], [], sum(batch.lens)
     for share, longest in ((0.81, 3), (0.47, 9), (0.98, 2), (0.66, 17)):
+        seen = counters["stats"]["unique_graphs"]
         other = micro_batch(bench, int(tokens * share), longest=max(4, tokens // longest // 2))
-        spent += [train_once(bench, policy, other), train_once(bench, policy, other)]
-    after = counters["stats"]["unique_graphs"]
-    write(args, "four other shapes", graphs=after, recompiled=after - before, raw=spent,
-          note=f"{before} graphs before, {after - before} more for four other shapes; first and second call of each: "
-               + ", ".join(f"{a:.2f} {b:.2f}" for a, b in zip(spent[::2], spent[1::2], strict=True)) + " s")
+        spent.append([train_once(bench, policy, other), train_once(bench, policy, other)])
+        more.append(counters["stats"]["unique_graphs"] - seen)
+    write(args, "four other shapes", graphs=before + sum(more), recompiled=more, raw=spent,
+          note=f"{before} graphs before; with each shape {', '.join(map(str, more))} more; first and second call: "
+               + ", ".join(f"{a:.2f} {b:.2f}" for a, b in spent) + " s")
 
 
 def ablations(bench, args, policy, switches, batch):

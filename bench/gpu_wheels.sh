@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# For a GPU machine without a package index: the optional packages of bench/gpu.py (kernels to compare with), packed where
-# there is an index and unpacked where there is none. Nothing of the product needs them.
+# For a GPU machine without a package index: the optional packages of bench/gpu.py, kernels to compare with, are packed
+# where there is an index and unpacked where there is none. Nothing of the product needs them.
 #
-#   bash bench/gpu_wheels.sh pack FOLDER [heads] [cute]   FOLDER gets SET.tar.xz in pieces of 50 MB: SET.tar.xz.00, ...
-#   . bench/gpu_wheels.sh unpack FOLDER                   unpacks what is whole into /tmp/wheels and sets PYTHONPATH
+#   bash bench/gpu_wheels.sh pack FOLDER [heads] [cute]   FOLDER gets SET.tar.xz in pieces of 50 MiB: SET.tar.xz.00, ...
+#   bash bench/gpu_wheels.sh unpack FOLDER                adds the pieces to /tmp/wheels and unpacks what is whole there
+#   bash bench/gpu.sh OUT --wheels /tmp/wheels/site       uses them, in the parts that compare kernels only
 #
-# heads  1 MB   liger-kernel, cut-cross-entropy: pure Python, they need torch and triton
-# cute  63 MB   what FlashAttention 4 and Liger's kernel for Hopper need: nvidia-cutlass-dsl with CUDA 13, tvm-ffi, quack
+# heads  0.5 MB  liger-kernel, cut-cross-entropy: pure Python, they need torch and triton
+# cute   72 MB   FlashAttention 4; what it and Liger's kernel for Hopper need: nvidia-cutlass-dsl with CUDA 13, quack
 # The machine is taken to have Python 3.12 on x86-64, torch, triton, einops, protobuf and cuda-bindings.
 heads="liger-kernel==0.8.5 cut-cross-entropy==25.1.1"
 cute="flash-attn-4==4.0.0b36 quack-kernels==0.6.5 apache-tvm-ffi==0.1.15.post2 torch-c-dlpack-ext==0.1.5
@@ -30,15 +31,13 @@ elif [ "$1" = unpack ]; then
   mkdir -p /tmp/wheels/pieces && cp "$2"/*.tar.xz.* /tmp/wheels/pieces/
   for set in heads cute; do  # Python's own lzma: xz need not be there. A set that lacks a piece says so and is left
     ls /tmp/wheels/pieces/$set.* >/dev/null 2>&1 && cat /tmp/wheels/pieces/$set.* | python3 -c '
-import sys, tarfile
+import lzma, sys, tarfile
 try:
     with tarfile.open(fileobj=sys.stdin.buffer, mode="r|xz") as archive:
         archive.extractall("/tmp/wheels/site", filter="data")
-except (EOFError, tarfile.ReadError) as error:
+except (EOFError, lzma.LZMAError, tarfile.TarError) as error:
     print(sys.argv[1], "is not whole yet:", error)' $set
   done
-  # what its .pth file would add, which is not read in a folder of PYTHONPATH
-  export PYTHONPATH=/tmp/wheels/site:/tmp/wheels/site/nvidia_cutlass_dsl/dsl_packages${PYTHONPATH:+:$PYTHONPATH}
 else
   sed -n '2,12p' "${BASH_SOURCE[0]}"
 fi

@@ -185,7 +185,7 @@ def test_the_gpu_benchmark_runs_on_a_cpu_with_a_tiny_model(tmp_path):
     for cell in ("best", "full recomputation", "profile, eager", "four other shapes", "clip and Adam", "one process",
                  "one process in FSDP2", *gpu_trainer.ABLATIONS):
         assert trainer[cell]["seconds" if "shapes" not in cell else "graphs"] > 0, trainer[cell]
-    assert trainer["four other shapes"]["recompiled"] == 0, trainer["four other shapes"]
+    assert trainer["four other shapes"]["recompiled"][1:] == [0, 0, 0], trainer["four other shapes"]
     assert {"ours, compiled", "ours, eager"} <= {cell.partition(": ")[2] for cell, row in cells["head"].items()
                                                  if row.get("seconds")}
     assert {"sync: stream and reload", "rollout, 8 x 16, no seeds", "rollout, 8 x 16, a seed each",
