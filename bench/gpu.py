@@ -73,6 +73,7 @@ def main():
     os.makedirs(args.out, exist_ok=True)
     for file in ("gpu.jsonl", "gpu.log", "profiles.txt"):
         open(os.path.join(args.out, file), "w").close()
+    args.wheels = args.wheels and os.path.abspath(args.wheels)
     sys.path += [args.wheels] * bool(args.wheels)  # here only to name their versions
     start, head = time.monotonic(), describe()
     print(head, flush=True)
@@ -118,7 +119,7 @@ def run_child(args, part, budget):
     """Run one part in a process of its own, and say so if it does not end by itself or ends with an error."""
     path, env = os.path.join(args.out, "gpu.log"), dict(os.environ)
     if args.wheels and part.startswith(("trainer", "head")):  # vLLM must not meet packages that it did not ask for
-        folders = [args.wheels, os.path.join(args.wheels, "nvidia_cutlass_dsl/dsl_packages")]  # the second: its .pth file
+        folders = [args.wheels, os.path.join(args.wheels, "nvidia_cutlass_dsl/dsl_packages")]  # as its .pth file says
         env["PYTHONPATH"] = os.pathsep.join([*folders, *filter(None, [env.get("PYTHONPATH")])])
     with open(path, "a") as log:
         begin = log.tell()
