@@ -142,7 +142,8 @@ def syncs(args, bench, sampler):
         rate = size / seconds if part in ("whole", "stream and reload") else None
         write(args, f"sync: {part}", seconds=seconds, gb_per_second=rate, raw=[row[part] for row in rows],
               ratio=rate / copies if rate else None,
-              note=f"ratio: to {copies:,.0f} GB/s, a copy on this device" if rate else "")
+              note=f"the first {rows[0][part]:.3f} s"
+                   + (f"; ratio: to {copies:,.0f} GB/s, a copy on this device" if rate else ""))
 
 
 def seeds(args, bench, sampler):
