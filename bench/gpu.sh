@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# bash bench/gpu.sh [FOLDER]: the trainer, and where vLLM is installed the engine and a whole GRPO step, on one CUDA GPU.
-# Nothing is downloaded: random weights of real architectures. Under 10 minutes. FOLDER gets gpu.jsonl and gpu.md (default:
-# $OUT, else results/gpu_<date>). Each cell is printed and written when it is done: killing it loses only what is left.
+# bash bench/gpu.sh [FOLDER] [--minutes 7.5] [--only WORD] [--list] [--wheels SITE]: all that bench/gpu.py measures, on
+# one CUDA GPU, in under 8 minutes. Nothing is downloaded: random weights of real architectures. FOLDER (default: $OUT,
+# else results/gpu_<date>) gets gpu.md, gpu.jsonl, profiles.txt, gpu.log. Each cell is printed and written when it is
+# done: killing it loses only what is left. Optional packages to compare with: bench/gpu_wheels.sh.
 cd "$(dirname "$0")/.." || exit 1
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
-exec "$PYTHON" bench/gpu.py --out "${1:-${OUT:-results/gpu_$(date +%F)}}" "${@:2}"
+case ${1:-} in -*|"") folder=${OUT:-results/gpu_$(date +%F)} ;; *) folder=$1; shift ;; esac
+exec "$PYTHON" -u bench/gpu.py --out "$folder" "$@"

@@ -1,7 +1,6 @@
 """python -m pytest tests/test_flops.py: FLOPs, bytes, peaks and the columns made of them, by hand and against torch."""
 
 import gzip
-import json
 import os
 from types import SimpleNamespace
 
@@ -284,19 +283,3 @@ def test_a_run_is_the_same_with_and_without_a_dry_step(tied_model, tmp_path):
     assert all(np.array_equal(weights["on"][name], weights["off"][name]) for name in weights["on"])
     samples = [gzip.open(tmp_path / "out" / how / "samples" / "step_000002.jsonl.gz").read() for how in rows]
     assert samples[0] == samples[1]
-
-
-@pytest.mark.slow
-def test_the_gpu_benchmark_runs_on_a_cpu_with_a_tiny_model(tmp_path):
-    from conftest import ROOT
-
-    done = run_script(os.path.join(ROOT, "bench", "gpu.py"), "--smoke", "--out", tmp_path / "gpu", "--minutes", "4")
-    assert done.returncode == 0, done.stderr[-3000:]
-    with open(tmp_path / "gpu" / "gpu.jsonl") as f:
-        rows = [json.loads(line) for line in f]
-    assert {row["part"] for row in rows} == {"trainer tiny", "engine tiny"}
-    assert all(row["tokens_per_second"] > 0 for row in rows if "mfu" in row)
-    whole = [row["what"] for row in rows if row["part"] == "engine tiny"]
-    assert {"weight sync with wake-up", "rollout, 8 x 16", "whole GRPO step"} <= set(whole), rows
-    assert all("cut off" not in row.get("note", "") and "ended with" not in row.get("note", "") for row in rows), rows
-    assert "| whole GRPO step |" in (tmp_path / "gpu" / "gpu.md").read_text()
