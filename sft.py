@@ -187,6 +187,20 @@ def opened_by(prompt):
     return found[0] if found else ""
 
 
+def prepare(examples, seen, cfg, max_tokens, rank, world, device):
+    """Return (whole examples up to tokens_per_step, how many were seen after them, their micro-batches)."""
+    chosen, tokens = [], 0
+    while True:
+        [(_, i)] = prompt_order([len(examples)], None, cfg.seed, seen, 1)
+        prompt_ids, response_ids = examples[i]
+        tokens += len(prompt_ids) + len(response_ids)
+        if tokens > cfg.tokens_per_step:
+            return chosen, seen, pack(chosen, range(len(chosen)), max_tokens, rank, world, device)
+        chosen.append(SimpleNamespace(prompt_ids=prompt_ids, response_ids=response_ids,
+                                      rollout_logprobs=np.zeros(len(response_ids), np.float32)))
+        seen += 1
+
+
 def main():
     cfg, origin = load_config(Config)
     check_ranges(cfg)
@@ -209,40 +223,36 @@ def main():
                          offload=getattr(cfg, "offload", "") == "optimizer", shard_size=cfg.shard_size)
     optimizer = make_adam(policy, cfg.lr, cfg.adam_beta1, cfg.adam_beta2, cfg.weight_decay)
     progress = run.resume({"policy": (policy, optimizer)})
+    examples = [tuple(np.asarray(ids, dtype=np.int32) for ids in example) for example in examples]
     window, stopped_by = [0.0, 0], ""  # seconds and tokens since the last line on the console
+    following = prepare(examples, progress.prompts_seen, cfg, run.max_tokens, rank, world, device)
 
     for step in progress_bar(range(progress.step + 1, cfg.num_steps + 1), desc="sft", unit="step"):
         run.begin_step(step)
 
         # 1) whole examples in the order of this seed and epoch, until the step has its tokens
-        chosen, tokens = [], 0
-        while True:
-            [(_, i)] = prompt_order([len(examples)], None, cfg.seed, progress.prompts_seen, 1)
-            prompt_ids, response_ids = examples[i]
-            if tokens + len(prompt_ids) + len(response_ids) > cfg.tokens_per_step:
-                break
-            chosen.append(SimpleNamespace(prompt_ids=prompt_ids, response_ids=response_ids,
-                                          rollout_logprobs=np.zeros(len(response_ids), np.float32)))
-            tokens += len(prompt_ids) + len(response_ids)
-            progress.prompts_seen += 1
+        chosen, progress.prompts_seen, batches = following
         run.keep_for_crash_report(chosen)
 
         # 2) mean negative log-likelihood over the response tokens of all ranks
         num_tokens = sum(len(example.response_ids) for example in chosen)
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        for batch in pack(chosen, range(len(chosen)), run.max_tokens, rank, world, device):
+        for batch in batches:
             logprobs, _ = token_logprobs(policy, batch, temperature=1.0)  # (T,)
             loss = -logprobs.sum() / num_tokens
             (loss * world).backward()  # undo FSDP's mean over ranks: num_tokens counts all of them
             loss_sum += loss.detach()
+        # the next step's, while a GPU still works on this one's
+        following = prepare(examples, progress.prompts_seen, cfg, run.max_tokens, rank, world, device)
         lr = learning_rate(step, cfg.lr, "cosine", cfg.warmup_steps, cfg.num_steps, cfg.lr_min_ratio)
-        grad_norm = optimizer_step(policy, optimizer, lr, cfg.grad_clip)
+        grad_norm = optimizer_step(policy, optimizer, lr, cfg.grad_clip)  # waits for the GPU
         if not np.isfinite(grad_norm):
             raise Broken(f"step {step}: the gradient is not finite; lower lr or look at the examples of this step")
 
         # 3) log and save
         loss = sum_over_ranks({"loss": loss_sum}, device)["loss"]
         seconds, epoch = run.clock.take()["step"], progress.prompts_seen / len(examples)
+        tokens = sum(len(example.prompt_ids) + len(example.response_ids) for example in chosen)
         run.write_row({"step": step, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens, "epoch": epoch,
                        "seconds_step": seconds, "tokens_per_second": tokens / seconds})
         window = [window[0] + seconds, window[1] + tokens]
