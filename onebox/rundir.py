@@ -209,6 +209,8 @@ def lock(folder):
 class Run:
     """One run and its directory. Every rank calls the same methods; only rank 0 writes, but for checkpoints."""
 
+    graphs = steps_logged = late_graphs = 0  # of torch.compile, see new_graphs
+
     def __init__(self, path, cfg, origin, device, fingerprints):
         self.path, self.cfg, self.device, self.fingerprints = path, cfg, device, fingerprints
         self.main, self.clock, self.stop_signals = dist.get_rank() == 0, Clock(device), None
@@ -325,6 +327,7 @@ class Run:
             self.stop_signals = listen_for_signals()
         if "step" not in CONTEXT:
             self.clock.take()  # the start-up is no part of the first step
+            self.graphs = distributed.compiled_graphs()
         CONTEXT.update(step=step, rollouts=())
         seed_generators(self.cfg.seed, step, dist.get_rank())
 
@@ -395,7 +398,7 @@ class Run:
 
     def log(self, row):
         """Finish a step: its row of metrics with the seconds since clock.take(), console, warnings, the report."""
-        row = row | metrics.more_seconds(row, self.clock.take())
+        row = row | metrics.more_seconds(row, self.clock.take()) | {"compiled_graphs": self.new_graphs()}
         if not self.main:
             return
         self.write_row(row)  # after all else that a step writes: it says that the step is finished
@@ -413,6 +416,17 @@ class Run:
         every = self.cfg.report_every
         if every and 0 < row["step"] < self.cfg.num_steps and row["step"] % every == 0:
             self.report()
+
+    def new_graphs(self):
+        """Count the graphs compiled since the step before. Warn once if they do not come to an end."""
+        before, self.graphs = self.graphs, distributed.compiled_graphs()
+        self.steps_logged += 1
+        self.late_graphs += (self.graphs - before) * (self.steps_logged > 3)  # those of the first steps are due
+        if self.late_graphs > 8:
+            self.say(f"WARNING: {self.late_graphs} graphs were compiled after the first steps: something in them changes "
+                     "again and again, and each costs seconds; TORCH_LOGS=recompiles says what, --compile False ends it")
+            self.late_graphs = -math.inf
+        return self.graphs - before
 
     def write_row(self, row):
         """Append a row to metrics.jsonl. NaN and infinity become null, so that the file stays JSON."""

@@ -51,9 +51,11 @@ def make_engine(path, *, config, dtype, prompt_len, response_len, max_num_seqs, 
         more = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, max_len)}
     if dtype != "float32":
         overrides["head_dtype"] = "float32"  # logits rounded to bf16 add to the mismatch with the trainer
-    # LLM() reseeds every global generator, and on CPU overwrites LOCAL_WORLD_SIZE: undo both
+    # LLM() reseeds every global generator, and overwrites LOCAL_WORLD_SIZE (on CPU) and where compiled code is kept (on
+    # a GPU): undo both
     rng = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    local_world_size = os.environ.get("LOCAL_WORLD_SIZE")
+    names = ("LOCAL_WORLD_SIZE", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    before = {name: os.environ[name] for name in names if name in os.environ}
     engine = LLM(
         model=path,
         tokenizer=path,
@@ -80,10 +82,9 @@ def make_engine(path, *, config, dtype, prompt_len, response_len, max_num_seqs, 
     random.setstate(rng[0])
     np.random.set_state(rng[1])
     torch.set_rng_state(rng[2])
-    if local_world_size is None:
-        os.environ.pop("LOCAL_WORLD_SIZE", None)
-    else:
-        os.environ["LOCAL_WORLD_SIZE"] = local_world_size
+    for name in names:
+        os.environ.pop(name, None)
+    os.environ.update(before)
     if dtype != "float32":
         say(describe_head(getattr(engine.llm_engine.model_config, "head_dtype", None)))
     return engine

@@ -316,6 +316,19 @@ def batch_of(old, rollout=None, ref=None):
                            rollout_logprobs=old if rollout is None else rollout)
 
 
+def test_graphs_that_are_compiled_again_and_again_are_counted_and_said_once(monkeypatch):
+    """Of the first three steps 6 graphs are due. Then 2 a step: the fifth such step has made 10, more than 8."""
+    run, said, total = rundir.Run.__new__(rundir.Run), [], iter([4, 6, 6, 8, 10, 12, 14, 16, 18, 20])
+    run.say = said.append
+    monkeypatch.setattr("onebox.distributed.compiled_graphs", lambda: next(total))
+    made, warned = [], []
+    for _ in range(10):
+        made.append(run.new_graphs())
+        warned.append(len(said))
+    assert made == [4, 2, 0, 2, 2, 2, 2, 2, 2, 2] and warned == [0] * 7 + [1] * 3
+    assert "10 graphs were compiled after the first steps" in said[0] and "--compile False" in said[0]
+
+
 def test_responses_that_got_a_pass_stand_for_those_that_got_none():
     """4 tokens with a gradient, 2 of 6 without: means are over 4 + 6 tokens, of which the 2 count three times."""
     stats = StepStats()
