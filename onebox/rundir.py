@@ -423,8 +423,8 @@ class Run:
         self.steps_logged += 1
         self.late_graphs += (self.graphs - before) * (self.steps_logged > 3)  # those of the first steps are due
         if self.late_graphs > 8:
-            self.say(f"WARNING: {self.late_graphs} graphs were compiled after the first steps: something in them changes "
-                     "again and again, and each costs seconds; TORCH_LOGS=recompiles says what, --compile False ends it")
+            self.say(f"WARNING: {self.late_graphs} graphs were compiled after the first steps, and each costs seconds: "
+                     "something changes again and again; TORCH_LOGS=recompiles says what, --compile False ends it")
             self.late_graphs = -math.inf
         return self.graphs - before
 
