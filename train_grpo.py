@@ -214,9 +214,7 @@ def token_loss(logprobs, entropy, batch, cfg):
     if cfg.kl_in != "none":
         loss = loss + cfg.kl_coef * kl_penalty(logprobs, batch.ref_logprobs, cfg.kl_in)
     clipped = clipped_tokens(logprobs.detach(), batch.old_logprobs, advantages, *clip)
-    if cfg.entropy_coef:  # else nothing of the entropy's gradient is computed
-        loss = loss - cfg.entropy_coef * entropy
-    return loss, clipped
+    return (loss - cfg.entropy_coef * entropy if cfg.entropy_coef else loss), clipped  # 0: no gradient to compute
 
 
 def sample_groups(engine, scorer, prompts, mixture, progress, cfg):

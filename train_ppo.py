@@ -156,11 +156,10 @@ def gae(rewards, values, gamma, lam, last_value=0.0):
 
         delta_t = r_t + gamma * V_{t+1} - V_t        A_t = delta_t + gamma * lam * A_{t+1}
     """
-    deltas = rewards + gamma * np.append(values[1:], last_value) - values
+    deltas = (rewards + gamma * np.append(values[1:], last_value) - values)[::-1]
     if gamma * lam == 1:  # a sum, without Python at each token
-        return deltas[::-1].cumsum()[::-1]
-    backwards = accumulate(deltas[::-1].tolist(), lambda later, delta: delta + gamma * lam * later)
-    return np.array(list(backwards))[::-1]
+        return deltas.cumsum()[::-1]
+    return np.array(list(accumulate(deltas.tolist(), lambda later, delta: delta + gamma * lam * later)))[::-1]
 
 
 def gae_of_types(rewards, values, gammas, lam, last_value):
@@ -304,9 +303,7 @@ def token_loss(logprobs, entropy, batch, cfg):
     if cfg.kl_in != "none":
         loss = loss + cfg.kl_coef * kl_penalty(logprobs, batch.ref_logprobs, cfg.kl_in)
     clipped = clipped_tokens(logprobs.detach(), batch.old_logprobs, advantages, *clip)
-    if cfg.entropy_coef:  # else nothing of the entropy's gradient is computed
-        loss = loss - cfg.entropy_coef * entropy
-    return loss, clipped
+    return (loss - cfg.entropy_coef * entropy if cfg.entropy_coef else loss), clipped  # 0: no gradient to compute
 
 
 def sample_groups(engine, scorer, prompts, mixture, progress, cfg):
@@ -352,17 +349,15 @@ def set_advantages(updates, rollouts, rewards, train_policy, cfg):
         rewards = leave_one_out(rewards.reshape(-1, cfg.group_size)).flatten()
     own = advantages_and_returns(rollouts, rewards.tolist(), values, penalties, cfg)
     values, advantages, returns = of_all_ranks(values, *own)
-    columns = explain_values(values, returns, advantages)
-    if cfg.whiten or (cfg.whiten is None and cfg.estimator != "rloo"):
-        advantages = whiten(advantages)
+    whitened = whiten(advantages) if cfg.whiten or (cfg.whiten is None and cfg.estimator != "rloo") else advantages
     loss_cfg = replace(cfg, kl_in="none") if cfg.kl_in == "reward_k1" else cfg  # that penalty is in the advantages
     for micro_batches in updates:
         for batch in micro_batches:
-            batch.advantages, batch.returns = from_responses(batch, advantages), from_responses(batch, returns)
+            batch.advantages, batch.returns = from_responses(batch, whitened), from_responses(batch, returns)
         largest = max_over_ranks(sum(batch.advantages.abs().sum() for batch in micro_batches), batch.ids.device)
         for batch in micro_batches:  # the same on all ranks, as backward passes are collectives
             batch.needs_grad &= train_policy and bool(needs_grad_mask(torch.tensor(largest), loss_cfg))
-    return columns
+    return explain_values(values, returns, advantages)
 
 
 def adapt_kl_coef(kl_coef, kl, target, num_responses, horizon):
