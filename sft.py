@@ -218,6 +218,7 @@ def main():
     run = open_run(cfg, origin, device, fingerprints)
     if run is None:  # it is complete
         return
+    cfg = run.cfg                                    # "auto" has become plain values
 
     policy = load_policy(path, device, dtype, checkpointing=cfg.checkpointing, compile=cfg.compile,
                          offload=getattr(cfg, "offload", "") == "optimizer", shard_size=cfg.shard_size)

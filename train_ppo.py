@@ -415,6 +415,7 @@ def main():
     run = open_run(cfg, origin, device, fingerprints)
     if run is None:  # it is complete
         return
+    cfg = run.cfg                                    # "auto" has become plain values
 
     how = dict(checkpointing=cfg.checkpointing, compile=cfg.compile, offload=getattr(cfg, "offload", "") == "optimizer",
                shard_size=cfg.shard_size)
