@@ -317,7 +317,8 @@ def on_gpu(before, cfg, options, compiler):
     gb = {phase: total(parts) / 1e9 for phase, parts in used.items()}
     reason = f"{gb['training']:.3g} of {options.gpu_memory_gb:.3g} GB while training"
     reason += f", {gb['sampling']:.3g} while sampling" if gb["sampling"] else ""
-    reason += f", {gb['host']:.3g} GB of each process in the host's memory" if gb["host"] else ""
+    reason += (f", {gb['host']:.3g} of {options.host_memory_gb:.3g} GB a process in the host's memory" if gb["host"]
+               else "")
     reason += " (computed)" + ("" if fits(used, options) else ": DOES NOT FIT, ask python -m tools.plan") + note
     return found, reason + ("" if compiler else "; not compiled, as there is no C compiler: apt install gcc")
 
