@@ -15,4 +15,4 @@ name = "countdown_3b_24gb"
 kl_in = "none"                        # ours: a reference would take 6 GB more
 entropy_coef = 0.0                    # ours
 offload = "optimizer"                 # ours: what "auto" finds too; 18 bytes a parameter would be 56 GB
-kv_cache_gb = 5.0                     # ours: 35 % of the GPU, the default, does not fit beside both copies of the weights
+kv_cache_gb = 5.0                     # ours: the default, 35 % of the GPU, does not fit beside both copies
