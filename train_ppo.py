@@ -417,7 +417,7 @@ def main():
         return
     cfg = run.cfg                                    # "auto" has become plain values
 
-    how = dict(checkpointing=cfg.checkpointing, compile=cfg.compile, offload=getattr(cfg, "offload", "") == "optimizer",
+    how = dict(checkpointing=cfg.checkpointing, compile=cfg.compile, offload=cfg.offload == "optimizer",
                shard_size=cfg.shard_size)
     policy = load_policy(path, device, dtype, **how)
     optimizer = make_adam(policy, cfg.lr, cfg.adam_beta1, cfg.adam_beta2, cfg.weight_decay)

@@ -3,7 +3,7 @@ Countdown with GRPO from Qwen2.5-3B base, all parameters, on one GPU of 24 GB: t
 
 Source    as in tinyzero_grpo.py
 Launch    torchrun --standalone --nproc-per-node=1 train_grpo.py recipes/countdown_3b_24gb.py
-Published nothing like it. Computed, not run: 24 of 24 GB, and 37 GB of the host's memory for the fp32 weights and Adam
+Published nothing like it. Computed, not run: 24 of 24 GB, and 38 GB of the host's memory for the fp32 weights and Adam
           (python -m tools.plan recipes/countdown_3b_24gb.py --gpus 1 --gpu_memory_gb 24).
 Changed   no KL term, so no reference model on the GPU; no entropy bonus, so groups that agree need no gradient.
 """

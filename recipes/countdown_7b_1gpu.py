@@ -3,7 +3,7 @@ Countdown with GRPO from Qwen2.5-7B base, all parameters, on one GPU of 80 GB: t
 
 Source    as in tinyzero_grpo.py
 Launch    torchrun --standalone --nproc-per-node=1 train_grpo.py recipes/countdown_7b_1gpu.py
-Published nothing like it. Computed, not run: 57 of 80 GB, and 91 GB of the host's memory for the fp32 weights and Adam
+Published nothing like it. Computed, not run: 57 of 80 GB, and 94 GB of the host's memory for the fp32 weights and Adam
           (python -m tools.plan recipes/countdown_7b_1gpu.py --gpus 1 --gpu_memory_gb 80).
 Changed   no KL term, so no reference model on the GPU; no entropy bonus, so groups that agree need no gradient.
 """

@@ -222,6 +222,7 @@ def memory(cfg, model, critic, options, tokens=None):
             training[f"{name}: gradient, Adam"], resting[f"{name}: Adam"] = 12 * share, 8 * share
         elif one:
             training[f"{name}: gradient"] = 4 * share
+            host["one gradient, on its way"] = 4 * model.shape.vocab * model.shape.hidden  # the largest; masters.py
     how, tokens = (cfg.checkpointing, cfg.compile), tokens or micro_batch_tokens(cfg, options.gpus)
     parts = micro_batch_memory(model, tokens, b, *how, sharded=not one)
     if critic is not None:

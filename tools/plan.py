@@ -5,13 +5,13 @@ What a recipe needs, before it is launched: memory by part, room in the KV cache
 
 Options  --gpus N (processes), --gpu_memory_gb X, --gpu NAME (for its peaks, default H100), --mean_response_len N and
          --mean_prompt_len N (default half of the longest), --agreeing X (share of groups whose rewards agree: GRPO
-         runs them forward only; default 0), --mfu and --mbu (assumed shares of the peaks). The rest are settings of
-         the script. Only the model's config.json is read; a few common models are known offline.
+         runs silent_share of them, forward only; default 0), --mfu and --mbu (shares of the peaks instead of the
+         measured ones), --host_memory_gb X (of a process, for offload). The rest are settings of the script. Only the
+         model's config.json is read; a few common models are known offline. --table alone: what fits on one GPU.
 Exit     0 it fits, 1 it does not; then the settings to change are printed, and with them it does fit.
 
-Memory is computed from the code's own buffers and was compared with tensors (tests/test_plan.py) and, in a version
-for CPUs, with runs (results/bench_2026-11-22_plan.md); no prediction for a GPU has been compared with one. 1 GB is 1e9
-bytes, and "80 GB" cards are taken to hold that.
+Memory is that of tools/memory.py. What "auto" becomes is printed first. 1 GB is 1e9 bytes, and "80 GB" cards are taken
+to hold that. docs/gpus.md compares memory with peaks of one H200; no prediction of seconds was compared with a GPU.
 """
 
 import argparse
@@ -122,7 +122,8 @@ def seconds(cfg, script, model, critic, options):
     agreeing = options.agreeing if only_forward else 0.0  # as train_grpo.needs_grad_mask has it
     found = {"rollout": rollout_seconds(cfg, model, options),
              "logprobs": (old + (cfg.kl_in != "none")) * forward(model),
-             "train": epochs * ((1 - agreeing) * train(model) + agreeing * forward(model)) + adam(model.params),
+             "train": epochs * ((1 - agreeing) * train(model) + agreeing * cfg.silent_share * forward(model))
+             + adam(model.params),
              "sync": bytes_of(cfg) * model.params / SYNC_BYTES_PER_S}
     if critic is not None:
         found["values"] = forward(critic, 0)
