@@ -371,7 +371,7 @@ def test_a_critic_is_counted_beside_the_policy_and_a_reference_only_with_a_kl():
     assert used_by("Qwen2.5-1.5B", kl_in="loss_k3")["training"]["reference"] == pytest.approx(3.09, abs=0.01)
     ppo = used_by("Qwen2.5-7B", script=train_ppo, offload="optimizer")  # 7.07 G without the head
     assert ppo["host"] == pytest.approx({"policy: fp32, Adam": 91.39, "critic: fp32, Adam": 84.85,
-                                          "one gradient, on its way": 2.18}, abs=0.01)
+                                         "one gradient, on its way": 2.18}, abs=0.01)
 
 
 def test_supervised_fine_tuning_has_no_engine_and_no_more_tokens_than_a_step():
