@@ -374,10 +374,12 @@ def test_a_critic_is_counted_beside_the_policy_and_a_reference_only_with_a_kl():
                                          "one gradient, on its way": 2.18}, abs=0.01)
 
 
-def test_supervised_fine_tuning_has_no_engine_and_no_more_tokens_than_a_step():
+def test_supervised_fine_tuning_has_no_engine_and_no_more_tokens_than_a_step(tied_model):
     """65,536 tokens a step on 8 GPUs: 8,192 each, and one example more at most."""
     import sft
 
+    short = sft.Config(model=tied_model, tokens_per_step=100)  # whose 512 positions are less than max_len = 4,096
+    assert memory.longest(short) == 99 and memory.fastest(short, options("--gpus", "1")).checkpointing is False
     cfg = memory.fastest(sft.Config(model="Qwen2.5-7B"), options("--gpus", "8"))
     assert memory.memory(cfg, *memory.models_of(cfg), options("--gpus", "8"))["sampling"] == {}
     cfg = dataclasses.replace(cfg, max_tokens_per_gpu=16384)

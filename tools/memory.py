@@ -186,7 +186,9 @@ def bytes_of(cfg):
 
 def longest(cfg):
     """Return how many tokens the longest packed sequence of a script's Config has: all but its last."""
-    return (cfg.max_prompt_len + cfg.max_response_len if hasattr(cfg, "group_size") else cfg.max_len) - 1
+    if not hasattr(cfg, "group_size"):  # of sft.py
+        return min(cfg.max_len, cfg.tokens_per_step) - 1
+    return cfg.max_prompt_len + cfg.max_response_len - 1
 
 
 def micro_batch_tokens(cfg, gpus):
@@ -254,7 +256,7 @@ def tokens_that_fit(cfg, model, critic, options):
 
 def models_of(cfg):
     """Return the Models that a script's Config trains: (policy, critic or None)."""
-    need, tp = longest(cfg) + 1, getattr(cfg, "tensor_parallel", 1)
+    need, tp = longest(cfg) + 1 if hasattr(cfg, "group_size") else 0, getattr(cfg, "tensor_parallel", 1)
     critic = architecture(cfg.critic_model or cfg.model, need) if getattr(cfg, "estimator", "") == "gae" else None
     return architecture(cfg.model, need, tp), critic
 
