@@ -232,7 +232,7 @@ BAD = [
     (["recipes/demo_sft.py"], "neither for"),
     (["recipes/tinyzero_grpo.py", "--gpus", "0"], "gpus = 0"),
     (["recipes/tinyzero_grpo.py", "--gpus", "x"], "invalid int"),
-    (["recipes/tinyzero_grpo.py", "--gpus", "3"], "divisible"),
+    (["recipes/tinyzero_grpo.py", "--gpus", "5"], "divisible"),
     (["recipes/tinyzero_grpo.py", "--mfu", "40"], "at most 1"),
     (["recipes/tinyzero_grpo.py", "--gpu", "Z9"], "no peaks known"),
     (["recipes/tinyzero_grpo.py", "--gpu_memory_gb", "nan"], "must be greater than 0"),

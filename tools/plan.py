@@ -165,13 +165,13 @@ def response_lens(mean, longest, count):
 
 
 def rollout_seconds(cfg, model, options):
-    """Predict one engine's share of a step; a group's prompt is read once."""
+    """Predict one engine's share of a step. It reads each prompt once: a group's samples are dealt to all engines."""
     peaks, (prompt, response) = peaks_of(cfg, options), mean_lens(cfg, options)
-    prompts = cfg.prompts_per_step // (options.gpus // cfg.tensor_parallel)
-    lens = response_lens(response, cfg.max_response_len, prompts * cfg.group_size)
+    count = math.ceil(cfg.prompts_per_step * cfg.group_size / (options.gpus // cfg.tensor_parallel))
+    lens = response_lens(response, cfg.max_response_len, count)
     read, flops = decode_work(model.shape, [prompt] * len(lens), lens, cfg.max_num_seqs, bytes_of(cfg))
     flops_per_s = peaks.flops * mfu_of(cfg, model, options, forward=True)[0]
-    read_prompts = forward_flops(model.shape, [prompt] * prompts, 0) / flops_per_s
+    read_prompts = forward_flops(model.shape, [prompt] * min(count, cfg.prompts_per_step), 0) / flops_per_s
     return (max(read / peaks.bandwidth, flops / flops_per_s) + read_prompts) / cfg.tensor_parallel
 
 
