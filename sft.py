@@ -219,7 +219,6 @@ def main():
     if run is None:  # it is complete
         return
     cfg = run.cfg                                    # "auto" has become plain values
-
     policy = load_policy(path, device, dtype, checkpointing=cfg.checkpointing, compile=cfg.compile,
                          offload=cfg.offload == "optimizer", shard_size=cfg.shard_size)
     optimizer = make_adam(policy, cfg.lr, cfg.adam_beta1, cfg.adam_beta2, cfg.weight_decay)

@@ -416,7 +416,6 @@ def main():
     if run is None:  # it is complete
         return
     cfg = run.cfg                                    # "auto" has become plain values
-
     how = dict(checkpointing=cfg.checkpointing, compile=cfg.compile, offload=cfg.offload == "optimizer",
                shard_size=cfg.shard_size)
     policy = load_policy(path, device, dtype, **how)

@@ -28,8 +28,7 @@ import torch
 import torch.distributed as dist
 
 from onebox import checkpoint, distributed, metrics
-from onebox.config import (ConfigError, NonNegative, Positive, PositiveOrAuto, Share, script_of, table,
-                           without_folders)
+from onebox.config import ConfigError, NonNegative, Positive, Share, SizeOrAuto, script_of, table, without_folders
 from onebox.crash import CONTEXT, entry, size_left  # noqa: F401  scripts take `entry` from here
 from onebox.distributed import Broken, Clock, gather, max_over_ranks, print0, seed_generators
 from onebox.files import has_tools, read_json, read_rows, write_atomic
@@ -50,10 +49,9 @@ class BasicSettings:
     max_hours: NonNegative[float] = 0.0  # save and stop after the first step that ends past this limit; 0 = no limit
     allow_data_change: bool = False      # continue a run although its rows changed
     wandb: Literal["off", "offline", "online"] = "off"  # metrics.jsonl is always written
-    # auto: the fastest that fits, chosen when the run starts; docs/gpus.md
-    checkpointing: Literal["auto", True, False, "selective"] = "auto"  # recompute in backward: all, no, what is cheap
+    checkpointing: Literal["auto", True, False, "selective"] = "auto"  # recompute all, no, what is cheap; docs/gpus.md
     compile: Literal["auto", True, False] = "auto"  # torch.compile each block: a slower start, less memory, faster
-    max_tokens_per_gpu: PositiveOrAuto = "auto"  # tokens of a micro-batch; fewer need less memory
+    max_tokens_per_gpu: SizeOrAuto = "auto"  # tokens of a micro-batch; fewer need less memory
     offload: Literal["auto", "none", "optimizer"] = "auto"  # optimizer: fp32 weights and Adam in the host's memory
     shard_size: NonNegative[int] = 0     # ranks that share one copy of the weights; 0 = all, 8 = inside each node
 

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from onebox import config
-from onebox.config import (ConfigError, NonNegative, OrFunction, Positive, PositiveOrAuto, Share, check_ranges, literal,
+from onebox.config import (ConfigError, NonNegative, OrFunction, Positive, Share, SizeOrAuto, check_ranges, literal,
                            load_config, table)
 from tools.help import comments, describe
 
@@ -254,7 +254,7 @@ def test_every_setting_of_every_script_has_a_comment_or_says_it_by_its_name():
 @dataclasses.dataclass(frozen=True)
 class Auto:
     compile: Literal["auto", True, False] = "auto"
-    max_tokens_per_gpu: PositiveOrAuto = "auto"
+    max_tokens_per_gpu: SizeOrAuto = "auto"
 
 
 @pytest.mark.parametrize("argv, values", [
@@ -269,10 +269,10 @@ def test_a_setting_may_be_auto_or_a_plain_value(argv, values):
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["--max_tokens_per_gpu", "0"], 'max_tokens_per_gpu = 0 must be "auto" or a whole number greater than 0'),
-    (["--max_tokens_per_gpu", "-1"], 'max_tokens_per_gpu = -1 must be "auto" or a whole number'),
-    (["--max_tokens_per_gpu", "foo"], 'max_tokens_per_gpu = foo must be "auto" or a whole number'),
-    (["--max_tokens_per_gpu", "4.5"], 'max_tokens_per_gpu = 4.5 must be "auto" or a whole number'),
+    (["--max_tokens_per_gpu", "0"], 'max_tokens_per_gpu = 0 must be "auto" or above 0'),
+    (["--max_tokens_per_gpu", "-1"], 'max_tokens_per_gpu = -1 must be "auto" or above 0'),
+    (["--max_tokens_per_gpu", "foo"], 'max_tokens_per_gpu = foo must be "auto" or above 0'),
+    (["--max_tokens_per_gpu", "4.5"], 'max_tokens_per_gpu = 4.5 must be "auto" or above 0'),
     (["--max_tokens_per_gpu", "True"], "max_tokens_per_gpu wants int or str, got True"),
     (["--compile", "yes"], "compile must be one of 'auto', True, False; got 'yes'")])
 def test_what_is_neither_auto_nor_a_plain_value_is_refused(argv, message):
