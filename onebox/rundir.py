@@ -354,7 +354,7 @@ class Run:
 
     def keep_for_crash_report(self, rollouts):
         """Remember the rollouts of the step, until the next one begins. log.txt says which groups were left out."""
-        dropped = {r.prompt: r.uid for r in rollouts if r.dropped}
+        dropped = {r.prompt: r.uid for r in rollouts if getattr(r, "dropped", False)}  # of sft.py: never
         if dropped and self.main:
             text = f"step {CONTEXT['step']}: finish_share left out {', '.join(dropped.values())}"
             self.append("log.txt", visible(text) + "\n")
