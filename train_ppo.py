@@ -415,8 +415,8 @@ def main():
     run = open_run(cfg, origin, device, fingerprints)
     if run is None:  # it is complete
         return
-
-    how = dict(checkpointing=cfg.checkpointing, compile=cfg.compile, offload=getattr(cfg, "offload", "") == "optimizer",
+    cfg = run.cfg                                    # "auto" has become plain values
+    how = dict(checkpointing=cfg.checkpointing, compile=cfg.compile, offload=cfg.offload == "optimizer",
                shard_size=cfg.shard_size)
     policy = load_policy(path, device, dtype, **how)
     optimizer = make_adam(policy, cfg.lr, cfg.adam_beta1, cfg.adam_beta2, cfg.weight_decay)

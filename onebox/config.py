@@ -39,7 +39,7 @@ NonNegative = typing.Annotated[T, "must not be negative", lambda x: x >= 0]
 Share = typing.Annotated[T, "must lie in 0 ... 1", lambda x: 0 <= x <= 1]
 OrFunction = typing.Annotated[T, "may be a function of the recipe", lambda x: True]
 BelowOne = typing.Annotated[T, "must lie in 0 ... 1, without 1", lambda x: 0 <= x < 1]
-
+SizeOrAuto = typing.Annotated[int | str, 'must be "auto" or above 0', lambda x: x == "auto" or type(x) is int and x > 0]
 
 OWN_NAME = re.compile(r"(.+\.py):([^\W\d]\w*)")  # "recipes/mine.py:my_reward", a function in a file
 
@@ -97,7 +97,8 @@ def load_config(cls, argv=None):
             bare = not argv or argv[0].startswith("--")
             refuse(bare and want is str, f"command line: {flag} wants a value")
             text = "True" if bare else argv.pop(0)
-        text = text.capitalize() if text in ("true", "false") and want is bool else text
+        boolean = want is bool or True in typing.get_args(want)
+        text = text.capitalize() if boolean and text in ("true", "false") else text
         value = text if want is str else literal(text)  # --name 1e-4 stays what was typed
         if want is tuple and type(value) not in (tuple, list):
             # --stop 42 is the text "42"; a shell passes --stop '\n' on as a backslash and an n

@@ -21,14 +21,14 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal
 
 import torch
 import torch.distributed as dist
 
 from onebox import checkpoint, distributed, metrics
-from onebox.config import ConfigError, NonNegative, Positive, Share, script_of, table, without_folders
+from onebox.config import ConfigError, NonNegative, Positive, Share, SizeOrAuto, script_of, table, without_folders
 from onebox.crash import CONTEXT, entry, size_left  # noqa: F401  scripts take `entry` from here
 from onebox.distributed import Broken, Clock, gather, max_over_ranks, print0, seed_generators
 from onebox.files import has_tools, read_json, read_rows, write_atomic
@@ -49,9 +49,10 @@ class BasicSettings:
     max_hours: NonNegative[float] = 0.0  # save and stop after the first step that ends past this limit; 0 = no limit
     allow_data_change: bool = False      # continue a run although its rows changed
     wandb: Literal["off", "offline", "online"] = "off"  # metrics.jsonl is always written
-    checkpointing: Literal[True, False, "selective"] = True  # recompute in backward: all, nothing, or what is cheap
-    compile: bool = False                # torch.compile each block: a slower start, less memory for activations
-    max_tokens_per_gpu: Positive[int] = 16384  # tokens of a micro-batch; fewer need less memory, results stay the same
+    checkpointing: Literal["auto", True, False, "selective"] = "auto"  # recompute all, no, what is cheap; docs/gpus.md
+    compile: Literal["auto", True, False] = "auto"  # torch.compile each block: a slower start, less memory, faster
+    max_tokens_per_gpu: SizeOrAuto = "auto"  # tokens of a micro-batch; fewer need less memory
+    offload: Literal["auto", "none", "optimizer"] = "auto"  # optimizer: fp32 weights and Adam in the host's memory
     shard_size: NonNegative[int] = 0     # ranks that share one copy of the weights; 0 = all, 8 = inside each node
 
 
@@ -75,6 +76,7 @@ class RunSettings(BasicSettings):
 
 
 MAY_CHANGE = {"num_steps", *(f.name for f in fields(RunSettings))} - {"finish_share"}  # see lr_follows_num_steps too
+AUTO = ("checkpointing", "compile", "max_tokens_per_gpu", "offload")  # settings that may be "auto"
 PATHS = {"model", "critic_model", "data_path", "eval_path"}  # what lies there may not change, where it lies may
 
 
@@ -173,6 +175,22 @@ def as_json(cfg):
     return json.loads(json.dumps(asdict(cfg)))
 
 
+def plain_settings(cfg, device, record):
+    """Return ({setting: plain value} for what is "auto" in cfg, and why). record: the run's, whose values stay."""
+    names, kept = [name for name in AUTO if getattr(cfg, name) == "auto"], record.get("resolved", {})
+    if not names:
+        return {}, ""
+    compiler = device.type == "cuda" and bool(shutil.which(os.environ.get("CC", "gcc")))  # Triton needs one of C
+    try:
+        from tools.memory import resolve
+        found, why = resolve(cfg, names, device, dist.get_world_size(), compiler, kept)
+    except (ImportError, ConfigError) as error:  # a run can do without tools/
+        safe = {"checkpointing": True, "compile": compiler and cfg.checkpointing != "selective",
+                "max_tokens_per_gpu": 16384, "offload": "none"} | kept
+        found, why = {name: safe[name] for name in names}, f"not computed ({getattr(error, 'reason', error)})"
+    return found, f"auto: {', '.join(f'{name} {value}' for name, value in found.items())}: {why}"
+
+
 def lock(folder):
     """
     Take a directory for this process, on all ranks. Return the open lock file: the lock lives as long as it does.
@@ -220,8 +238,10 @@ class Run:
         self.tail_due = 0  # the step from which on a long tail is worth another line
         self.lock = lock(path)  # nobody reads config.json after this, a collective
         CONTEXT["folder"] = path
+        resolved, why = gather([plain_settings(cfg, device, record_of(path))] if self.main else [])[0]
         if self.main:
-            self.start(origin)
+            self.start(origin, resolved, why)
+        self.cfg = cfg = replace(cfg, **resolved)
         self.state = checkpoint.find(path, fingerprints, cfg.allow_data_change, self.say)
         if self.state["step"] and "critic" in fingerprints and "critic" not in self.state.get("models", ()):
             raise ConfigError(f"{path}/step_{self.state['step']:06d} holds no critic, so the run cannot go on from it: "
@@ -231,15 +251,15 @@ class Run:
         CONTEXT["cache_asked"] = getattr(cfg, "kv_cache_gb", 0.0)
         self.kv_cache_gb = size_left(path, "kv_cache_gb", CONTEXT["cache_asked"], self.say)
 
-    def start(self, origin):
+    def start(self, origin, resolved, why):
         """Write config.json and the code as it is, print what is not a default, and connect to wandb."""
         cfg, settings, script = self.cfg, as_json(self.cfg), script_of(type(self.cfg))
         changed, file = changed_settings(self.path, cfg), os.path.join(self.path, "config.json")
         # without a config.json the directory is new, and another run at wandb too
         wandb_id = read_json(file).get("wandb_id") or f"{cfg.name}-{os.urandom(4).hex()}"
-        record = {"script": script, "settings": settings, "origin": origin, "fingerprints": self.fingerprints,
+        record = {"script": script, "settings": settings, "resolved": resolved, "origin": origin,
                   "command": [os.path.basename(word) for word in (sys.executable, sys.argv[0])] + sys.argv[1:],
-                  "world_size": dist.get_world_size(), "wandb_id": wandb_id}
+                  "fingerprints": self.fingerprints, "world_size": dist.get_world_size(), "wandb_id": wandb_id}
         try:
             os.makedirs(os.path.join(self.path, "samples"), exist_ok=True)
             if has_tools():
@@ -253,6 +273,7 @@ class Run:
         head = f"\n{time.strftime('%Y-%m-%d %H:%M:%S')}  {script}  ->  {self.path}\n"
         note = f"\nall {len(settings)} settings: {file}"
         note += f"\nother settings than before: {', '.join(changed.values())}" if changed else ""
+        note += f"\n{why}" if why else ""
         self.say(head + table(cfg, origin, only=origin) + note, in_log=head + table(cfg, origin) + note)
         if cfg.wandb != "off":
             from tools.wandb_thread import WandbThread
@@ -333,7 +354,7 @@ class Run:
 
     def keep_for_crash_report(self, rollouts):
         """Remember the rollouts of the step, until the next one begins. log.txt says which groups were left out."""
-        dropped = {r.prompt: r.uid for r in rollouts if r.dropped}
+        dropped = {r.prompt: r.uid for r in rollouts if getattr(r, "dropped", False)}  # of sft.py: never
         if dropped and self.main:
             text = f"step {CONTEXT['step']}: finish_share left out {', '.join(dropped.values())}"
             self.append("log.txt", visible(text) + "\n")

@@ -40,7 +40,6 @@ adam_beta1 = 0.9                      # verl default
 adam_beta2 = 0.999                    # verl default
 weight_decay = 0.01                   # verl default
 grad_clip = 1.0                       # actor.grad_clip, default
-max_tokens_per_gpu = 32768            # actor.ppo_max_token_len_per_gpu
 
 eval_every = 10                       # trainer.test_freq
 save_every = 10                       # trainer.save_freq

@@ -62,7 +62,6 @@ adam_beta1 = 0.9                      # OpenRLHF default
 adam_beta2 = 0.95                     # OpenRLHF default
 weight_decay = 0.0                    # --l2, default
 grad_clip = 1.0                       # --max_norm, default
-max_tokens_per_gpu = 16384            # --micro_train_batch_size 1 of 2,048 + 14,336
 
 eval_every = 8                        # --save_steps; evaluation was offline
 save_every = 8                        # --save_steps

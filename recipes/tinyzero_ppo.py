@@ -55,7 +55,6 @@ adam_beta1 = 0.9                      # verl default
 adam_beta2 = 0.999                    # verl default
 weight_decay = 0.01                   # verl default
 grad_clip = 1.0                       # actor.grad_clip, default
-max_tokens_per_gpu = 16384            # actor.ppo_max_token_len_per_gpu, default (the critic's was 32,768)
 
 eval_every = 100                      # trainer.test_freq
 save_every = 100                      # trainer.save_freq

@@ -698,3 +698,74 @@ def test_a_directory_that_cannot_be_made_is_one_line(tmp_path, monkeypatch, one_
         rundir.lock("out/run")
     crash.remove_new_folder()  # there is none, and nothing of another run is removed
     assert "made" not in crash.CONTEXT
+
+
+# ---------------------------------------------------------------- "auto"
+
+
+def started(cfg, device, capsys):
+    """Start a run as open_run does, and let it be killed. Return (its plain cfg, config.json, what it said)."""
+    run = rundir.Run(f"out/{cfg.name}", cfg, {}, device, {})
+    run.lock.close()
+    with open(f"out/{cfg.name}/config.json") as f:
+        return run.cfg, json.load(f), capsys.readouterr().out
+
+
+@pytest.fixture
+def auto(tmp_path, monkeypatch, tied_model, one_process):
+    """A Config with nothing but "auto", and a function that sets the memory that is available."""
+    import train_grpo
+    from tools import memory
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tools.provenance.save_code", lambda *_, **__: None)
+    known = {}
+    for module in (crash, rundir):
+        monkeypatch.setattr(module, "CONTEXT", known)
+
+    def room(gb):
+        monkeypatch.setattr(memory, "memory_available", lambda: gb * 1e9)
+
+    room(1000)
+    return train_grpo.Config(name="a", model=tied_model, max_prompt_len=16, max_response_len=16), room
+
+
+def test_what_auto_became_first_is_what_every_later_start_has(auto, one_process, capsys):
+    cfg, room = auto
+    plain, record, said = started(cfg, one_process[2], capsys)
+    chosen = {"checkpointing": False, "compile": False, "max_tokens_per_gpu": 16384, "offload": "none"}
+    assert record["resolved"] == chosen and {name: getattr(plain, name) for name in chosen} == chosen
+    assert {record["settings"][name] for name in chosen} == {"auto"}  # as asked
+    assert "auto: checkpointing False, compile False, max_tokens_per_gpu 16384, offload none: activations" in said
+
+    room(0)  # now it would recompute
+    with open("out/a/metrics.jsonl", "w") as f:
+        f.write(json.dumps({"step": 0}) + "\n")
+    plain, record, said = started(cfg, one_process[2], capsys)
+    assert record["resolved"] == chosen and plain.checkpointing is False and "other settings" not in said
+    plain, record, _ = started(replace(cfg, checkpointing="selective"), one_process[2], capsys)
+    assert plain.checkpointing == "selective" and "checkpointing" not in record["resolved"]  # what is given wins
+    assert started(replace(cfg, name="b"), one_process[2], capsys)[0].checkpointing is True
+
+
+def test_the_half_that_was_left_after_out_of_memory_is_of_what_auto_became(auto, one_process, capsys):
+    cfg, _ = auto
+    started(cfg, one_process[2], capsys)
+    assert "max_tokens_per_gpu = 8192 instead of 16384" in crash.halve_tokens()
+    run = rundir.Run("out/a", cfg, {}, one_process[2], {})
+    run.lock.close()
+    assert (run.cfg.max_tokens_per_gpu, run.max_tokens) == (16384, 8192)
+
+
+def test_without_tools_or_a_known_model_auto_is_what_needs_little_memory(auto, one_process, monkeypatch):
+    cfg, safe = auto[0], {"checkpointing": True, "compile": False, "max_tokens_per_gpu": 16384, "offload": "none"}
+    found, why = rundir.plain_settings(replace(cfg, model="out/none/model"), one_process[2], {})
+    assert found == safe and "not computed" in why and "no recipe makes it" in why and "\n" not in why
+    monkeypatch.setitem(sys.modules, "tools.memory", None)
+    assert rundir.plain_settings(cfg, one_process[2], {})[0] == safe
+    kept = {"resolved": {"checkpointing": False}}
+    assert rundir.plain_settings(cfg, one_process[2], kept)[0] == safe | {"checkpointing": False}
+    plain = replace(cfg, **safe)
+    assert rundir.plain_settings(plain, one_process[2], kept) == ({}, "")
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/gcc")
+    assert rundir.plain_settings(cfg, torch.device("cuda"), {})[0] == safe | {"compile": True}

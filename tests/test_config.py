@@ -7,8 +7,8 @@ from typing import Literal
 import pytest
 
 from onebox import config
-from onebox.config import (ConfigError, NonNegative, OrFunction, Positive, Share, check_ranges, literal, load_config,
-                           table)
+from onebox.config import (ConfigError, NonNegative, OrFunction, Positive, Share, SizeOrAuto, check_ranges, literal,
+                           load_config, table)
 from tools.help import comments, describe
 
 
@@ -249,3 +249,33 @@ def test_every_setting_of_every_script_has_a_comment_or_says_it_by_its_name():
     for script in (train_grpo, sft, evaluation):
         silent = {f.name for f in dataclasses.fields(script.Config)} - set(comments(script.Config))
         assert len(silent) <= 12, silent
+
+
+@dataclasses.dataclass(frozen=True)
+class Auto:
+    compile: Literal["auto", True, False] = "auto"
+    max_tokens_per_gpu: SizeOrAuto = "auto"
+
+
+@pytest.mark.parametrize("argv, values", [
+    ([], ("auto", "auto")), (["--max_tokens_per_gpu", "1e4"], ("auto", 10000)), (["--compile"], (True, "auto")),
+    (["--compile", "false", "--max_tokens_per_gpu", "7"], (False, 7)),
+    (["--compile", "auto", "--max_tokens_per_gpu=auto"], ("auto", "auto"))])
+def test_a_setting_may_be_auto_or_a_plain_value(argv, values):
+    cfg, _ = load_config(Auto, argv)
+    check_ranges(cfg)
+    assert (cfg.compile, cfg.max_tokens_per_gpu) == values
+    assert [type(one) for one in (cfg.compile, cfg.max_tokens_per_gpu)] == [type(one) for one in values]
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--max_tokens_per_gpu", "0"], 'max_tokens_per_gpu = 0 must be "auto" or above 0'),
+    (["--max_tokens_per_gpu", "-1"], 'max_tokens_per_gpu = -1 must be "auto" or above 0'),
+    (["--max_tokens_per_gpu", "foo"], 'max_tokens_per_gpu = foo must be "auto" or above 0'),
+    (["--max_tokens_per_gpu", "4.5"], 'max_tokens_per_gpu = 4.5 must be "auto" or above 0'),
+    (["--max_tokens_per_gpu", "True"], "max_tokens_per_gpu wants int or str, got True"),
+    (["--compile", "yes"], "compile must be one of 'auto', True, False; got 'yes'")])
+def test_what_is_neither_auto_nor_a_plain_value_is_refused(argv, message):
+    with pytest.raises(ConfigError) as error:
+        check_ranges(load_config(Auto, argv)[0])
+    assert message in str(error.value) and "\n" not in str(error.value)

@@ -26,6 +26,7 @@ from onebox.distributed import Broken, init_distributed, print0, progress_bar, s
 from onebox.files import read_json, read_rows, write_atomic
 from onebox.metrics import StepStats
 from onebox.models import check_critic, resolve_dtype, resolve_model
+from onebox.rundir import plain_settings
 from onebox.text import excerpt
 from policy import from_responses, pack, to_responses, token_logprobs, token_values
 from tasks.rows import DataError
@@ -61,6 +62,8 @@ def replay(cfg):
     saved_step, weights = weights_of(run, step, cfg.model, path)
 
     device = init_distributed()[2]
+    record = read_json(os.path.join(run, "config.json")) if run else {}
+    cfg = replace(cfg, **plain_settings(cfg, device, record)[0])
     models = load_models(cfg, path, critic_path, run, saved_step, device)
     own = [row for _, row in read_rows(os.path.join(run, "metrics.jsonl")) if row.get("step") == step] if run else []
     own = own[-1] if own and step else {}
