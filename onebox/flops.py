@@ -145,7 +145,7 @@ def machine_of(cfg, hf_config, dtype, world, device, critic_config=None):
                    4 if dtype == "float32" else 2, shape_of(critic_config) if critic_config is not None else None)
 
 
-COLUMNS = ("mfu", "mbu", "roofline", "packing", "tail", "tail_share")  # what efficiency() returns
+COLUMNS = ("mfu", "mbu", "roofline", "packing", "tail", "seconds_tail")  # what efficiency() returns
 
 
 def efficiency(row, machine, rollouts, batches, device):
@@ -158,7 +158,7 @@ def efficiency(row, machine, rollouts, batches, device):
                   the larger of bytes / bandwidth and FLOPs / peak, trainer time FLOPs / peak, both in perfect balance
         packing   tokens / (ranks * tokens of the fullest rank), each micro-batch by itself: 1 = no rank waits
         tail      longest response / mean response
-        tail_share  seconds after 95 % of the slowest engine's responses were done / seconds until all were
+        seconds_tail  of the rollout, after 95 % of the slowest engine's responses were done
 
     rollouts: all of the step, on every rank; what finish_share left out was decoded too. batches: this rank's
     micro-batches, which count their own passes. The first three are None unless the device's peaks are known.
@@ -168,7 +168,7 @@ def efficiency(row, machine, rollouts, batches, device):
     filled, fullest = sum(b.tokens_of_all for b in batches), sum(b.tokens_of_fullest for b in batches)
     found = dict.fromkeys(COLUMNS) | {"packing": filled / (machine.world * fullest) if fullest else None,
                                       "tail": max(lens) * len(lens) / sum(lens) if sum(lens) else None,
-                                      "tail_share": tail_share(rounds)}
+                                      "seconds_tail": tail_seconds(rounds)}
     if machine.peaks is None:
         return found
     flops = sum_over_ranks({"flops": sum(trainer_flops(batch, machine) for batch in batches)}, device)["flops"]
@@ -187,14 +187,14 @@ def efficiency(row, machine, rollouts, batches, device):
                     "mbu": read_s / row["seconds_rollout"] if row["seconds_rollout"] else None}
 
 
-def tail_share(rounds):
-    """Compute the share of the time that the last 5 % of the slowest engine's responses took; 0 of fewer than 20."""
-    whole = tail = 0.0
+def tail_seconds(rounds):
+    """Compute the time that the last 5 % of the slowest engine's responses took; 0 of fewer than 20."""
+    tail = 0.0
     for of_round in rounds:
         slowest = max(of_round, key=lambda r: r.seconds).engine
         done = sorted(r.seconds for r in of_round if r.engine == slowest and not r.dropped)
-        whole, tail = whole + done[-1], tail + done[-1] - done[-1 - len(done) // 20]
-    return tail / whole if whole else None
+        tail += done[-1] - done[-1 - len(done) // 20]
+    return tail if rounds else None
 
 
 def trainer_flops(batch, machine):

@@ -356,12 +356,11 @@ def no_signal(silent_steps, row, example=""):
 
 def long_tail(row):
     """Say in one line, or "", that the slowest 5 % of the responses took more than a third of the rollout, and why."""
-    share = row.get("tail_share") or 0.0
-    return "" if share <= 1 / 3 else (
-        f"note: the last 5 % of the responses took {share:.0%} of the rollout, about "
-        f"{share * row['seconds_rollout']:.0f} s of this step. A larger max_num_seqs starts them earlier (if the cache "
-        "holds more); a smaller max_response_len or repetition_stop = 8 ends them earlier; finish_share = 0.9 does not "
-        "wait for them, but favors prompts with short responses")
+    tail, whole = row.get("seconds_tail") or 0.0, row.get("seconds_rollout", 0.0)
+    return "" if tail <= whole / 3 else (
+        f"note: the last 5 % of the responses took {tail:.0f} of the {whole:.0f} s of this rollout. A larger "
+        "max_num_seqs starts them earlier (if the cache holds more); a smaller max_response_len or repetition_stop = 8 "
+        "ends them earlier; finish_share = 0.9 does not wait for them, but favors prompts with short responses")
 
 
 def console_lines(row, num_steps):

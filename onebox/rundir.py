@@ -227,7 +227,7 @@ def lock(folder):
 class Run:
     """One run and its directory. Every rank calls the same methods; only rank 0 writes, but for checkpoints."""
 
-    graphs = steps_logged = late_graphs = 0  # of torch.compile, see new_graphs
+    graphs = steps_logged = late_graphs = 0  # of torch.compile, see count_graphs
 
     def __init__(self, path, cfg, origin, device, fingerprints):
         self.path, self.cfg, self.device, self.fingerprints = path, cfg, device, fingerprints
@@ -419,12 +419,13 @@ class Run:
 
     def log(self, row):
         """Finish a step: its row of metrics with the seconds since clock.take(), console, warnings, the report."""
-        row = row | metrics.more_seconds(row, self.clock.take()) | {"compiled_graphs": self.new_graphs()}
+        row = row | metrics.more_seconds(row, self.clock.take())
         if not self.main:
             return
         self.write_row(row)  # after all else that a step writes: it says that the step is finished
         example = os.path.join(self.path, "samples", f"step_{row['step']:06d}.jsonl.gz")
         kept = getattr(self.cfg, "keep_rollouts", 0) and os.path.exists(example)
+        self.count_graphs(row["step"])
         warnings = [metrics.no_signal(self.progress.silent_steps, row, example if kept else "")]
         if row["step"] >= self.tail_due and (note := metrics.long_tail(row)):
             warnings.append(note)
@@ -438,16 +439,17 @@ class Run:
         if every and 0 < row["step"] < self.cfg.num_steps and row["step"] % every == 0:
             self.report()
 
-    def new_graphs(self):
-        """Count the graphs compiled since the step before. Warn once if they do not come to an end."""
-        before, self.graphs = self.graphs, distributed.compiled_graphs()
-        self.steps_logged += 1
-        self.late_graphs += (self.graphs - before) * (self.steps_logged > 3)  # those of the first steps are due
+    def count_graphs(self, step):
+        """Say which steps but the first ones compiled graphs, and warn once if that does not come to an end."""
+        new, self.steps_logged = distributed.compiled_graphs() - self.graphs, self.steps_logged + 1
+        self.graphs += new
+        if new and self.steps_logged > 3:
+            self.late_graphs += new
+            self.append("log.txt", f"step {step}: torch.compile made {new} graphs\n")
         if self.late_graphs > 8:
             self.say(f"WARNING: {self.late_graphs} graphs were compiled after the first steps, and each costs seconds: "
                      "something changes again and again; TORCH_LOGS=recompiles says what, --compile False ends it")
             self.late_graphs = -math.inf
-        return self.graphs - before
 
     def write_row(self, row):
         """Append a row to metrics.jsonl. NaN and infinity become null, so that the file stays JSON."""

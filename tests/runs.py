@@ -70,7 +70,7 @@ def write_examples(folder, count=40):
 
 
 def without_clock(row):
-    clock = ("tokens_per_second", "mfu", "mbu", "roofline", "tail_share")
+    clock = ("tokens_per_second", "mfu", "mbu", "roofline")
     return {k: v for k, v in row.items() if not k.startswith("seconds_") and k not in clock}
 
 
@@ -113,8 +113,9 @@ def everything_of(folder, name="run"):
 def assert_same(a, b):
     for key in a:
         if key == "metrics":  # say which column
-            assert [{k: (v, y.get(k)) for k, v in x.items() if v != y.get(k)} for x, y in zip(
-                a[key], b[key], strict=True)] == [{} for _ in a[key]]
+            other = [(x["step"], k, x.get(k), y.get(k)) for x, y in zip(a[key], b[key], strict=True)
+                     for k in {*x, *y} if x.get(k) != y.get(k)]
+            assert not other, other
         assert a[key] == b[key], key
 
 

@@ -11,7 +11,7 @@ from conftest import full, run_script
 
 from onebox.config import ConfigError
 from onebox.flops import (COLUMNS, Machine, Peaks, Shape, decode_work, efficiency, forward_flops, known_gpu,
-                          kv_bytes_per_token, machine_of, shape_of, tail_share)
+                          kv_bytes_per_token, machine_of, shape_of, tail_seconds)
 from onebox.metrics import seconds
 from policy import Policy, load_critic, load_policy, make_adam, to_micro_batch, token_logprobs
 from tools import dry_step
@@ -138,19 +138,19 @@ def test_two_engines_halve_the_work_of_each_and_rounds_follow_one_another(one_pr
     assert mbu(round_size=1) == pytest.approx((8 * TINY.decode_weights * 2 + cache) / 1e4)
 
 
-def test_the_share_of_the_tail_is_that_of_the_slowest_engine():
+def test_the_tail_is_that_of_the_slowest_engine():
     """
-    Engine 1 is done with 19 of its 20 responses, 95 %, after 19 s and with the last after 40: 21 of 40 s. Engine 0 is
+    Engine 1 is done with 19 of its 20 responses, 95 %, after 19 s and with the last after 40: 21 s. Engine 0 is
     quicker. In a second round of 60 s nothing is late.
     """
     first = [rollout(1, 1, 1, seconds=s) for s in (*range(1, 20), 40.0)]
     first += [rollout(0, 1, 1, seconds=s) for s in (*range(1, 20), 39.0)]
     second = [rollout(0, 1, 1, seconds=60.0) for _ in range(40)]
-    assert tail_share([first]) == pytest.approx(21 / 40)
-    assert tail_share([first, second]) == pytest.approx(21 / 100)
-    assert tail_share([first[1:20]]) == 0 and tail_share([[rollout(0, 1, 1)]]) is None and tail_share([]) is None
+    assert tail_seconds([first]) == pytest.approx(21)
+    assert tail_seconds([first, second]) == pytest.approx(21)
+    assert tail_seconds([first[1:20]]) == tail_seconds([[rollout(0, 1, 1)]]) == 0 and tail_seconds([]) is None
     cut = [rollout(1, 1, 1, seconds=99.0, dropped=True)]  # what finish_share leaves out is not waited for
-    assert tail_share([first + cut]) == pytest.approx(21 / 40)
+    assert tail_seconds([first + cut]) == pytest.approx(21)
 
 
 def test_what_finish_share_leaves_out_was_decoded_and_is_no_part_of_the_tail(one_process):
@@ -174,7 +174,7 @@ def test_on_a_device_without_known_peaks_its_shares_are_null(one_process):
     machine = machine_of(cfg, config, "float32", 1, CPU)
     assert machine == Machine(TINY, None, max_num_seqs=8, round_size=4, bytes_each=4)
     found = efficiency(row_of(step=1.0), machine, [rollout(0, 3, 2)], [batch_of([rollout(0, 3, 2)])], CPU)
-    assert found == dict(zip(COLUMNS, (None, None, None, 1.0, 1.0, None), strict=True))
+    assert found == dict(zip(COLUMNS, (None, None, None, 1.0, 1.0, 0.0), strict=True))
     nothing = efficiency(row_of(step=1.0), machine, [], [], CPU)
     assert nothing == dict.fromkeys(COLUMNS)
 

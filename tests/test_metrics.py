@@ -239,9 +239,9 @@ def test_a_dead_own_reward_is_constant_or_too_slow():
 
 
 def test_a_long_tail_says_what_it_costs_and_which_settings_change_it():
-    assert long_tail({"tail_share": 1 / 3, "seconds_rollout": 60.0}) == long_tail({"tail_share": None}) == ""
-    line = long_tail({"tail_share": 0.4, "seconds_rollout": 60.0})
-    assert "took 40% of the rollout, about 24 s of this step" in line and "\n" not in line
+    assert long_tail({"seconds_tail": 20.0, "seconds_rollout": 60.0}) == long_tail({"seconds_tail": None}) == ""
+    line = long_tail({"seconds_tail": 24.0, "seconds_rollout": 60.0})
+    assert "took 24 of the 60 s of this rollout" in line and "\n" not in line
     assert all(name in line for name in ("max_num_seqs", "max_response_len", "repetition_stop", "finish_share"))
 
 
@@ -253,7 +253,7 @@ def test_a_long_tail_is_said_at_first_and_then_every_20_steps_while_it_holds(tmp
     run.tail_due, run.write_row, run.report = 0, lambda row: None, lambda: None
     for step in range(1, 51):
         run.say = lambda text, step=step: said.append(step) if "the last 5 %" in text else None
-        run.log({**ROW, "step": step, "tail_share": 0.2 if step in (1, 2, 23, 24) else 0.5, "seconds_rollout": 1.0})
+        run.log({**ROW, "step": step, "seconds_tail": 0.2 if step in (1, 2, 23, 24) else 0.5, "seconds_rollout": 1.0})
     assert said == [3, 25, 45]  # due again from 23 on, where it does not hold
 
 
@@ -316,17 +316,17 @@ def batch_of(old, rollout=None, ref=None):
                            rollout_logprobs=old if rollout is None else rollout)
 
 
-def test_graphs_that_are_compiled_again_and_again_are_counted_and_said_once(monkeypatch):
+def test_graphs_that_are_compiled_again_and_again_are_said(monkeypatch):
     """Of the first three steps 6 graphs are due. Then 2 a step: the fifth such step has made 10, more than 8."""
-    run, said, total = rundir.Run.__new__(rundir.Run), [], iter([4, 6, 6, 8, 10, 12, 14, 16, 18, 20])
-    run.say = said.append
+    run, said, logged, total = rundir.Run.__new__(rundir.Run), [], [], iter([4, 6, 6, 8, 10, 12, 14, 16, 16, 18])
+    run.say, run.append = said.append, lambda file, text: logged.append(text)
     monkeypatch.setattr("onebox.distributed.compiled_graphs", lambda: next(total))
-    made, warned = [], []
-    for _ in range(10):
-        made.append(run.new_graphs())
+    warned = []
+    for step in range(1, 11):
+        run.count_graphs(step)
         warned.append(len(said))
-    assert made == [4, 2, 0, 2, 2, 2, 2, 2, 2, 2] and warned == [0] * 7 + [1] * 3
-    assert "10 graphs were compiled after the first steps" in said[0] and "--compile False" in said[0]
+    assert warned == [0] * 7 + [1] * 3 and "10 graphs were compiled after the first steps" in said[0]
+    assert logged == [f"step {step}: torch.compile made 2 graphs\n" for step in (4, 5, 6, 7, 8, 10)]
 
 
 def test_responses_that_got_a_pass_stand_for_those_that_got_none():

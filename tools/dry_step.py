@@ -42,7 +42,7 @@ def dry_step(models, reference, cfg, max_tokens, vocab_size, world, device, say)
         part, advice = "the gradients of the models", MODELS
         for module, _ in models.values():
             for p in module.parameters():
-                p.grad = torch.zeros_like(p, dtype=torch.float32)  # whatever p is: see onebox/masters.py
+                p.grad = torch.zeros_like(p).float()  # whatever p is: see onebox/masters.py
         part, advice = f"a micro-batch of {sum(lens):,} tokens", ""
         batch = to_micro_batch(rollouts, range(len(rollouts)), device)
         if reference is not None:
