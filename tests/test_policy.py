@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from onebox import checkpoint, fused_logprobs, models
 from onebox.config import ConfigError
+from onebox.masters import on_device
 from onebox.models import resolve_model
 from policy import (check_compile, load_critic, load_policy, make_adam, optimizer_step, pack, sample_silent,
                     token_logprobs, token_values, trained_logprobs)
@@ -126,6 +127,12 @@ def test_a_long_response_without_gradient_lifts_no_limit_of_those_with_one():
     rollouts = make_rollouts(prompt_lens=[1] * 5, response_lens=[400, 50, 50, 50, 50])
     batches = pack(rollouts, range(5), 100, 0, 1, "cpu", torch.tensor([False, True, True, True, True]))
     assert [(batch.needs_grad, sum(batch.lens)) for batch in batches] == [(True, 100), (True, 100), (False, 400)]
+
+
+def test_a_one_token_prompt_has_its_first_response_token_scored():
+    rollout = SimpleNamespace(prompt_ids=[5], response_ids=[6, 7], rollout_logprobs=[0, 0])
+    (batch,) = pack([rollout], [0], 10, 0, 1, "cpu")
+    assert batch.logit_index.tolist() == [0, 1] and batch.targets.tolist() == [6, 7]
 
 
 def test_a_share_of_the_responses_without_gradient_gets_a_pass_and_stands_for_all_of_them():
@@ -345,6 +352,14 @@ def test_what_was_computed_before_the_updates_is_not_computed_again_without_a_gr
     assert (learning.policy_forwards, silent.policy_forwards) == (6, 1)
 
 
+def test_weights_and_optimizer_of_two_ranks_on_the_host_are_those_on_the_device(tied_model, tmp_path):
+    """FSDP2's own policy; where device and host are one, everything is equal to the bit."""
+    done = run_script(__file__, tied_model, tmp_path / "ends", "offload", nproc=2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    here, away = torch.load(tmp_path / "ends", weights_only=True)
+    assert all(torch.equal(here[name], away[name]) for name in here) and len(here) > 20
+
+
 @pytest.mark.parametrize("checkpointing", [True, "selective"])
 def test_gradient_checkpointing_changes_memory_not_gradients(tied_model, one_process, checkpointing):
     plain = gradients(load_policy(tied_model, one_process[2], "float32"), make_rollouts(), one_process[2])
@@ -499,6 +514,18 @@ def test_offload_is_the_same_arithmetic_to_the_bit(tied_model, one_process, load
         assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
         start = load(tied_model, device, dtype)
         assert not any(torch.equal(a, master(b)) for a, b in zip(ends[0], start.parameters(), strict=False))
+
+
+def test_a_reference_waits_on_the_host_and_says_the_same_on_the_device(tied_model, one_process):
+    (batch,) = pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
+    here, away = (load_policy(tied_model, one_process[2], "bfloat16", trainable=False, offload=offload)
+                  for offload in (False, True))
+    waiting = [p.data for p in away.parameters()]
+    with torch.no_grad(), on_device(away, torch.device("cpu", 0)), on_device(None, one_process[2]):  # another name
+        assert torch.equal(token_logprobs(away, batch, 1.0)[0], token_logprobs(here, batch, 1.0)[0])
+        for p in away.parameters():
+            p.data = torch.zeros_like(p)  # what lies on the device is dropped
+    assert all(torch.equal(p, data) for p, data in zip(away.parameters(), waiting, strict=True))
 
 
 def test_a_bf16_reference_keeps_its_rotary_frequencies_in_fp32(tied_model, one_process):
@@ -738,11 +765,23 @@ def gradients_of_copies(path, device, rank, world):
             "micro_batches": len(pack(rollouts, range(12), 96 // world, rank, world, device))}
 
 
+def weights_after_updates(path, device, rank, world, offload):
+    policy = load_policy(path, device, "bfloat16", offload=offload, checkpointing=True)
+    optimizer = make_adam(policy, 1e-3, 0.9, 0.99, 0.01)
+    for step in range(2):
+        for batch in pack(make_rollouts(step), range(5), 30, rank, world, device):
+            token_logprobs(policy, batch, 0.7)[0].sum().backward()
+        optimizer_step(policy, optimizer, 1e-3, 1.0)
+    return {name: full(p) for name, p in policy.named_parameters()}
+
+
 if __name__ == "__main__":  # a rank of test_the_gradient_does_not_depend_on_ranks, or of the one about copies
     from onebox.distributed import init_distributed
 
     rank, world, device = init_distributed()
-    if sys.argv[3:]:
+    if sys.argv[3:] == ["offload"]:
+        result = [weights_after_updates(sys.argv[1], device, rank, world, offload) for offload in (False, True)]
+    elif sys.argv[3:]:
         result = gradients_of_copies(sys.argv[1], device, rank, world)
     else:
         policy = load_policy(sys.argv[1], device, "float32")
