@@ -227,7 +227,7 @@ def lock(folder):
 class Run:
     """One run and its directory. Every rank calls the same methods; only rank 0 writes, but for checkpoints."""
 
-    graphs = steps_logged = late_graphs = 0  # of torch.compile, see count_graphs
+    tail_due = graphs = steps_logged = late_graphs = 0  # the next step to speak of a tail; see count_graphs
 
     def __init__(self, path, cfg, origin, device, fingerprints):
         self.path, self.cfg, self.device, self.fingerprints = path, cfg, device, fingerprints
@@ -235,7 +235,6 @@ class Run:
         self.wandb, self.reporting, self.about, self.unwritten = None, None, {}, {}  # unwritten: {file: text}
         self.failures, self.retry_at, self.saved_step = 0, math.inf, 0
         self.evaluated = None  # the newest evaluated row, which the next one is compared with
-        self.tail_due = 0  # the step from which on a long tail is worth another line
         self.lock = lock(path)  # nobody reads config.json after this, a collective
         CONTEXT["folder"] = path
         resolved, why = gather([plain_settings(cfg, device, record_of(path))] if self.main else [])[0]

@@ -51,8 +51,7 @@ def make_engine(path, *, config, dtype, prompt_len, response_len, max_num_seqs, 
         more = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, max_len)}
     if dtype != "float32":
         overrides["head_dtype"] = "float32"  # logits rounded to bf16 add to the mismatch with the trainer
-    # LLM() reseeds every global generator, and overwrites LOCAL_WORLD_SIZE (on CPU) and where compiled code is kept (on
-    # a GPU): undo both
+    # LLM() reseeds every global generator, and overwrites variables of the environment: undo both
     rng = random.getstate(), np.random.get_state(), torch.get_rng_state()
     names = ("LOCAL_WORLD_SIZE", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
     before = {name: os.environ[name] for name in names if name in os.environ}
