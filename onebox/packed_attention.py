@@ -18,7 +18,7 @@ try:
     from torch.nn.attention.varlen import varlen_attn  # the same kernel, as PyTorch ships it
 
     varlen_attn = with_gqa(varlen_attn)
-    # With flash-attn-4 installed, torch.nn.attention.activate_flash_attention_impl("FA4") makes it that one. Not measured
+    # With flash-attn-4 installed, torch.nn.attention.activate_flash_attention_impl("FA4") makes it that, unmeasured
 except ImportError:
     varlen_attn = None
 
