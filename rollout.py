@@ -230,7 +230,7 @@ class Engine:
         self.clock.phase("rollout")
         for r in generate(self.llm, requests, temperature=temperature, version=self.version,
                           enough=lambda: len(complete) >= quota, **self.options) if mine else ():
-            start, prompt, ids = time.monotonic(), prompts[r.prompt], r.response_ids.tolist()
+            start, prompt, ids = time.monotonic(), prompts[r.prompt], np.asarray(r.response_ids).tolist()
             r.source, r.uid, r.engine, r.seconds = prompt.source, prompt.uid, self.index, start - began
             rollouts[r.prompt, r.sample] = r
             if r.dropped:
