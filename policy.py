@@ -220,23 +220,23 @@ class MicroBatch:
     clipped: torch.Tensor = None  # (T,) 1 where the clip stopped the gradient
 
 
-def pack(rollouts, chosen, max_tokens, rank, world, device, needs_grad=None, gets_pass=None):
+def pack(rollouts, chosen, max_tokens, rank, world, device, needs_grad=None, silent_share=1.0, always=()):
     """
     Pack one update into micro-batches for this rank. Every rank passes the same list and gets equally many of them.
 
     rollouts: with prompt_ids, response_ids, rollout_logprobs. chosen: indices of those to pack; response_index holds
     the same ones. needs_grad: bool (R,), which of them need a backward pass (None: all); their micro-batches come
-    first, then those that only go forward; of these, gets_pass: bool (R,) leaves some out, for which the others stand
-    in the statistics. Longest first onto the least loaded micro-batch, to balance the tokens; at most max_tokens each,
-    unless one sequence alone is longer. A rank with nothing to do gets one dummy token without a target, as it must
-    take part in FSDP's collectives.
+    first, then those that only go forward: of these a silent_share, of all lengths, and those in `always`, which stand
+    for the others in canary and statistics. Longest first onto the least loaded micro-batch, to balance the tokens; at
+    most max_tokens each, unless one sequence alone is longer. A rank with nothing to do gets one dummy token without a
+    target, as it must take part in FSDP's collectives.
     """
     lens = {i: len(rollouts[i].prompt_ids) + len(rollouts[i].response_ids) - 1
             for i in map(int, chosen) if len(rollouts[i].response_ids)}
     order = sorted(lens, key=lambda i: (-lens[i], i))
     with_grad = [i for i in order if needs_grad is None or needs_grad[i]]
     silent = [i for i in order if needs_grad is not None and not needs_grad[i]]
-    forward_only = [i for i in silent if gets_pass is None or gets_pass[i]]
+    forward_only = sample(silent, silent_share, always)
     tokens, seen_tokens = (sum(len(rollouts[i].response_ids) for i in part) for part in (silent, forward_only))
     batches = []
     for part, grad in ((with_grad, True), (forward_only, False)):
@@ -256,16 +256,11 @@ def pack(rollouts, chosen, max_tokens, rank, world, device, needs_grad=None, get
     return batches
 
 
-def sample_silent(needs_grad, share, num_last, seed):
-    """
-    Tell which responses get a pass at all, bool (R,): those that need gradients, the last num_last, which samples/
-    shows, and of the others a share, at random: the canary and the statistics need a sample of them, not all.
-    """
-    silent, gets_pass = torch.nonzero(~needs_grad)[:, 0], needs_grad.clone()
-    order = np.random.default_rng(seed).permutation(len(silent))
-    gets_pass[silent[order[:math.ceil(share * len(silent))]]] = True
-    gets_pass[max(0, len(gets_pass) - num_last):] = True
-    return gets_pass
+def sample(silent, share, always):
+    """Take a share of a sorted list, at even distances, at least one, and what `always` holds."""
+    count = math.ceil(share * len(silent))
+    taken = {int((k + 0.5) * len(silent) / count) for k in range(count)}
+    return [i for at, i in enumerate(silent) if at in taken or i in always]
 
 
 def fill(order, lens, num_bins, limit):

@@ -22,10 +22,10 @@ from onebox.checkpoint import fingerprint_of_model
 from onebox.config import BelowOne, NonNegative, OrFunction, Positive, Share, check_ranges, load_config, refuse
 from onebox.flops import machine_of
 from onebox.masters import on_device
-from onebox.metrics import StepStats, advantage_columns, empty_row, speed, summarize, trained_rows
+from onebox.metrics import StepStats, advantage_columns, empty_row, kept_in_samples, speed, summarize, trained_rows
 from onebox.models import resolve_dtype, resolve_model
 from onebox.rundir import RunSettings, entry, open_run
-from policy import check_compile, learning_rate, load_policy, make_adam, optimizer_step, pack, sample_silent
+from policy import check_compile, learning_rate, load_policy, make_adam, optimizer_step, pack
 from policy import token_logprobs, trained_logprobs
 from rewards import Scorer
 from rollout import Engine, check_sampling
@@ -323,15 +323,15 @@ def main():
         # 3) pack: one list of micro-batches per update; loss weights count the responses of all ranks
         in_loss = in_loss_mask(rollouts, cfg.on_truncated)                                        # (R,)
         needs_grad = needs_grad_mask(advantages, cfg)                                             # (R,)
-        gets_pass = sample_silent(needs_grad, cfg.silent_share, cfg.keep_rollouts + cfg.group_size - 1,
-                                  stable_seed(cfg.seed, step))                                    # (R,)
+        shown = kept_in_samples(rollouts, cfg)       # response indices
         response_lens = torch.tensor([len(r.response_ids) for r in rollouts])                     # (R,)
         updates = []
         for indices in split_into_updates(len(rollouts), cfg.group_size, cfg.updates_per_step):   # of responses
             chosen = indices[in_loss[indices]]
             loss_weights = token_weights(response_lens, len(chosen), int(response_lens[chosen].sum()), cfg.loss_agg,
                                          cfg.max_response_len)                                    # (R,)
-            updates.append(pack(rollouts, chosen, run.max_tokens, rank, world, device, needs_grad, gets_pass))
+            updates.append(pack(rollouts, chosen, run.max_tokens, rank, world, device, needs_grad, cfg.silent_share,
+                                shown))
             for batch in updates[-1]:
                 batch.loss_weights = loss_weights.to(device)[batch.response_index]                # (T,)
                 batch.advantages = advantages.to(device)[batch.response_index]                    # (T,)

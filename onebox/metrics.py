@@ -86,11 +86,9 @@ def trained_rows(step, rollouts, updates, cfg, tokenizer):
     rollouts: those that were packed, or any if none was. updates: this rank's micro-batches of each update, after the
     last one.
     """
-    if not cfg.keep_rollouts:
-        return []
-    first = max(0, len(rollouts) + -cfg.keep_rollouts // cfg.group_size * cfg.group_size)
-    values, rows = values_of_tokens(itertools.chain(*updates), range(first, len(rollouts))), []
-    for i in range(first, len(rollouts)) if dist.get_rank() == 0 else ():
+    kept = kept_in_samples(rollouts, cfg)
+    values, rows = values_of_tokens(itertools.chain(*updates), kept), []
+    for i in kept if dist.get_rank() == 0 else ():
         of_tokens = values.get(i, {})
         advantages = of_tokens.get("advantages", np.zeros(1))
         if advantages.min() == advantages.max():  # one number says it
@@ -98,6 +96,11 @@ def trained_rows(step, rollouts, updates, cfg, tokenizer):
         rows.append({**rollout_row(rollouts[i], step, "train", tokenizer, of_tokens),
                      "advantage": round(float(advantages.mean()), 4)})
     return rows
+
+
+def kept_in_samples(rollouts, cfg):
+    """Return the indices of the last cfg.keep_rollouts of a step's rollouts, in whole groups."""
+    return range(max(0, len(rollouts) + -cfg.keep_rollouts // cfg.group_size * cfg.group_size), len(rollouts))
 
 
 def values_of_tokens(batches, wanted):

@@ -20,8 +20,8 @@ from onebox import checkpoint, fused_logprobs, models
 from onebox.config import ConfigError
 from onebox.masters import on_device
 from onebox.models import resolve_model
-from policy import (check_compile, load_critic, load_policy, make_adam, optimizer_step, pack, sample_silent,
-                    token_logprobs, token_values, trained_logprobs)
+from policy import (check_compile, load_critic, load_policy, make_adam, optimizer_step, pack, token_logprobs,
+                    token_values, trained_logprobs)
 from train_grpo import policy_loss, token_weights
 
 
@@ -136,23 +136,31 @@ def test_a_one_token_prompt_has_its_first_response_token_scored():
 
 
 def test_a_share_of_the_responses_without_gradient_gets_a_pass_and_stands_for_all_of_them():
-    """40 responses of 1 ... 40 tokens, every fourth learns: of the 30 others 3 at random, and the last two."""
+    """
+    40 responses of 1 ... 40 tokens, every fourth learns. Of the 30 others, longest first, the 6th, 16th and 26th get a
+    pass at a share of a tenth, and the last two, which samples/ shows.
+    """
     rollouts = make_rollouts(prompt_lens=[5] * 40, response_lens=list(range(1, 41)))
     needs = torch.arange(40) % 4 == 0
-    gets = sample_silent(needs, 0.1, 2, seed=7)
-    assert gets[needs].all() and gets[-2:].all() and 3 <= (gets & ~needs).sum() <= 5
-    assert torch.equal(gets, sample_silent(needs, 0.1, 2, seed=7)) and not torch.equal(
-        gets, sample_silent(needs, 0.1, 2, seed=8))
-    assert sample_silent(needs, 1.0, 0, 7).all() and torch.equal(sample_silent(needs, 0.0, 0, 7), needs)
-    assert sample_silent(torch.zeros(3, dtype=torch.bool), 0.01, 0, 7).sum() == 1  # a canary needs something to see
-    batches = pack(rollouts, torch.arange(40), 120, 0, 1, "cpu", needs, gets)
-    seen = {i for batch in batches for i in batch.response_index.tolist()}
-    assert seen == set(torch.nonzero(gets)[:, 0].tolist())
+    silent = [i for i in range(39, -1, -1) if i % 4]
+
+    def passes(share, always=(), needs=needs):
+        batches = pack(rollouts, torch.arange(40), 120, 0, 1, "cpu", needs, share, always)
+        return batches, {i for batch in batches if not batch.needs_grad for i in batch.response_index.tolist()}
+
+    batches, found = passes(0.1, range(38, 40))
+    assert found == {silent[5], silent[15], silent[25], 38, 39}
     stood = sum(len(batch.targets) * batch.stands_for for batch in batches if not batch.needs_grad)
     assert stood == pytest.approx(sum(i + 1 for i in range(40) if i % 4))  # all their tokens
     assert {batch.stands_for for batch in batches if batch.needs_grad} == {1.0}
+    assert {i for b in batches if b.needs_grad for i in b.response_index.tolist()} == set(range(0, 40, 4))
     last = [batch.ends_update for batch in batches if batch.needs_grad]
     assert last == [False] * (len(last) - 1) + [True] and not any(b.ends_update for b in batches if not b.needs_grad)
+    assert passes(1.0)[1] == set(silent) and passes(0.0)[1] == set()
+    nothing = torch.zeros(40, dtype=torch.bool)
+    assert len(passes(0.001, needs=nothing)[1]) == 1  # a canary needs something to see
+    (batch,), found = passes(0.0, needs=nothing)
+    assert found == set() and len(batch.ids) == 1 and batch.stands_for == 1.0  # a dummy token
 
 
 def test_ids_may_be_lists_or_arrays_and_no_token_is_lost_or_moved():
