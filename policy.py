@@ -214,7 +214,7 @@ class MicroBatch:
     ref_logprobs: torch.Tensor = None  # (T,) of the reference model
     old_values: torch.Tensor = None  # (T,) of the critic before this step's first update
     returns: torch.Tensor = None  # (T,) what the critic learns
-    logprobs: torch.Tensor = None  # (T,) of the policy at the last update, as the next three: kept for samples/
+    logprobs: torch.Tensor = None  # (T,) at the last update, as the next three; without gradient, before the first one
     entropy: torch.Tensor = None  # (T,)
     ratio: torch.Tensor = None  # (T,) to old_logprobs
     clipped: torch.Tensor = None  # (T,) 1 where the clip stopped the gradient
@@ -250,7 +250,7 @@ def pack(rollouts, chosen, max_tokens, rank, world, device, needs_grad=None, sil
             loads = [sum(lens[i] for i in bin) for bin in bins[first:first + world]]
             batch = to_micro_batch(rollouts, bins[first + rank], device)
             batch.needs_grad, batch.tokens_of_all, batch.tokens_of_fullest = grad, sum(loads), max(loads)
-            batch.ends_update = grad and first + world == count * world
+            batch.ends_update = (grad or not part) and first + world == count * world
             batch.stands_for = 1.0 if grad or not part else tokens / seen_tokens
             batches.append(batch)
     return batches

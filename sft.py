@@ -25,7 +25,7 @@ import torch
 
 from data import encode_prompt, prompt_order
 from onebox.checkpoint import fingerprint_of_model
-from onebox.config import ConfigError, NonNegative, Positive, check_ranges, load_config
+from onebox.config import ConfigError, NonNegative, Positive, check_ranges, load_config, refuse
 from onebox.models import check_architecture, resolve_dtype, resolve_model
 from onebox.rundir import BasicSettings, entry, open_run
 from onebox.text import excerpt
@@ -206,6 +206,7 @@ def main():
     check_ranges(cfg)
     check_compile(cfg.compile, cfg.checkpointing)
     rank, world, device = init_distributed()
+    refuse(world % (cfg.shard_size or world), f"shard_size = {cfg.shard_size} does not divide the {world} processes")
     dtype = resolve_dtype(cfg.dtype, device)
     path, hf_config, tokenizer, stop_ids = resolve_model(cfg.model, 0)
     chat = check_chat(cfg, tokenizer, not cfg.chat_template_kwargs or has_messages(cfg.data))
@@ -242,8 +243,8 @@ def main():
             loss = -logprobs.sum() / num_tokens
             (loss * world).backward()  # undo FSDP's mean over ranks: num_tokens counts all of them
             loss_sum += loss.detach()
-        # the next step's, while a GPU still works on this one's
-        following = prepare(examples, progress.prompts_seen, cfg, run.max_tokens, rank, world, device)
+        if step < cfg.num_steps:  # the next step's, while a GPU still works on this one's
+            following = prepare(examples, progress.prompts_seen, cfg, run.max_tokens, rank, world, device)
         lr = learning_rate(step, cfg.lr, "cosine", cfg.warmup_steps, cfg.num_steps, cfg.lr_min_ratio)
         grad_norm = optimizer_step(policy, optimizer, lr, cfg.grad_clip)  # waits for the GPU
         if not np.isfinite(grad_norm):

@@ -128,7 +128,7 @@ def sharded_state(models):
     """Return {name: weights, optimizer_name: Adam state} of this rank's shards, in fp32."""
     state = {}
     for name, pair in models.items():
-        with masters(pair[0].parameters()):
+        with masters(pair[0].parameters(), written=False):
             state[name], state[optimizer_of(name)] = get_state_dict(*pair)
     return state
 
@@ -353,7 +353,7 @@ def export_hf(policy, tokenizer, folder, dtype, step, stop_ids=(), say=print0, n
         say(f"{folder}/generation_config.json: transformers does not write the base model's as it is: "
             f"{', '.join(changes)}")
     weights, tmp, old = {}, folder + ".tmp", folder + ".old"
-    with masters(policy.parameters()):
+    with masters(policy.parameters(), written=False):
         for name, weight in policy.hf.state_dict().items():  # every rank together; only rank 0 keeps the tensors
             full = whole(weight)
             if dist.get_rank() == 0:

@@ -108,8 +108,10 @@ def init_distributed(timeout_s=3600.0):
         device, backend = torch.device("cuda", local_rank), "cpu:gloo,cuda:nccl"
         bound = {"device_id": device}
         torch.cuda.set_device(device)
-        # compiled code that the next start finds again; PyTorch's own place, in /tmp, does not outlive the machine
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.expanduser("~/.cache/onebox-r1/inductor"))
+        cache = os.path.expanduser("~/.cache/onebox-r1/inductor")  # compiled code, for the next start
+        with suppress(OSError):  # a home that is not there: PyTorch's own place, in /tmp
+            os.makedirs(cache, exist_ok=True)
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
     if not dist.is_initialized():
         dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s), **bound)
     return rank, world, device
@@ -159,12 +161,6 @@ def max_over_ranks(value, device):
     total = torch.tensor(float(value), dtype=torch.float64, device=device)
     dist.all_reduce(total, op=dist.ReduceOp.MAX)
     return total.item()
-
-
-def compiled_graphs():
-    """Count the graphs that torch.compile has made in this process; without importing it, where nothing is compiled."""
-    dynamo = sys.modules.get("torch._dynamo.utils")
-    return dynamo.counters["stats"]["unique_graphs"] if dynamo else 0
 
 
 def stable_seed(*parts):

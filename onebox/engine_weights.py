@@ -8,16 +8,16 @@ import torch
 from onebox.distributed import Broken
 
 
-def load(worker, stream):
+def load(worker, stream, kinds=("cuda",)):
     """
     Load the (name, tensor) that stream() yields in vLLM's worker. Raises Broken if one is missing. vLLM's reload spends
     over 100 us of Python on each, which no GPU needs to copy it: it is asked the first time, and later only where
-    find_places cannot follow it (CPUs pack their matrices, tensor parallel cuts them).
+    find_places cannot follow it (tensor parallel cuts matrices), or on a CPU, which keeps packed copies of some.
     """
     if getattr(worker, "places", None):
         return copy_to(worker.places, stream())
     reload(worker, stream())
-    if not hasattr(worker, "places"):  # looked for once, so that every rank goes through the stream equally often
+    if not hasattr(worker, "places") and worker.device.type in kinds:  # once: every rank goes through it equally often
         worker.places = find_places(worker.model_runner.get_model(), stream())
 
 

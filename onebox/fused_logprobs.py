@@ -100,11 +100,22 @@ def chunk_gradient_in_place(logits, targets, lse, grad_logprobs, dtype, entropy=
     return grad.scatter_add_(-1, targets[:, None], grad_logprobs[:, None]).to(dtype)
 
 
+@functools.cache
+def adds_in_place():
+    """Try whether this PyTorch adds a bf16 product to an fp32 matrix in place: some have the function and refuse it."""
+    total, ones = (torch.ones(16, 16, device="cuda", dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    try:
+        torch.ops.aten.addmm.dtype_out(total, ones, ones, torch.float32, out=total)
+    except (AttributeError, RuntimeError):
+        return False
+    return bool((total == 17).all())
+
+
 def add_product(total, a, b):
     """Add a @ b to total (fp32), without a product beside it."""
     if a.dtype == torch.float32:
         torch.addmm(total, a, b, out=total)
-    elif a.is_cuda and hasattr(torch.ops.aten.addmm, "dtype_out"):
+    elif a.is_cuda and adds_in_place():
         torch.ops.aten.addmm.dtype_out(total, a, b, torch.float32, out=total)
     else:
         total += product_fp32(a, b)

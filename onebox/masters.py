@@ -12,6 +12,7 @@ and Adam's moments, lie on the host under offload. RL makes one step per 10^5 to
 from contextlib import contextmanager
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 
 def keep_masters(module, device, compute, on_host):
@@ -24,8 +25,9 @@ def keep_masters(module, device, compute, on_host):
 
 @contextmanager
 def on_device(module, device):
-    """Bring to the device what of a module, or None, waits on the host, and drop it there afterwards, unchanged."""
-    waiting = [(p, p.data) for p in module.parameters() if p.device != device] if module is not None else []
+    """Bring to the device what of a module waits on the host, and drop it there afterwards. FSDP2 does so by itself."""
+    parameters = () if module is None or isinstance(module, FSDPModule) else module.parameters()
+    waiting = [(p, p.data) for p in parameters if p.device != device]
     for p, on_host in waiting:
         p.data = on_host.to(device)
     try:
@@ -36,8 +38,8 @@ def on_device(module, device):
 
 
 @contextmanager
-def masters(parameters):
-    """Let the parameters be their masters, to be read or written, and round what they are afterwards."""
+def masters(parameters, written=True):
+    """Let the parameters be their masters; where these are written, round what they are afterwards."""
     held = [(p, p.data) for p in parameters if hasattr(p, "master")]
     for p, _ in held:
         p.data = p.master
@@ -46,7 +48,7 @@ def masters(parameters):
     finally:
         for p, rounded in held:
             p.data = rounded
-        if held:
+        if held and written:
             torch._foreach_copy_([rounded for _, rounded in held], [p.master for p, _ in held])
 
 
@@ -64,4 +66,6 @@ def step_masters(module, optimizer):
         buffer, rounded = staged[:p.numel()].view(p.shape), p.data
         p.data, p.grad = p.master, buffer.copy_(gradients.pop())
         optimizer.step()
-        p.grad, p.data = None, rounded.copy_(p.master)
+        # the cast on the host halves what crosses to the device, out of pinned memory
+        rounded.copy_(staged.view(rounded.dtype)[:p.numel()].view(p.shape).copy_(p.master))
+        p.grad, p.data = None, rounded

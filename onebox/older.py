@@ -1,7 +1,4 @@
-"""
-What vLLM 0.20 and torch 2.11 lack of the calls made here, so that machines with them can be used as they are. To drop
-them, remove this file and each line that names it.
-"""
+"""What vLLM 0.20 and torch 2.11 lack of the calls made here. To drop them, remove this file and what names it."""
 
 import inspect
 

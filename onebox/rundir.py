@@ -65,7 +65,7 @@ class RunSettings(BasicSettings):
     keep_rollouts: NonNegative[int] = 16  # responses of a step kept in samples/, see metrics.trained_rows; 0 = none
     report_every: NonNegative[int] = 20  # renew report.html every N steps and at the end; 0 = never
     dry_step: Literal["auto", "on", "off"] = "auto"  # a micro-batch of full length before the run; auto: on GPUs
-    silent_share: Share[float] = 0.1     # of the responses without gradient that get a forward pass, for statistics
+    silent_share: Share[float] = 0.1     # GRPO: of responses without gradient, how many get a forward pass
     max_num_seqs: Positive[int] = 256    # sequences decoded together in one engine
     kv_cache_gb: NonNegative[float] = 0.0  # per engine; 0 = for max_num_seqs full sequences, at most 35 % of its GPUs
     tensor_parallel: Positive[int] = 1   # GPUs per engine
@@ -240,7 +240,8 @@ class Run:
         resolved, why = gather([plain_settings(cfg, device, record_of(path))] if self.main else [])[0]
         if self.main:
             self.start(origin, resolved, why)
-        self.cfg = cfg = replace(cfg, **resolved)
+        no_tools = {"dry_step": "off"} if getattr(cfg, "dry_step", "") == "auto" and not has_tools() else {}
+        self.cfg = cfg = replace(cfg, **resolved, **no_tools)
         self.state = checkpoint.find(path, fingerprints, cfg.allow_data_change, self.say)
         if self.state["step"] and "critic" in fingerprints and "critic" not in self.state.get("models", ()):
             raise ConfigError(f"{path}/step_{self.state['step']:06d} holds no critic, so the run cannot go on from it: "
@@ -277,7 +278,7 @@ class Run:
         if cfg.wandb != "off":
             from tools.wandb_thread import WandbThread
             self.wandb = WandbThread(self.say, project="onebox-r1", name=cfg.name, id=wandb_id, mode=cfg.wandb,
-                                     config=settings, dir=self.path, resume="allow")
+                                     config=settings | resolved, dir=self.path, resume="allow")
 
     def say(self, text, in_log=""):
         """Print on rank 0 and append to log.txt. Control characters of a model's text are made visible first."""
@@ -347,7 +348,6 @@ class Run:
             self.stop_signals = listen_for_signals()
         if "step" not in CONTEXT:
             self.clock.take()  # the start-up is no part of the first step
-            self.graphs = distributed.compiled_graphs()
         CONTEXT.update(step=step, rollouts=())
         seed_generators(self.cfg.seed, step, dist.get_rank())
 
@@ -424,11 +424,12 @@ class Run:
         self.write_row(row)  # after all else that a step writes: it says that the step is finished
         example = os.path.join(self.path, "samples", f"step_{row['step']:06d}.jsonl.gz")
         kept = getattr(self.cfg, "keep_rollouts", 0) and os.path.exists(example)
-        self.count_graphs(row["step"])
         warnings = [metrics.no_signal(self.progress.silent_steps, row, example if kept else "")]
-        if row["step"] >= self.tail_due and (note := metrics.long_tail(row)):
-            warnings.append(note)
-            self.tail_due = row["step"] + 20
+        if row["step"] >= self.tail_due and has_tools():
+            from tools.advice import long_tail
+            if note := long_tail(row):
+                warnings.append(note)
+                self.tail_due = row["step"] + 20
         if row["step"] and row.get("eval_correct") is not None:
             warnings.append(metrics.hacked(self.evaluated, row))
             self.evaluated = row
@@ -439,12 +440,13 @@ class Run:
             self.report()
 
     def count_graphs(self, step):
-        """Say which steps but the first ones compiled graphs, and warn once if that does not come to an end."""
-        new, self.steps_logged = distributed.compiled_graphs() - self.graphs, self.steps_logged + 1
-        self.graphs += new
-        if new and self.steps_logged > 3:
-            self.late_graphs += new
-            self.append("log.txt", f"step {step}: torch.compile made {new} graphs\n")
+        """Log which steps but the first ones compiled graphs, and warn once if that does not come to an end."""
+        dynamo = sys.modules.get("torch._dynamo.utils")  # not imported where nothing is compiled
+        before, self.graphs = self.graphs, dynamo.counters["stats"]["unique_graphs"] if dynamo else 0
+        self.steps_logged += 1
+        if self.graphs > before and self.steps_logged > 3:
+            self.late_graphs += self.graphs - before
+            self.append("log.txt", f"step {step}: torch.compile made {self.graphs - before} graphs\n")
         if self.late_graphs > 8:
             self.say(f"WARNING: {self.late_graphs} graphs were compiled after the first steps, and each costs seconds: "
                      "something changes again and again; TORCH_LOGS=recompiles says what, --compile False ends it")
@@ -455,6 +457,7 @@ class Run:
         if self.main:
             row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
             CONTEXT["row"] = row
+            self.count_graphs(row["step"])
             self.append("metrics.jsonl", json.dumps(row) + "\n")
             if self.wandb is not None:
                 self.wandb.log({k: v for k, v in row.items() if v is not None})

@@ -31,6 +31,7 @@ if sys.argv[3:] == ["unpacked"]:
         layer.cpu_linear = torch.nn.functional.linear
 
     utils.dispatch_cpu_unquantized_gemm = unpacked
+    engine_weights.load.__defaults__ = (("cpu",),)  # kinds of devices that take the straight way
 rank, world, device = init_distributed()
 config = AutoConfig.from_pretrained(path)
 policy = load_policy(path, device, "float32")

@@ -25,16 +25,16 @@ BUGS = [  # file, text, what it becomes, the tests that must fail
     ("onebox/metrics.py", "+ stands_for * value", "+ value", "test_metrics.py -k stand_for"),
     ("policy.py", "set_requires_all_reduce(batch.ends_update)", "set_requires_all_reduce(True)",
      "test_policy.py -k copies_of_the_weights"),
-    ("policy.py", "batch.ends_update = grad and first + world == count * world", "batch.ends_update = first == 0",
+    ("policy.py", "(grad or not part) and first + world == count * world", "first == 0",
      "test_policy.py -k copies_of_the_weights"),
     # masters in fp32 beside bf16 weights
     ("onebox/masters.py", "p.grad_dtype, p.on_host = torch.float32, on_host", "p.on_host = on_host",
      "test_policy.py -k one_process_in_bf16"),
     ("onebox/masters.py", "optimizer.zero_grad(set_to_none=True)", "pass", "test_policy.py -k same_arithmetic"),
-    ("onebox/masters.py", "p.grad, p.data = None, rounded.copy_(p.master)", "p.grad, p.data = None, rounded",
+    ("onebox/masters.py", "        rounded.copy_(staged.view", "        (staged.view",
      "test_policy.py -k same_arithmetic"),
     ("policy.py", 'like = getattr(p, "master", p)', "like = p", "test_policy.py -k same_arithmetic"),
-    ("onebox/checkpoint.py", """        with masters(pair[0].parameters()):
+    ("onebox/checkpoint.py", """        with masters(pair[0].parameters(), written=False):
             state[name],""", """        if True:
             state[name],""", "test_checkpoint.py -k masters_and_shards"),
     ("onebox/fused_logprobs.py", "ctx.head.grad, grad_weight = grad_weight, None", "ctx.head.grad = grad_weight",

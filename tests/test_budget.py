@@ -200,9 +200,11 @@ def sentence():
     now = measured()
     step, imported = (round(now[what] / 50) * 50 for what in ("lines a step runs through",
                                                               "lines a training process imports, without tasks/"))
-    return (f"A training step runs through five files of {step:,} lines; all that a training process imports, without "
-            f"`tasks/`, is {imported:,} lines; the loop of `train_grpo.py` has {now['lines of the loop']} lines, "
-            f"{now['statements of the loop']} statements and {now['names of the loop']} names.")
+    scoring = round(lines("tasks/scoring.py") / 50) * 50
+    return (f"A training step runs through five files of {step:,} lines, and `tasks/scoring.py` of {scoring}; all that "
+            f"a training process imports, without `tasks/`, is {imported:,} lines; the loop of `train_grpo.py` has "
+            f"{now['lines of the loop']} lines, {now['statements of the loop']} statements and "
+            f"{now['names of the loop']} names.")
 
 
 def test_readme_says_the_size_of_the_code_as_it_is():

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 import time
 from types import SimpleNamespace
 
@@ -21,7 +22,6 @@ from onebox.metrics import (
     empty_row,
     explain_values,
     hacked,
-    long_tail,
     more_seconds,
     no_signal,
     rollout_row,
@@ -33,6 +33,7 @@ from onebox.rundir import Progress
 from policy import pack
 from rewards import Score
 from rollout import Rollout
+from tools.advice import long_tail
 
 # ---------------------------------------------------------------------------------------------------------------
 # rollouts
@@ -320,9 +321,11 @@ def test_graphs_that_are_compiled_again_and_again_are_said(monkeypatch):
     """Of the first three steps 6 graphs are due. Then 2 a step: the fifth such step has made 10, more than 8."""
     run, said, logged, total = rundir.Run.__new__(rundir.Run), [], [], iter([4, 6, 6, 8, 10, 12, 14, 16, 16, 18])
     run.say, run.append = said.append, lambda file, text: logged.append(text)
-    monkeypatch.setattr("onebox.distributed.compiled_graphs", lambda: next(total))
+    dynamo = SimpleNamespace(counters={"stats": {"unique_graphs": 0}})
+    monkeypatch.setitem(sys.modules, "torch._dynamo.utils", dynamo)
     warned = []
     for step in range(1, 11):
+        dynamo.counters["stats"]["unique_graphs"] = next(total)
         run.count_graphs(step)
         warned.append(len(said))
     assert warned == [0] * 7 + [1] * 3 and "10 graphs were compiled after the first steps" in said[0]

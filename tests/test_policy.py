@@ -536,6 +536,16 @@ def test_a_reference_waits_on_the_host_and_says_the_same_on_the_device(tied_mode
     assert all(torch.equal(p, data) for p, data in zip(away.parameters(), waiting, strict=True))
 
 
+def test_what_fsdp_keeps_on_the_host_is_brought_to_the_device_by_fsdp_alone(tied_model, one_process):
+    """Its parameters say that they lie on the host, and must go on to."""
+    (batch,) = pack(make_rollouts(), range(5), 1000, 0, 1, one_process[2])
+    policy = load_policy(tied_model, one_process[2], "bfloat16", trainable=False, offload=True, always_fsdp=True)
+    before = [p.to_local().data_ptr() for p in policy.parameters()]
+    with torch.no_grad(), on_device(policy, torch.device("cpu", 0)):
+        assert [p.to_local().data_ptr() for p in policy.parameters()] == before
+        assert torch.isfinite(token_logprobs(policy, batch, 1.0)[0]).all()
+
+
 def test_a_bf16_reference_keeps_its_rotary_frequencies_in_fp32(tied_model, one_process):
     reference = load_policy(tied_model, one_process[2], "bfloat16", trainable=False)
     assert all(p.dtype == torch.bfloat16 and not p.requires_grad for p in reference.parameters())

@@ -327,10 +327,14 @@ def test_vllms_reload_is_asked_once_or_always(packed, monkeypatch):
         yield from weights.items()
 
     monkeypatch.setattr(engine_weights, "reload", lambda worker, weights: asked.append(len(list(weights))))
-    worker = SimpleNamespace(model_runner=SimpleNamespace(get_model=lambda: engine))
+    worker = SimpleNamespace(model_runner=SimpleNamespace(get_model=lambda: engine), device=torch.device("cuda"))
     for _ in range(3):
         engine_weights.load(worker, stream)
     assert len(asked) == (3 if packed else 1) and len(streams) == 4  # as often on each rank, whatever it finds
+    on_cpu = SimpleNamespace(model_runner=worker.model_runner, device=torch.device("cpu"))
+    for _ in range(2):  # which may hold packed copies beside the weights
+        engine_weights.load(on_cpu, stream)
+    assert len(asked) == (5 if packed else 3) and not hasattr(on_cpu, "places")
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -39,15 +39,16 @@ def dry_step(models, reference, cfg, max_tokens, vocab_size, world, device, say)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
+        part, advice = f"a micro-batch of {sum(lens):,} tokens", ""
+        batch = to_micro_batch(rollouts, range(len(rollouts)), device)
+        if reference is not None:
+            with torch.no_grad(), on_device(reference, device):  # while there are no gradients, as in a step
+                token_logprobs(reference, batch, cfg.temperature)
         part, advice = "the gradients of the models", MODELS
         for module, _ in models.values():
             for p in module.parameters():
                 p.grad = torch.zeros_like(p).float()  # whatever p is: see onebox/masters.py
         part, advice = f"a micro-batch of {sum(lens):,} tokens", ""
-        batch = to_micro_batch(rollouts, range(len(rollouts)), device)
-        if reference is not None:
-            with torch.no_grad(), on_device(reference, device):
-                token_logprobs(reference, batch, cfg.temperature)
         for name, (module, _) in models.items():
             if name == "critic":
                 token_values(module, batch).mean().backward()

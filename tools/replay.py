@@ -24,6 +24,7 @@ from onebox.config import ConfigError, own_and_inherited, refuse, script_of
 from onebox.crash import memory_of
 from onebox.distributed import Broken, init_distributed, print0, progress_bar, seed_generators, whole
 from onebox.files import read_json, read_rows, write_atomic
+from onebox.masters import on_device
 from onebox.metrics import StepStats
 from onebox.models import check_critic, resolve_dtype, resolve_model
 from onebox.rundir import plain_settings
@@ -125,7 +126,7 @@ def compute(script, cfg, models, rollouts, saved, step, device):
             if advantages is not None:
                 batch.advantages = advantages.to(device)[batch.response_index]
     batches, critic = list(chain(*updates)), models["critic"]
-    with torch.no_grad():
+    with torch.no_grad(), on_device(models["reference"], device):
         for batch in batches:
             if models["reference"] is not None:
                 batch.ref_logprobs, _ = token_logprobs(models["reference"], batch, cfg.temperature)

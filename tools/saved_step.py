@@ -19,6 +19,7 @@ from onebox import checkpoint, rundir
 from onebox.config import ConfigError
 from onebox.distributed import print0
 from onebox.files import read_json
+from onebox.masters import masters
 from onebox.models import resolve_dtype
 from onebox.text import excerpt
 from policy import load_critic, load_policy
@@ -165,21 +166,23 @@ def other_settings(run, cfg):
 
 def load_models(cfg, path, critic_path, run, step, device):
     """Load {"policy", "critic", "reference"} as the scripts do, None where there is none, and step's checkpoint."""
-    dtype, how = resolve_dtype(cfg.dtype, device), dict(checkpointing=cfg.checkpointing, compile=cfg.compile)
+    dtype, how = resolve_dtype(cfg.dtype, device), dict(checkpointing=cfg.checkpointing, compile=cfg.compile,
+                                                        offload=cfg.offload == "optimizer")
     models = {"policy": load_policy(path, device, dtype, **how), "critic": None, "reference": None}
     if critic_path:
         models["critic"] = load_critic(critic_path, device, dtype, **how)
     if cfg.kl_in != "none":
-        models["reference"] = load_policy(path, device, dtype, compile=cfg.compile, trainable=False)
+        models["reference"] = load_policy(path, device, dtype, **how, trainable=False)
     if step:
         held = read_json(f"{run}/step_{step:06d}/state.json").get("models", ["model"])
         if critic_path and "critic" not in held:
             print0(f"note          that checkpoint holds no critic: it is {critic_path} with a head of zeros")
         saved = {"model": models["policy"]} | ({"critic": models["critic"]} if critic_path and "critic" in held else {})
-        state = {name: get_model_state_dict(module) for name, module in saved.items()}
-        if problem := checkpoint.damage_or_error(run, step) or checkpoint.read_into(state, run, step):
-            raise ConfigError(f"{run}/step_{step:06d} cannot be loaded ({problem}): give the weights as another "
-                              "--model", checkpoint.NO_CHECKPOINT)
-        for name, module in saved.items():
-            set_model_state_dict(module, state[name])
+        with masters(p for module in saved.values() for p in module.parameters()):
+            state = {name: get_model_state_dict(module) for name, module in saved.items()}
+            if problem := checkpoint.damage_or_error(run, step) or checkpoint.read_into(state, run, step):
+                raise ConfigError(f"{run}/step_{step:06d} cannot be loaded ({problem}): give the weights as another "
+                                  "--model", checkpoint.NO_CHECKPOINT)
+            for name, module in saved.items():
+                set_model_state_dict(module, state[name])
     return models
