@@ -23,6 +23,7 @@ from common import command, parser_of
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
 
 import rollout
+from onebox import engine_weights
 from onebox.distributed import init_distributed, whole
 from policy import load_policy
 from tools.plan import config_of
@@ -42,6 +43,7 @@ class Sync:
             from vllm.model_executor.layers import utils
 
             utils.dispatch_cpu_unquantized_gemm = unpacked
+            engine_weights.load.__defaults__ = (("cpu",),)  # else a CPU never takes the straight way
         config = config_of(args.model) if args.model else Qwen2Config(
             vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=28, num_attention_heads=2,
             num_key_value_heads=1, tie_word_embeddings=True, max_position_embeddings=512)

@@ -115,7 +115,7 @@ def memory_of_engine(worker):
 
 # negative twins: each trap must show, or the test above could not see it
 wake_and_sync(policy.hf, engine, torch.float32, 4, device)
-report["places"] = sorted(engine.collective_rpc(lambda worker: worker.places)[0])
+report["places"] = sorted(engine.collective_rpc(lambda worker: getattr(worker, "places", {}))[0])
 straight = engine.collective_rpc(memory_of_engine)[0]
 engine.collective_rpc(engine_weights.reload, args=(hf_stream(policy.hf, torch.float32),))
 by_vllm = engine.collective_rpc(memory_of_engine)[0]
