@@ -35,7 +35,7 @@ from tasks.order import prompt_order
 from tasks.own import fingerprint as reward_fingerprint
 from tasks.own_check import check_all
 from tasks.rows import BadRow, DataError, print0, report_bad
-from tasks.scoring import check_golds
+from tasks.scoring import check_golds, score_gold
 from tasks.sources import (GENERATED, check_names, columns_of, load_rows, of_source, parse_name, per_source, read_rows,
                            source_of)
 from tasks.templates import (TEMPLATES, build_prompt, check_chat, encode_prompt, is_chat, is_entry, refuse_gold, render,
@@ -43,7 +43,7 @@ from tasks.templates import (TEMPLATES, build_prompt, check_chat, encode_prompt,
 
 __all__ = ["Prompt", "Part", "load_train_and_eval", "load_prompts", "fingerprint", "reward_fingerprint", "draw",
            "prompt_order", "load_rows", "build_prompt", "encode_prompt", "countdown", "solvable", "tiny_countdown",
-           "knights_and_knaves"]
+           "knights_and_knaves", "score_gold"]
 
 
 @dataclass(frozen=True)

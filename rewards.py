@@ -19,17 +19,17 @@ import re
 
 from tasks.formats import (BLANKS, EOS_TEXTS, formula_after_answer, outside_thinking, tag_error, think_answer_format,
                            two_blocks, xml_count)
-from tasks.judged import Completion, Score, equals_gold, is_right, last_box
+from tasks.judged import Completion, Score, checked, equals_gold, is_right, last_box
 from tasks.math_problems import gold_answers
 from tasks.own import named, own_reward, terms
 from tasks.parts import GROUP_PARTS, PARTS, add_parts_of_groups, cosine, dense_repetition
 from tasks.scoring import (PERFECT, READS, REWARDS, Scorer, add_parts, check, check_answer, perfect_response, predicted,
-                           reads, reward, run, score)
+                           reads, reward, run, run_one, score)
 from tasks.workers import ask_now
 
 __all__ = ["Completion", "Score", "named", "own_reward", "terms", "GROUP_PARTS", "PARTS", "add_parts_of_groups",
            "dense_repetition", "PERFECT", "READS", "REWARDS", "Scorer", "add_parts", "check", "check_answer",
-           "perfect_response", "predicted", "reads", "reward", "run", "score", "ask_now"]
+           "perfect_response", "predicted", "reads", "reward", "run", "score", "ask_now", "run_one", "checked"]
 
 
 # ---------------------------------------------------------------- rewards

@@ -44,7 +44,7 @@ class Rollout:
     phantom: bool = False  # holds ids with logits in the model but no text in the tokenizer: scored as truncated
     counts: dict = None  # of words and tokens, by words.counts_of: what metrics.summarize adds up
     engine: int = 0  # which of the engines sampled it
-    seconds: float = 0.0  # when it was finished, since that engine began
+    seconds: float = 0.0  # when it was finished, since that engine began, without the time that scoring took
 
     @property
     def truncated(self):
@@ -211,8 +211,8 @@ class Engine:
 
     def sample(self, prompts, seeds, scorer, temperature, record=None, keep=math.inf):
         """
-        Sample len(seeds[i]) responses to prompt i, score each as it finishes and count its words, then exchange: every
-        rank gets all Rollouts.
+        Sample len(seeds[i]) responses to prompt i, score each as it finishes and count its words (the leader of a
+        tensor-parallel group does so for all of it), then exchange: every rank gets all Rollouts.
 
         They come ordered by prompt, then by index in the group. scorer: rewards.Scorer. record(rollout): called for
         each of this rank's own as soon as it is scored, without group parts: a killed evaluation has kept them.
@@ -221,9 +221,10 @@ class Engine:
         """
         leave_out = keep < len(prompts)
         quota = keep // self.num_engines if leave_out else len(prompts)
-        # longest prompt first: they tend to have the longest responses, which should not be the last to start
+        # Longest prompt first: they tend to have the longest responses, which should not be the last to start. In the
+        # order of the draws where groups are left out, as the last to start are: short prompts should not be those
         mine = sorted(deal(map(len, seeds), self.index, self.num_engines, whole_groups=leave_out),
-                      key=lambda pair: -len(prompts[pair[0]].ids))
+                      key=lambda pair: 0 if leave_out else -len(prompts[pair[0]].ids))
         missing, complete = Counter(i for i, _ in mine), []  # complete: prompts, in the order in which they became so
         requests = [(i, k, prompts[i].ids, seeds[i][k]) for i, k in mine]
         rollouts, scoring_s, began = {}, 0.0, time.monotonic()
@@ -231,13 +232,13 @@ class Engine:
         for r in generate(self.llm, requests, temperature=temperature, version=self.version,
                           enough=lambda: len(complete) >= quota, **self.options) if mine else ():
             start, prompt, ids = time.monotonic(), prompts[r.prompt], np.asarray(r.response_ids).tolist()
-            r.source, r.uid, r.engine, r.seconds = prompt.source, prompt.uid, self.index, start - began
+            r.source, r.uid, r.engine, r.seconds = prompt.source, prompt.uid, self.index, start - began - scoring_s
             rollouts[r.prompt, r.sample] = r
-            if r.dropped:
-                continue
-            missing[r.prompt] -= 1
+            missing[r.prompt] -= not r.dropped
             if not missing[r.prompt]:
                 complete.append(r.prompt)
+            if r.dropped or not self.is_leader:
+                continue
             stopped = r.finish_reason == "stop" and ids[-1] in self.stop_ids
             r.text = self.tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=False)
             r.phantom = max(ids, default=0) >= self.token_bound
@@ -250,10 +251,10 @@ class Engine:
             scoring_s += time.monotonic() - start
         self.clock.move("rollout", "reward", scoring_s)
         self.clock.phase("reward")
+        for key in [key for key in rollouts if key[0] not in complete[:quota]]:
+            rollouts[key].finish_reason = "dropped"
+            scorer.forget(key)  # nobody is to wait for graders of it
         deliver_scores(scorer.collect(), rollouts, record)
-        kept = set(complete[:quota])
-        for r in rollouts.values():
-            r.finish_reason = r.finish_reason if r.prompt in kept else "dropped"
         self.clock.phase("rollout")  # waits for the slowest engine
         with memory_of("sampling", halve_cache):
             everyone = gather(rollouts.values() if self.is_leader else ())
@@ -282,9 +283,7 @@ def shares_engine():
 
 
 def too_late(deadline, steps):
-    """
-    Tell whether the deadline is over. Ranks that share an engine must stop together: the first one's clock decides.
-    """
+    """Tell whether the deadline is over. Ranks that share an engine stop together: the first one's clock decides."""
     from vllm.distributed.parallel_state import get_tp_group
 
     group, late = get_tp_group(), time.monotonic() > deadline

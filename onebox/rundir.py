@@ -70,7 +70,7 @@ class RunSettings(BasicSettings):
     kv_cache_gb: NonNegative[float] = 0.0  # per engine; 0 = for max_num_seqs full sequences, at most 35 % of its GPUs
     tensor_parallel: Positive[int] = 1   # GPUs per engine
     rollout_deadline_s: Positive[float] = 3600.0  # after it, unfinished responses are cut off and count as truncated
-    finish_share: Share[float] = 1.0     # below 1: sample more groups and leave the slowest out; favors short responses
+    finish_share: Share[float] = 1.0     # below 1: draw more groups, leave out the last: late starters, long responses
     mismatch_bound: NonNegative[float] = 0.0  # stop above this mean |rollout - trainer|; 0: 0.001, in bf16 0.05
     columns: dict | None = None          # {"question": "their name of it", "answer": ...} of your own rows
 

@@ -5,6 +5,7 @@ the published ones; tasks/own.py finds your own.
 
 from dataclasses import dataclass, field
 
+from onebox.text import excerpt
 from tasks import TASKS
 from tasks.formats import between, boxes, filled_boxes, outside_thinking
 from tasks.math_problems import gold_answers
@@ -90,7 +91,8 @@ def equals_gold(completion, equal, prediction, rules="strict", answer=None):
     """Ask whether the prediction equals a gold, of the row or of `answer`; flag a grader that gave no verdict."""
     golds = gold_answers(completion.answer if answer is None else answer)
     verdict = equal(golds, prediction, rules)
-    completion.note(f"equal to the gold ({rules} rules)", f"{verdict}: {prediction} for {' or '.join(golds)}")
+    said, wanted = excerpt(prediction, 1000), excerpt(" or ".join(golds), 1000)
+    completion.note(f"equal to the gold ({rules} rules)", f"{verdict}: {said} for {wanted}")
     if verdict in ("timeout", "error"):
         completion.flags.add(verdict)
     return verdict == "right"

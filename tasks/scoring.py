@@ -64,6 +64,7 @@ def check(reward, part_weights=(), max_tokens=None, group_size=None):
                     raise ValueError(error.reason) from error
             elif not isinstance(name, str) or name not in known:
                 hint = f"{suggest(name, known)} known: {', '.join(known)}"
+                hint = hint if REWARDS else "import rewards first, which defines them"
                 raise ValueError(f"no {what} {name!r}; {hint.strip()}")
     if len({READS[name] for name in names if name in READS}) > 1:
         raise ValueError(f"reward {named(reward)!r} reads rows of two kinds: {', '.join(map(repr, names))}")
@@ -112,7 +113,8 @@ def run_one(name, equal, response, answer, notes, **asked):
     try:
         # copies: a reward that changes the answer must not change what the next response is graded against
         asked["row"] = copy.deepcopy(asked.get("row") or {}) if own.is_own(name) else asked.get("row") or {}
-        asked["token_ids"] = tuple(asked.get("token_ids") or ())
+        ids = asked.get("token_ids")  # perhaps an array
+        asked["token_ids"] = () if ids is None else tuple(map(int, ids))
         completion = Completion(strip_eos(response), copy.deepcopy(answer), equal=equal, **asked)
         completion.flags |= tag_monitors(completion.text) | ({"truncated"} if completion.truncated else set())
         completion.notes = notes
@@ -209,6 +211,12 @@ class Scorer:
         undecided = self.verdicts.undecided()
         self.note_timeouts({key: score for key, score in self.scores.items() if key not in undecided})
         return {key: self.scores.pop(key) for key in [key for key in self.scores if key not in undecided]}
+
+    def forget(self, key):
+        """Let graders not decide a response that is left out; collect() will not return it."""
+        self.verdicts.forget(key)
+        for known in (self.submitted, self.answered, self.scores):
+            known.pop(key, None)
 
     def note_timeouts(self, scores):
         """Count final scores of own rewards that took too long among the failures."""

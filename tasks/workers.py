@@ -222,6 +222,10 @@ class Workers:
         done, self.done = self.done, []
         return done
 
+    def withdraw(self, job_id):
+        """Take a job from the queue, unless it runs already."""
+        self.queue = deque(job for job in self.queue if job[0] != job_id)
+
     def drop(self):
         """Forget all jobs and end those that run: the batch is over."""
         self.queue.clear()
@@ -359,7 +363,7 @@ class Verdicts:
         for question, verdict in self.graders.poll(wait_s):
             if verdict in ("right", "wrong"):  # a timeout may be a busy machine's; a Score is as long as its response
                 self.known[question] = verdict
-            found += [(key, question, verdict) for key in self.waiting.pop(question)]
+            found += [(key, question, verdict) for key in self.waiting.pop(question, ())]  # (): forgotten meanwhile
         return found
 
     def own_seconds(self):
@@ -371,11 +375,18 @@ class Verdicts:
         """Return the set of keys that wait."""
         return {key for keys in self.waiting.values() for key in keys}
 
+    def forget(self, key):
+        """Withdraw the questions that only this key waits for. One that a process works on ends by drop() at latest."""
+        for question, keys in list(self.waiting.items()):
+            keys[:] = [other for other in keys if other != key]
+            if not keys:
+                del self.waiting[question]
+                self.graders.withdraw(question)
+
     def drop(self):
-        """Forget the questions that wait."""
-        if self.waiting:
-            self.graders.drop()
-            self.waiting.clear()
+        """Forget the questions that wait, and end what processes still work on."""
+        self.graders.drop()
+        self.waiting.clear()
 
     def close(self):
         self.graders.close()

@@ -931,6 +931,54 @@ def test_what_the_wall_budget_leaves_scores_the_failure_value():
         scorer.close()
 
 
+def test_graders_are_not_asked_about_a_response_that_is_left_out():
+    """Responses 0 and 1 ask the same, 2 something else; 4 was cut off and never submitted."""
+    scorer = rewards.Scorer(num_workers=0)
+    for key in range(3):
+        scorer.submit(key, "math", r"\boxed{\sqrt{8}}" if key < 2 else r"\boxed{\sqrt{32}}", r"2\sqrt{2}")
+    for key in (0, 2, 4):
+        scorer.forget(key)
+    assert scorer.verdicts.undecided() == {1}
+    assert [prediction for *_, prediction, _ in scorer.verdicts.graders.queue] == [r"\sqrt{8}"]
+    assert list(scorer.collect(budget_s=0.0)) == [1]
+
+
+def test_a_grader_that_works_on_a_response_that_is_left_out_delays_and_harms_nothing():
+    scorer = rewards.Scorer(num_workers=1)
+    try:
+        for others in (1, 0):
+            scorer.submit(0, "math", rf"\boxed{{\sqrt{{{18 + others}}}}}", r"2\sqrt{2}")
+            while not any(worker.job for worker in scorer.verdicts.graders.workers) and scorer.verdicts.undecided():
+                scorer.poll(1.0)
+            scorer.forget(0)
+            for key in range(1, 1 + others):
+                scorer.submit(key, "math", r"\boxed{\sqrt{8}}", r"2\sqrt{2}")
+            scores = scorer.collect()
+            assert list(scores) == [1] * others and all(one.correct for one in scores.values())
+            assert not any(worker.job for worker in scorer.verdicts.graders.workers)  # nor after the batch
+    finally:
+        scorer.close()
+
+
+def test_token_ids_may_be_an_array(monkeypatch):
+    monkeypatch.setitem(rewards.REWARDS, "mine", lambda sample, equal: sample.finish({"mine": sum(sample.token_ids)}))
+    for ids, total in ((np.array([4, 5], np.int32), 9.0), ([4, 5], 9.0), (np.array([], np.int32), 0.0), (None, 0.0)):
+        found = rewards.run("mine", None, "x", "5", token_ids=ids)
+        assert (found.total, found.flags) == (total, frozenset())
+
+
+def test_a_note_of_an_endless_answer_is_short():
+    sample = rewards.Completion("x", "72", equal=lambda *_: "wrong")
+    assert not sample.is_right("y" * 5_000_000)
+    assert len(sample.notes[-1][1]) == len("wrong: ") + 1000 + len(" for 72")
+
+
+def test_scoring_alone_says_that_the_rewards_are_not_defined_yet():
+    code = "from tasks.scoring import score; score('math', '\\\\boxed{5}', '5')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(rewards.__file__).parent, capture_output=True)
+    assert done.stderr.endswith(b"ValueError: no reward 'math'; import rewards first, which defines them\n")
+
+
 def test_scoring_imports_neither_torch_nor_sympy():
     code = "import sys, rewards; rewards.score('math', r'\\boxed{\\sqrt{8}}', r'2\\sqrt{2}').correct or sys.exit(1); " \
            "sys.exit(any(name in sys.modules for name in ('torch', 'sympy', 'math_verify')))"

@@ -3,6 +3,7 @@ python -m pytest tests/test_rollout.py: what Engine asks of vLLM, of a stand-in 
 beside a real FSDP2 policy (tests/engine_worker.py).
 """
 
+import heapq
 import json
 import os
 import pickle
@@ -16,6 +17,7 @@ from conftest import LOGPROB, LOGPROB_MEAN, ROOT, run_script
 import rollout
 from onebox import engine_weights
 from onebox.distributed import Broken, Clock
+from onebox.flops import tail_seconds
 from onebox.metrics import summarize
 from rewards import Score
 from rollout import Engine, Rollout
@@ -200,9 +202,10 @@ def test_with_a_finish_share_each_engine_keeps_the_groups_that_it_completes_firs
     has the groups 1, 3, 5, 7, of 9, 2, 4 and 4 steps. In step 4 it completes 5, the second one, and then 7, one too
     many; group 1 has 4 tokens and a response of one.
     """
-    engine, submitted = make_engine(monkeypatch), []
+    engine, submitted, forgotten = make_engine(monkeypatch), [], []
     scores = SimpleNamespace(submit=lambda key, *_, **__: submitted.append(key), add_group_parts=list,
-                             collect=lambda: {key: Score(1.0, True, True, {}) for key in submitted})
+                             collect=lambda: {k: Score(1.0, True, True, {}) for k in submitted if k not in forgotten},
+                             forget=forgotten.append)
 
     def generate(llm, requests, *, enough, **_):
         assert [r[:2] for r in requests] == [(i, k) for i in range(engine.index, 8, 2) for k in (0, 1)]  # whole groups
@@ -229,9 +232,81 @@ def test_with_a_finish_share_each_engine_keeps_the_groups_that_it_completes_firs
     left_out = {(r.prompt, r.sample): len(r.response_ids) for r in engine.dropped}
     assert left_out == {(1, 0): 4, (1, 1): 1, (7, 0): 4, (7, 1): 4}  # with what was finished of an unfinished group
     assert {r.uid for r in engine.dropped} == {"p1", "p7"} and (1, 0) not in submitted
+    assert sorted(forgotten) == sorted(left_out)  # no grader is waited for
     row = summarize(kept + engine.dropped, 2)
     assert (row["num_rollouts"], row["dropped_groups"], row["dropped_tokens"]) == (4, 2, 13)
     assert row["response_len"] == 2.5 and summarize(kept)["dropped_tokens"] is summarize(kept)["dropped_groups"] is None
+
+
+def test_with_a_finish_share_no_kind_of_prompt_starts_late(one_process, monkeypatch):
+    """
+    143 groups of 8, kept are 128; 256 responses are decoded together, of log-normal lengths that do not depend on the
+    prompt. Half of the prompts are short, and so are half of those left out; 95 % with the longest prompts first.
+    """
+    engine, started, rng = make_engine(monkeypatch), [], np.random.default_rng(0)
+    scores = SimpleNamespace(submit=lambda *_, **__: None, add_group_parts=list, collect=dict, forget=lambda key: None)
+
+    def generate(llm, requests, *, enough, **_):  # a seed is the number of steps that its response takes
+        started.append([prompt for prompt, sample, _, _ in requests if not sample])
+        waiting, running, step = list(reversed(requests)), [], 0
+        while waiting or running:
+            while waiting and len(running) < 256:
+                request = waiting.pop()
+                heapq.heappush(running, (step + request[3], request))
+            step, (prompt, sample, ids, _) = heapq.heappop(running)
+            yield Rollout(prompt, sample, np.array(ids), np.array([5]), np.zeros(1, np.float32), "length")
+            if enough():
+                for prompt, sample, ids, _ in [*waiting, *(request for _, request in running)]:
+                    yield Rollout(prompt, sample, np.array(ids), np.array([5]), np.zeros(1, np.float32), "dropped")
+                return
+
+    monkeypatch.setattr(rollout, "generate", generate)
+    short, prompts = [], [SimpleNamespace(ids=(2,) * (2 + i % 2), uid=str(i), source="", reward="r", answer="", text="",
+                                          row={}) for i in range(143)]
+    for _ in range(10):
+        steps = 400 * np.exp(0.4 * rng.standard_normal((143, 1)) + 0.4 * rng.standard_normal((143, 8)))  # (P, G)
+        assert len(engine.sample(prompts, steps.astype(int).tolist(), scores, 1.0, keep=128)) == 8 * 128
+        short += [len(r.prompt_ids) == 2 for r in engine.dropped]
+    assert np.mean(short) == pytest.approx(0.5, abs=0.06) and started[0] == list(range(143))
+    engine.sample(prompts, [[1]] * 143, scores, 1.0)  # without one the longest do start first
+    assert started[-1] == [*range(1, 143, 2), *range(0, 143, 2)]
+
+
+def test_a_response_is_finished_at_the_same_second_however_long_others_are_scored(one_process, monkeypatch):
+    """
+    40 responses are finished 10 s after the engine began, in one step; a reward takes 1 s for each. So the rollout took
+    10 s, the rewards 40 s, and the last 5 % no second of the rollout.
+    """
+    engine, now = make_engine(monkeypatch), [0.0]
+    engine.clock.now = lambda: now[0]
+    monkeypatch.setattr(rollout, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def spend(seconds):
+        now[0] += seconds
+
+    def generate(llm, requests, **_):
+        spend(10.0)
+        for prompt, sample, ids, _ in requests:
+            yield Rollout(prompt, sample, np.array(ids), np.full(3, 5), np.zeros(3, np.float32), "length")
+
+    monkeypatch.setattr(rollout, "generate", generate)
+    scores = SimpleNamespace(submit=lambda *_, **__: spend(1.0), add_group_parts=list, collect=dict)
+    prompt = SimpleNamespace(ids=[2], uid="", source="", reward="r", answer="", text="", row={})
+    rollouts = engine.sample([prompt], [range(40)], scores, 1.0)
+    assert {r.seconds for r in rollouts} == {10.0} and tail_seconds([rollouts]) == 0
+    seconds = engine.clock.take()
+    assert (seconds["rollout"], seconds["reward"]) == (10, 40)
+
+
+def test_the_leader_of_a_tensor_parallel_group_scores_for_all_of_it(one_process, monkeypatch):
+    engine, submitted = make_engine(monkeypatch), []
+    scores = SimpleNamespace(submit=lambda key, *_, **__: submitted.append(key), add_group_parts=list, collect=dict)
+    drawn = [Rollout(0, k, np.array([2]), np.full(3, 5), np.zeros(3, np.float32), "length") for k in range(2)]
+    monkeypatch.setattr(rollout, "generate", lambda *_, **__: iter(drawn))
+    prompt = SimpleNamespace(ids=[2], uid="", source="", reward="r", answer="", text="", row={})
+    for engine.is_leader, asked in ((False, 0), (True, 2)):
+        engine.sample([prompt], [range(2)], scores, 1.0)
+        assert len(submitted) == asked == sum(r.counts is not None for r in drawn)
 
 
 def test_a_finish_share_draws_equally_many_whole_groups_for_each_engine(one_process, monkeypatch):
