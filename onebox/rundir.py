@@ -185,8 +185,8 @@ def plain_settings(cfg, device, record):
         from tools.memory import resolve
         found, why = resolve(cfg, names, device, dist.get_world_size(), compiler, kept)
     except (ImportError, ConfigError) as error:  # a run can do without tools/
-        safe = {"checkpointing": True, "compile": compiler and cfg.checkpointing != "selective",
-                "max_tokens_per_gpu": 16384, "offload": "none"} | kept
+        safe = {"checkpointing": True, "compile": True, "max_tokens_per_gpu": 16384, "offload": "none"} | kept
+        safe["compile"] &= compiler and cfg.checkpointing != "selective"
         found, why = {name: safe[name] for name in names}, f"not computed ({getattr(error, 'reason', error)})"
     return found, f"auto: {', '.join(f'{name} {value}' for name, value in found.items())}: {why}"
 

@@ -3,15 +3,15 @@ Countdown with GRPO from Qwen2.5-7B base, all parameters, on one GPU of 80 GB: t
 
 Source    as in tinyzero_grpo.py
 Launch    torchrun --standalone --nproc-per-node=1 train_grpo.py recipes/countdown_7b_1gpu.py
-Published nothing like it. Computed, not run: 57 of 80 GB, and 94 GB of the host's memory for the fp32 weights and Adam
+Published nothing like it. Computed, not run: 57 of 80 GB, and 111 GB of the host's memory for weights, Adam, export
           (python -m tools.plan recipes/countdown_7b_1gpu.py --gpus 1 --gpu_memory_gb 80).
-Changed   no KL term, so no reference model on the GPU; no entropy bonus, so groups that agree need no gradient.
+Changed   no KL term, so no reference model; no entropy bonus, so groups that agree need no gradient.
 """
 from recipes.tinyzero_grpo_7b import *  # noqa: F403
 
 _script = "train_grpo.py"
 
 name = "countdown_7b_1gpu"
-kl_in = "none"                        # ours: a reference would take 15 GB more
+kl_in = "none"                        # ours: a reference would take 15 GB more of the host's memory
 entropy_coef = 0.0                    # ours
 offload = "optimizer"                 # ours: what "auto" finds too; 18 bytes a parameter would be 137 GB

@@ -767,5 +767,8 @@ def test_without_tools_or_a_known_model_auto_is_what_needs_little_memory(auto, o
     assert rundir.plain_settings(cfg, one_process[2], kept)[0] == safe | {"checkpointing": False}
     plain = replace(cfg, **safe)
     assert rundir.plain_settings(plain, one_process[2], kept) == ({}, "")
+    compiled = {"resolved": {"checkpointing": False, "compile": True}}
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert rundir.plain_settings(cfg, torch.device("cuda"), compiled)[0] == safe | {"checkpointing": False}
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/gcc")
     assert rundir.plain_settings(cfg, torch.device("cuda"), {})[0] == safe | {"compile": True}

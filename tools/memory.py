@@ -54,6 +54,8 @@ class Model(NamedTuple):
     params: int
     trunk_params: int  # without a head that is not tied
     qk_norm: bool  # norms of queries and keys, as in Qwen3 and OLMo 2
+    trunk_tensors: tuple = ()  # shape of each parameter
+    head_tensors: tuple = ()
 
 
 @functools.lru_cache
@@ -65,8 +67,11 @@ def architecture(name, need_len=0, tensor_parallel=1):
     check_tensor_parallel(config, tensor_parallel, name)
     with torch.device("meta"):
         hf = own_class(config)(config)
-    params = [sum(p.numel() for p in module.parameters()) for module in (hf, hf.get_decoder())]
-    return Model(shape_of(config), *params, config.model_type in ("qwen3", "olmo2"))
+    trunk = list(hf.get_decoder().parameters())
+    head = [p for p in hf.parameters() if not any(p is q for q in trunk)]
+    params = [sum(p.numel() for p in parameters) for parameters in (trunk + head, trunk)]
+    tensors = [tuple(tuple(p.shape) for p in parameters) for parameters in (trunk, head)]
+    return Model(shape_of(config), *params, config.model_type in ("qwen3", "olmo2"), *tensors)
 
 
 def config_of(name, depth=0):
@@ -166,16 +171,47 @@ def moments(model, tokens, bytes_each, checkpointing, compile=False, head=True, 
             {"gathered weights": b * root, "gradient of embeddings and head": (b + 4) * root}]
 
 
+def forward_memory(model, tokens, bytes_each, sharded):
+    """Return the {part: bytes} of a pass without gradients; at most, as if a block kept all that backward wants."""
+    shape, b = model.shape, bytes_each
+    root = shape.vocab * shape.hidden * (1 if model.params == model.trunk_params else 2)
+    parts = {"activations": tokens * ((4 + 3 * b) * shape.hidden + activation_bytes(model, b)),
+             "chunks of logits": 2 * 4 * min(CHUNK_LOGITS_CUDA, tokens * shape.vocab)}
+    return parts | ({"gathered weights": b * (root + 2 * shape.block_weights)} if sharded else {})
+
+
 def total(parts):
     return sum(parts.values())
+
+
+def on_the_gpu(used):
+    """Return the bytes of the largest phase of memory()."""
+    return max(total(parts) for phase, parts in used.items() if phase != "host")
+
+
+def pinned(size):
+    """Return the bytes of a pinned block of the host's memory: PyTorch rounds them up to a power of two."""
+    return 2 ** math.ceil(math.log2(size)) if size else 0
+
+
+def pinned_shards(tensors, ranks, bytes_each):
+    """Return the bytes that FSDP2's CPUOffloadPolicy pins on a rank for one copy of these: each shard is a block."""
+    return sum(pinned(math.ceil(rows / ranks) * math.prod(rest) * bytes_each) for rows, *rest in tensors)
+
+
+def prompts_drawn(cfg, engines):
+    """Return how many prompts a step draws; with finish_share more than it keeps, see rollout.prompts_to_draw."""
+    return math.ceil(round(cfg.prompts_per_step / cfg.finish_share / engines, 9)) * engines
 
 
 def kv_cache(model, cfg, options):
     """Return (bytes of one engine's cache, sequences of full length that it holds, sequences that run together)."""
     shape, tp, full = model.shape, cfg.tensor_parallel, cfg.max_prompt_len + cfg.max_response_len
     need = kv_cache_bytes(config_of(cfg.model), cfg.max_num_seqs, full, cfg.dtype, tp)
-    size = cfg.kv_cache_gb * 1e9 if cfg.kv_cache_gb else min(need, 0.35 * options.gpu_memory_gb * 1e9 * tp)
-    together = min(cfg.max_num_seqs, math.ceil(cfg.prompts_per_step * cfg.group_size / (options.gpus // tp)))
+    whole_gb = getattr(options, "whole_gpu_gb", options.gpu_memory_gb)  # vllm_start's limit: also what is not free
+    size = cfg.kv_cache_gb * 1e9 if cfg.kv_cache_gb else min(need, 0.35 * whole_gb * 1e9 * tp)
+    engines = options.gpus // tp
+    together = min(cfg.max_num_seqs, math.ceil(prompts_drawn(cfg, engines) * cfg.group_size / engines))
     copies = max(1.0, tp / shape.kv_heads)  # of a key head: each GPU holds at least one
     return size, int(size / (math.ceil(full / 16) * 16 * kv_bytes_per_token(shape, bytes_of(cfg)) * copies)), together
 
@@ -203,47 +239,68 @@ def micro_batch_tokens(cfg, gpus):
 
 def memory(cfg, model, critic, options, tokens=None):
     """
-    Return {"training": {part: bytes}, "sampling": {part: bytes}, "host": {part: bytes}} of one process.
+    Return {"training", "log-probs", "sampling", "host": {part: bytes}} of one process; {} for what is not there.
 
     cfg: of any script, without "auto"; sft.py has no engine, so nothing while sampling. tokens: of a micro-batch.
     One process in bf16 trains bf16 weights with fp32 masters; offload puts masters and Adam into the host's memory.
-    Several shard fp32 weights; offload then leaves only what FSDP gathers and the activations on the GPU.
+    Several shard fp32 weights; offload then leaves only what FSDP gathers and the activations on the GPU, and of ranks
+    that hold copies (shard_size) the sum of gradients, until the last micro-batch of an update.
+
+    A reference under offload waits on the host. One process brings it to the GPU while log-probs are computed, when
+    there are no gradients: a phase of its own. Host: pinned blocks count as powers of two; masters and moments are not
+    pinned. The export's copy on rank 0 counts as shared by the processes of its node.
     """
-    b, one = bytes_of(cfg), options.gpus == 1
-    ranks, offload = 1 if one else cfg.shard_size or options.gpus, cfg.offload == "optimizer"
+    b, one, offload = bytes_of(cfg), options.gpus == 1, cfg.offload == "optimizer"
+    ranks = min(cfg.shard_size or options.gpus, options.gpus)  # as policy.shard: of fewer processes it takes all
     weights, training, resting, host = {"CUDA context, NCCL": CONTEXT_GB * 1e9}, {}, {}, {}
-    for name, params in (("policy", model.params), *([("critic", critic.trunk_params)] if critic else [])):
+    tensors = model.trunk_tensors + model.head_tensors
+    trained = [("policy", model.params, tensors)]
+    trained += [("critic", critic.trunk_params, critic.trunk_tensors)] if critic else []
+    for name, params, shapes in trained:
         share = params / ranks
         if one and b == 2:
             weights[f"{name}, bf16"] = 2 * share
-        if offload:
-            host[f"{name}: {'fp32, Adam' if one else 'fp32, gradient, Adam'}"] = (12 if one else 16) * share
         if not offload or (one and b == 4):
             weights[f"{name}, fp32"] = 4 * share
         if not offload:
             training[f"{name}: gradient, Adam"], resting[f"{name}: Adam"] = 12 * share, 8 * share
         elif one:
-            training[f"{name}: gradient"] = 4 * share
-            host["one gradient, on its way"] = 4 * model.shape.vocab * model.shape.hidden  # the largest; masters.py
+            training[f"{name}: gradient"], host[f"{name}: fp32, Adam"] = 4 * share, 12 * share
+        else:
+            host[f"{name}: fp32, gradient, pinned"] = 2 * pinned_shards(shapes, ranks, 4)
+            host[f"{name}: Adam"] = 8 * share
+            if ranks < options.gpus:
+                training[f"{name}: gradient, of this copy"] = 4 * share
+    if offload and one:  # masters.step_masters: for the largest parameter; it stays with PyTorch
+        largest = {pinned(4 * max(map(math.prod, shapes))) for _, _, shapes in trained}
+        host["one gradient on its way, pinned"] = sum(largest)
+    if offload:
+        host["export, bf16"] = 2 * model.params / getattr(options, "local", min(8, options.gpus))
     how, tokens = (cfg.checkpointing, cfg.compile), tokens or micro_batch_tokens(cfg, options.gpus)
     parts = micro_batch_memory(model, tokens, b, *how, sharded=not one)
     if critic is not None:
         parts = max(parts, micro_batch_memory(critic, tokens, b, *how, head=False, sharded=not one), key=total)
-    if getattr(cfg, "kl_in", "none") != "none":
+    logprobs = {}
+    if getattr(cfg, "kl_in", "none") != "none" and not offload:
         weights["reference"] = b * model.params / ranks
-    if not hasattr(cfg, "group_size"):
-        return {"training": weights | training | parts, "sampling": {}, "host": host}
-    engine = {"engine: weights": b * model.params / cfg.tensor_parallel,
-              "engine: KV cache": kv_cache(model, cfg, options)[0] / cfg.tensor_parallel,
-              "engine: CUDA graphs, work space": GRAPHS_GB * 1e9,  # sync: a full tensor, an open layer
-              "weight sync": b * (2 * model.shape.block_weights + model.shape.vocab * model.shape.hidden)}
-    return {"training": weights | training | parts, "sampling": weights | resting | engine, "host": host}
+    elif getattr(cfg, "kl_in", "none") != "none":
+        host["reference" if one else "reference, pinned"] = (b * model.params if one else
+                                                             pinned_shards(tensors, ranks, b))
+        logprobs = weights | ({"reference": b * model.params} if one else {})
+        logprobs |= forward_memory(model, tokens, b, sharded=not one)
+    sampling = {}
+    if hasattr(cfg, "group_size"):
+        engine = {"engine: weights": b * model.params / cfg.tensor_parallel,
+                  "engine: KV cache": kv_cache(model, cfg, options)[0] / cfg.tensor_parallel,
+                  "engine: CUDA graphs, work space": GRAPHS_GB * 1e9,  # sync: a full tensor, an open layer
+                  "weight sync": b * (2 * model.shape.block_weights + model.shape.vocab * model.shape.hidden)}
+        sampling = weights | resting | engine
+    return {"training": weights | training | parts, "log-probs": logprobs, "sampling": sampling, "host": host}
 
 
 def fits(used, options):
-    """Return whether both phases of memory() fit the GPU, and what lies on the host fits there."""
-    return (max(total(used["training"]), total(used["sampling"])) <= options.gpu_memory_gb * 1e9
-            and total(used["host"]) <= options.host_memory_gb * 1e9)
+    """Return whether each phase of memory() fits the GPU, and what lies on the host fits there."""
+    return on_the_gpu(used) <= options.gpu_memory_gb * 1e9 and total(used["host"]) <= options.host_memory_gb * 1e9
 
 
 def tokens_that_fit(cfg, model, critic, options):
@@ -287,7 +344,7 @@ def fastest(cfg, options, compiler=True):
                 used = memory(found, model, critic, options)
                 if fits(used, options):
                     return found
-                needs = max(total(used["training"]), total(used["sampling"]))
+                needs = on_the_gpu(used)
                 least = min(least or (needs, found), (needs, found), key=lambda pair: pair[0])
     return least and least[1]
 
@@ -296,19 +353,37 @@ def resolve(cfg, names, device, world, compiler, kept):
     """
     Return ({name: plain value} for the settings `names` of cfg, which are "auto", and the reason in a few words).
 
-    kept: what an earlier start of the run found. It stays, unless it does not fit this GPU or nothing compiles here.
+    kept: what an earlier start of the run found. It stays, unless it does not fit this GPU, nothing compiles here, or
+    a value that is given now excludes it. On a GPU only what is free counts: other processes may be there.
     """
-    before = replace(cfg, **{name: kept[name] for name in names if name in kept})
+    kept, note = what_stays(cfg, {name: kept[name] for name in names if name in kept}, device, compiler)
+    before = replace(cfg, **kept)
     if device.type == "cpu":
         found, reason = on_cpu(before)
     else:
-        bytes_there = 0.95 * torch.cuda.get_device_properties(device).total_memory  # some lies between the allocations
+        free, whole = torch.cuda.mem_get_info(device)
         local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-        options = SimpleNamespace(gpus=world, gpu_memory_gb=bytes_there / 1e9,
-                                  host_memory_gb=memory_available() / local / 1e9)
+        options = SimpleNamespace(gpus=world, local=local, whole_gpu_gb=whole / 1e9,
+                                  gpu_memory_gb=0.95 * free / 1e9,  # some lies between the allocations
+                                  host_memory_gb=0.9 * memory_available() / local / 1e9)
         cfg = replace(cfg, dtype=resolve_dtype(cfg.dtype, device))
         found, reason = on_gpu(replace(before, dtype=cfg.dtype), cfg, options, compiler)
-    return {name: getattr(found, name) for name in names}, reason
+    return {name: getattr(found, name) for name in names}, reason + note
+
+
+def what_stays(cfg, kept, device, compiler):
+    """Return (what an earlier start chose without what cannot be had now, why not in a few words)."""
+    kept, dropped = dict(kept), {}
+    if device.type == "cpu":
+        kept.pop("offload", None)  # of a GPU
+    if kept.get("compile") is True and not compiler:
+        dropped["compile"] = "nothing compiles here"
+    elif kept.get("compile") is True and cfg.checkpointing == "selective":
+        dropped["compile"] = "checkpointing = selective, which is given now, excludes it"
+    if kept.get("checkpointing") == "selective" and cfg.compile is True:
+        dropped["checkpointing"] = "compile = True, which is given now, excludes it"
+    note = "".join(f"; {name} {kept[name]} of the first start does not stay: {why}" for name, why in dropped.items())
+    return {name: value for name, value in kept.items() if name not in dropped}, note
 
 
 def on_gpu(before, cfg, options, compiler):
@@ -319,6 +394,7 @@ def on_gpu(before, cfg, options, compiler):
     used = memory(found, *models_of(cfg), options)
     gb = {phase: total(parts) / 1e9 for phase, parts in used.items()}
     reason = f"{gb['training']:.3g} of {options.gpu_memory_gb:.3g} GB while training"
+    reason += f", {gb['log-probs']:.3g} for log-probs" if gb["log-probs"] else ""
     reason += f", {gb['sampling']:.3g} while sampling" if gb["sampling"] else ""
     reason += (f", {gb['host']:.3g} of {options.host_memory_gb:.3g} GB a process in the host's memory" if gb["host"]
                else "")
@@ -344,10 +420,36 @@ def on_cpu(cfg):
 
 
 def memory_available():
-    """Return the bytes that this machine still has for programs, at most those that its container may have."""
+    """Return the bytes that this machine still has for programs, at most what its container has left."""
     with open("/proc/meminfo") as f:
         found = 1024 * int(re.search(r"MemAvailable: +(\d+)", f.read())[1])
-    with contextlib.suppress(OSError, ValueError):  # no control groups, or "max"
-        with open("/sys/fs/cgroup/memory.max") as f:
-            found = min(found, int(f.read()))
+    return max(0, min([found, *left_in_groups()]))
+
+
+def left_in_groups(own="/proc/self/cgroup", root="/sys/fs/cgroup"):
+    """
+    List what each control group around this process may still use of its limit, version 1 or 2.
+
+    Cached files that nobody reads now count as free, as in MemAvailable. In a container the path of the group may not
+    be there, but its root is.
+    """
+    found, lines = [], []
+    with contextlib.suppress(OSError), open(own) as f:
+        lines = [line.strip().split(":", 2) for line in f]
+    for _, controllers, path in lines:
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        parts = path.strip("/").split("/")
+        for depth in range(len(parts) + 1):
+            folder = os.path.join(root, "memory" if controllers else "", *parts[:depth])
+            with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
+                limit, used, stat = (open_text(os.path.join(folder, name)) for name in (*names, "memory.stat"))
+                cached = re.search(rf"^{'total_' if controllers else ''}inactive_file (\d+)", stat, re.MULTILINE)
+                found.append(int(limit) - int(used) + (int(cached[1]) if cached else 0))
     return found
+
+
+def open_text(file):
+    with open(file) as f:
+        return f.read()

@@ -24,7 +24,7 @@ from onebox.config import ConfigError, load_config, read_recipe, refuse
 from onebox.flops import GPUS, decode_work, forward_flops, known_gpu
 from onebox.rundir import AUTO
 from tools.memory import (CONTEXT_GB, GRAPHS_GB, architecture, bytes_of, config_of, fastest,  # noqa: F401  bench/gpu.py
-                          fits, kv_cache, memory, models_of, tokens_that_fit, total)
+                          fits, kv_cache, memory, models_of, on_the_gpu, prompts_drawn, tokens_that_fit, total)
 
 # Measured on one H200 (results/2026-11-27_gpu_h200): the trainer's MFU by size of the model, checkpointing and compile,
 # with 16,384 tokens a micro-batch. It counts no recomputation as work.
@@ -34,7 +34,8 @@ MFU = {("0.6B", True, False): 0.128, ("0.6B", False, False): 0.165, ("0.6B", Fal
 MBU = 0.11  # there: vLLM 0.20 with its V1 runner, 256 sequences of the 1.5B model, a seed for each
 SYNC_BYTES_PER_S = 12.7e9  # there, with the engine's wake-up
 ADAM_BYTES_PER_S = 1e12  # there: 28 bytes a parameter in 0.043 s, with the clip
-# Assumed: of the host's memory, and of the link between it and the GPU.
+# Assumed: of the host's memory, and of the link between it and the GPU. Gradients cross it through a pinned buffer;
+# what is not pinned, such as a reference, may be slower. What FSDP2 copies for each micro-batch is not counted.
 HOST_BYTES_PER_S, LINK_BYTES_PER_S = 50e9, 25e9
 
 
@@ -98,7 +99,7 @@ def script_of(path):
 
 def seconds(cfg, script, model, critic, options):
     """Predict {phase: seconds} of one step from assumed shares of the peaks; no evaluation, checkpoint or reward."""
-    peaks, ranks = peaks_of(cfg, options), cfg.shard_size or options.gpus
+    peaks, ranks = peaks_of(cfg, options), min(cfg.shard_size or options.gpus, options.gpus)
     prompt, response = mean_lens(cfg, options)
     each = math.ceil(cfg.prompts_per_step * cfg.group_size / options.gpus)
     spread, epochs = response_lens(response, cfg.max_response_len, each), cfg.epochs_per_step
@@ -125,6 +126,8 @@ def seconds(cfg, script, model, critic, options):
              "train": epochs * ((1 - agreeing) * train(model) + agreeing * cfg.silent_share * forward(model))
              + adam(model.params),
              "sync": bytes_of(cfg) * model.params / SYNC_BYTES_PER_S}
+    if cfg.kl_in != "none" and cfg.offload == "optimizer" and options.gpus == 1:
+        found["logprobs"] += bytes_of(cfg) * model.params / LINK_BYTES_PER_S  # the reference comes from the host
     if critic is not None:
         found["values"] = forward(critic, 0)
         found["train"] += epochs * train(critic, 0) + adam(critic.trunk_params)
@@ -165,13 +168,18 @@ def response_lens(mean, longest, count):
 
 
 def rollout_seconds(cfg, model, options):
-    """Predict one engine's share of a step. It reads each prompt once: a group's samples are dealt to all engines."""
+    """
+    Predict one engine's share of a step. It reads each prompt once: a group's samples are dealt to all engines. With
+    finish_share all that is drawn counts as if it were finished: at most so long.
+    """
     peaks, (prompt, response) = peaks_of(cfg, options), mean_lens(cfg, options)
-    count = math.ceil(cfg.prompts_per_step * cfg.group_size / (options.gpus // cfg.tensor_parallel))
+    engines = options.gpus // cfg.tensor_parallel
+    drawn = prompts_drawn(cfg, engines)
+    count = math.ceil(drawn * cfg.group_size / engines)
     lens = response_lens(response, cfg.max_response_len, count)
     read, flops = decode_work(model.shape, [prompt] * len(lens), lens, cfg.max_num_seqs, bytes_of(cfg))
     flops_per_s = peaks.flops * mfu_of(cfg, model, options, forward=True)[0]
-    read_prompts = forward_flops(model.shape, [prompt] * min(count, cfg.prompts_per_step), 0) / flops_per_s
+    read_prompts = forward_flops(model.shape, [prompt] * min(count, drawn), 0) / flops_per_s
     return (max(read / peaks.bandwidth, flops / flops_per_s) + read_prompts) / cfg.tensor_parallel
 
 
@@ -203,7 +211,8 @@ def report(asked, found, options):
             continue
         used, limit = total(parts) / 1e9, options.host_memory_gb if phase == "host" else options.gpu_memory_gb
         verdict = f" of {limit:.3g}" * (limit < math.inf) + ("" if used <= limit else "   DOES NOT FIT")
-        head = "in the host's memory, GB per process" if phase == "host" else f"while {phase}, GB per GPU"
+        head = {"host": "in the host's memory, GB per process",
+                "log-probs": "while log-probs are computed, GB per GPU"}.get(phase, f"while {phase}, GB per GPU")
         lines += [head, *(f"  {k:<34} {v / 1e9:8.2f}" for k, v in parts.items()), f"  {'all':<34} {used:8.2f}{verdict}",
                   ""]
     short = f", less than the longest sequence ({full:,})" if tokens < full else ""
@@ -216,12 +225,13 @@ def report(asked, found, options):
     mfu, where = found["mfu"]
     engine = "given" if options.mbu != MBU else "measured: vLLM 0.20 with its V1 runner on one H200, 1.5B model"
     on_host = f", Adam on the host at {HOST_BYTES_PER_S / 1e9:g} GB/s, {LINK_BYTES_PER_S / 1e9:g} GB/s on the way"
+    cut = ", as if all that finish_share draws were finished" * (cfg.finish_share < 1)
     lines += [f"max_tokens_per_gpu {cfg.max_tokens_per_gpu:,}; up to {tokens:,} would fit while training{short}",
               f"KV cache {size / 1e9:.2f} GB an engine: {room:,} sequences of full length ({full:,}); "
               f"{together:,} run together{warning}", "",
               f"seconds a step, at a mean of {response:,.0f} response tokens{assumed}",
               *(f"  {k:<10} {v:10.2f}" for k, v in [*found["seconds"].items(), ("all", seconds_all)]),
-              f"  {rate:,.0f} response tokens/s; without reward, evaluation and checkpoints",
+              f"  {rate:,.0f} response tokens/s; without reward, evaluation and checkpoints{cut}",
               f"  MFU {mfu:g} of {options.gpu} ({f'measured: {where}' if where else how_assumed(options)}), MBU "
               f"{options.mbu:g} ({engine})",
               f"  measured on one H200: {SYNC_BYTES_PER_S / 1e9:g} GB/s weight sync, Adam; assumed: {GRAPHS_GB:g} + "
@@ -295,7 +305,7 @@ def cell(cfg, options):
         used, chosen = {phase: total(parts) / 1e9 for phase, parts in found["memory"].items()}, found["cfg"]
         if found["fits"]:
             break
-    gb = max(used["training"], used["sampling"])
+    gb = on_the_gpu(found["memory"]) / 1e9
     if not found["fits"]:
         return f"no: {gb:.0f} GB"
     kept = {True: "recomputed", "selective": "selective", False: "all kept"}[chosen.checkpointing]
