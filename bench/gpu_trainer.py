@@ -1,20 +1,26 @@
 """
 The trainer's cells of bench/gpu.py: forward + loss + backward of one micro-batch, what each change is worth, profiles,
 recompilations, the optimizer with and without offload.
+
+The blocks of a model share their compiled code, so the first call takes as long with one layer as with all: fewer
+layers of a 3B would not make it shorter (tests/test_bench.py counts the graphs).
 """
 
 import os
 import re
+import statistics
 import time
 
 import torch
 from gpu_common import (Bench, Switches, attention_kernels, config_named, micro_batch, said, take_turns, train_once,
                         write)
+from gpu_probe import probe
 from torch._dynamo.utils import counters
 
 from policy import make_adam, optimizer_step
 
 ROUNDS = 5
+WARM_S = 20  # what a first call may take whose code another process has left in the cache on disk
 # the change that is left out or put in: what Switches.set is told. "best" is what all are compared with
 ABLATIONS = {"blocks not compiled": dict(blocks=False), "head not compiled": dict(head=False),
              "head's gradient not in place": dict(in_place=False),
@@ -28,18 +34,22 @@ CLASSES = (("attention", re.compile(r"flash|fmha|attention|varlen_attn")),
 def trainer(args, name, what):
     """Run the cells of one model. what: names of the functions below, in the order of their worth."""
     tokens = 90 if args.smoke else 16384
-    bench, alone = Bench(args, name), "optimizer" not in what  # its masters may lie on the host, as under offload
-    bench = Bench(args, name, layers_that_fit(bench, tokens, 6 if alone else 10))
+    bench, what = Bench(args, name), list(what)
+    if "probe" in what:
+        what.remove("probe")
+        write(args, "probe of addmm.dtype_out", note=probe(bench.device))
+    masters = layers_that_fit(bench, tokens, 10) == bench.shape.layers  # else they lie on the host, as under offload
+    bench = Bench(args, name, layers_that_fit(bench, tokens, 10 if masters else 6))
     bench.dtype = "bfloat16"  # on a CPU too: one process in bf16 has masters
     try:
-        policy = bench.policy(masters=not alone)
+        policy = bench.policy(masters=masters)
         batch, switches = micro_batch(bench, tokens), Switches(policy)
     except Exception as error:  # no memory for the model: said, and the part ends
         return write(args, "best", note=said(error))
     cells = {"table": table, "shapes": shapes, "ablations": ablations, "profiles": profiles, "attention": attention,
              "without_fsdp": without_fsdp, "optimizer": optimizer}
     for cell in what:
-        if bench.left() < (2 if args.smoke else 12):
+        if bench.left() < (2 if args.smoke else 6):
             write(args, cell, note="not run: out of time")
             continue
         try:
@@ -54,10 +64,12 @@ def variant(bench, switches, batch, settings):
     return lambda: switches.set(**settings), lambda: train_once(bench, switches.policy, batch)
 
 
-def write_turns(bench, args, batch, found, against="best", note=""):
+def write_turns(bench, args, batch, found, against="best", note="", only=""):
     """Write a row a variant; ratio: its seconds over those of `against`, so that more than 1 is slower."""
     base = found[against]["seconds"]
     for cell, row in found.items():
+        if only and cell != only:
+            continue
         seconds, tokens = row["seconds"], sum(batch.lens)
         if seconds is None:
             write(args, cell, tokens=tokens, note=row.get("note", "not run"))
@@ -74,9 +86,10 @@ def table(bench, args, policy, switches, batch):
     layers = f"{bench.shape.layers} of {whole} layers" if bench.shape.layers < whole else f"all {whole} layers"
     if not hasattr(next(policy.parameters()), "master"):
         layers += ", fp32 masters not on the GPU"
-    variants = {"best": variant(bench, switches, batch, {}),
-                "full recomputation": variant(bench, switches, batch, dict(checkpointing=True))}
-    write_turns(bench, args, batch, take_turns(variants, ROUNDS, bench), note=layers)
+    found = {}
+    for cell, settings in (("best", {}), ("full recomputation", dict(checkpointing=True))):
+        found |= take_turns({cell: variant(bench, switches, batch, settings)}, ROUNDS, bench)
+        write_turns(bench, args, batch, found, note=layers, only=cell)  # before the next one is begun
 
 
 def shapes(bench, args, policy, switches, batch):
@@ -100,17 +113,20 @@ def shapes(bench, args, policy, switches, batch):
 def ablations(bench, args, policy, switches, batch):
     variants = {"best again": variant(bench, switches, batch, {})}
     variants |= {cell: variant(bench, switches, batch, settings) for cell, settings in ABLATIONS.items()}
-    write_turns(bench, args, batch, take_turns(variants, ROUNDS, bench), "best again")
+    write_turns(bench, args, batch, take_turns(variants, ROUNDS, bench, WARM_S), "best again")
 
 
 def attention(bench, args, policy, switches, batch):
-    """Each kernel that is here against the one that packed_attention takes by itself."""
+    """
+    Each kernel that is here against the one that packed_attention takes by itself. The last cell of its part: a kernel
+    that breaks the CUDA context takes all with it that comes after.
+    """
     found, lacking = attention_kernels() if bench.on_gpu else ({}, {"kernels": "only on a GPU"})
     for name, why in lacking.items():
         write(args, f"attention: {name}", note=f"not run: {why}")
     variants = {"best once more": variant(bench, switches, batch, {})}
     variants |= {f"attention: {name}": variant(bench, switches, batch, dict(attention=name)) for name in found}
-    write_turns(bench, args, batch, take_turns(variants, ROUNDS, bench), "best once more")
+    write_turns(bench, args, batch, take_turns(variants, ROUNDS, bench, WARM_S), "best once more")
 
 
 def without_fsdp(bench, args, policy, switches, batch):
@@ -120,7 +136,7 @@ def without_fsdp(bench, args, policy, switches, batch):
                 "one process in FSDP2": variant(bench, wrapped, batch, {}),
                 "one process in FSDP2, nothing compiled": variant(bench, wrapped, batch,
                                                                   dict(blocks=False, head=False))}
-    write_turns(bench, args, batch, take_turns(variants, ROUNDS, bench), "one process",
+    write_turns(bench, args, batch, take_turns(variants, ROUNDS, bench, WARM_S), "one process",
                 note="two policies in memory")
 
 
@@ -133,7 +149,10 @@ def class_of(kernel):
 
 def profiles(bench, args, policy, switches, batch):
     """Milliseconds of the three classes of kernels in one step, compiled and eager; the ten largest of the rest."""
-    for how, settings in (("compiled", {}), ("eager", dict(blocks=False, head=False))):
+    for how, settings, needed in (("compiled", {}, WARM_S), ("eager", dict(blocks=False, head=False), 6)):
+        if bench.left() < (2 if args.smoke else needed):
+            write(args, f"profile, {how}", note=f"not run: {bench.left():.0f} s left of its part")
+            continue
         switches.set(**settings)
         train_once(bench, policy, batch)
         plain = min(train_once(bench, policy, batch) for _ in range(3))
@@ -180,7 +199,7 @@ def optimizer(bench, args, policy, switches, batch):
     adam = make_adam(policy, 1e-6, 0.9, 0.999, 0.01)
     bench.reset_peak()
     spent = [step_once(bench, policy, adam, batch)[1] for _ in range(4)]
-    write(args, "clip and Adam", seconds=sorted(spent[1:])[1], peak_gb=bench.peak_gb(), raw=spent,
+    write(args, "clip and Adam", seconds=statistics.median(spent[1:]), peak_gb=bench.peak_gb(), raw=spent,
           note="peak with Adam's moments, weights and gradients")
 
 
@@ -192,30 +211,46 @@ def step_once(bench, policy, adam, batch):
 
 
 def offload(args, name, layers=0):
-    """Masters, moments and Adam on the host: seconds of the optimizer step in three parts, and what the GPU holds."""
+    """
+    Masters, moments and Adam on the host: what the GPU holds, and the seconds of the optimizer step and of its parts.
+
+    Each row is written before the next one is begun; the profiler comes last, since it costs most.
+    """
     bench = Bench(args, name, layers)
-    bench.dtype = "bfloat16"
+    bench.dtype, needed, spent = "bfloat16", 2 if args.smoke else 6, []
     try:
         start = time.perf_counter()
         policy = bench.policy(checkpointing=True, offload=True)
         adam = make_adam(policy, 1e-6, 0.9, 0.999, 0.01)
-        made = time.perf_counter() - start
+        size = f"{bench.shape.layers} layers, {bench.params / 1e9:.2f} B parameters"
+        write(args, "offload: model and optimizer made", seconds=time.perf_counter() - start, note=f"one run; {size}")
         batch = micro_batch(bench, 64 if args.smoke else 16384)
         bench.reset_peak()
-        spent = [step_once(bench, policy, adam, batch) for _ in range(2 if args.smoke else 3)]
+        for cell in ("offload: first step", "optimizer step, offloaded"):
+            count = 1 if not spent else 3
+            while count and (not spent or bench.left() > needed):
+                spent.append(step_once(bench, policy, adam, batch))
+                count -= 1
+            if cell != "offload: first step" and len(spent) == 1:
+                write(args, cell, note=f"not run: {bench.left():.0f} s left of its part")
+                break
+            timed = [s for _, s in spent[1:]] or [spent[0][1]]
+            seconds = statistics.median(timed)
+            write(args, cell, seconds=seconds, peak_gb=bench.peak_gb(), raw=spent,
+                  note=f"{len(timed)} run(s), {seconds / bench.params * 1e9:.2f} s a 1e9 parameters; forward and "
+                       f"backward {spent[-1][0]:.2f} s, recomputed, blocks not compiled")
+        if bench.left() < needed:
+            return write(args, "offload: parts of the step", note=f"not run: {bench.left():.0f} s left of its part")
         train_once(bench, policy, batch)
         before = bench.now()
         rows = parts_of_step(lambda: optimizer_step(policy, adam, 1e-6, 1.0), bench.on_gpu)
-        rows["casts and all else, with the profiler's own"] = bench.now() - before - sum(rows.values())
+        whole = bench.now() - before
     except Exception as error:
-        return write(args, "optimizer step, offloaded", note=said(error))
-    seconds = sorted(s for _, s in spent[1:])[0]
-    write(args, "optimizer step, offloaded", seconds=seconds, peak_gb=bench.peak_gb(), raw=spent,
+        return write(args, "offload: rest", note=said(error))
+    rows["casts and all else, with the profiler's own"] = whole - sum(rows.values())
+    write(args, "offload: parts of the step", seconds=whole,
           gb_per_second=2 * bench.params / rows["weights back"] / 1e9 if rows["weights back"] else None,
-          note=f"{bench.shape.layers} layers, {bench.params / 1e9:.2f} B parameters, "
-               + ", ".join(f"{part} {s:.2f} s" for part, s in rows.items())
-               + f"; made in {made:.0f} s; {seconds / bench.params * 1e9:.2f} s a 1e9 parameters; "
-               f"forward + backward {spent[-1][0]:.2f} s, recomputed")
+          note="one run under the profiler: " + ", ".join(f"{part} {s:.2f} s" for part, s in rows.items()))
 
 
 def parts_of_step(step, on_gpu):
