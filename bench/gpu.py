@@ -138,7 +138,7 @@ def run_part(args, model, kind, cells, _):
 def run_child(args, part, budget):
     """Run one part in a process of its own, and say so if it does not end by itself or ends with an error."""
     path, env = os.path.join(args.out, "gpu.log"), dict(os.environ)
-    if args.wheels and not part.startswith("engine"):  # vLLM must not meet packages that it did not ask for
+    if args.wheels and part.startswith(("trainer", "more", "head")):  # not for vLLM, which never asked for them
         folders = [args.wheels, os.path.join(args.wheels, "nvidia_cutlass_dsl/dsl_packages")]  # as its .pth file says
         env["PYTHONPATH"] = os.pathsep.join([*folders, *filter(None, [env.get("PYTHONPATH")])])
     with open(path, "a") as log:
