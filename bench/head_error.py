@@ -54,7 +54,8 @@ def errors(run, hidden, weight, targets, grads, wanted):
     logprobs, entropy = run(h, weight, targets)
     (logprobs * grads[0]).sum().backward()
     found = {"log-prob": (logprobs - wanted[0]).abs().max(), "entropy": (entropy - wanted[1]).abs().max()}
-    return ", ".join(f"{name} {float(e):.1e}" for name, e in (found | gradient_errors(h, weight, wanted[2])).items())
+    found |= gradient_errors(h, weight, wanted[2])
+    return ", ".join(f"{name} {float(error.detach()):.1e}" for name, error in found.items())
 
 
 if __name__ == "__main__":

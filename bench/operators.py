@@ -8,6 +8,7 @@ before a GPU can begin. A Llama of SmolLM2-135M's 30 layers, narrow, in bf16, 16
 import argparse
 import inspect
 import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -51,7 +52,9 @@ def main():
         with Count() as count:
             logprobs, _ = token_logprobs(policy, batch, 1.0)
             (-logprobs.sum() / len(logprobs)).backward()
-    line = f"{args.layers} layers, {device}: {count.all:,} operators, of them {count.no_views:,} that are no views"
+    commit = subprocess.run(["git", "-C", args.repo, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    line = (f"commit {commit.stdout.strip() or '?'}: {args.layers} layers, {device}: "
+            f"{count.all:,} operators, of them {count.no_views:,} that are no views")
     print(line)
     if args.out:
         with open(args.out, "a") as f:

@@ -11,6 +11,7 @@ it: `git worktree add ../old COMMIT`, then `python bench/pack.py --repo ../old`,
 import argparse
 import os
 import statistics
+import subprocess
 import sys
 import time
 from types import SimpleNamespace
@@ -76,7 +77,8 @@ def main():
     from policy import pack
 
     torch.set_num_threads(args.threads)
-    lines = [f"{os.path.abspath(args.repo)}: {args.tokens:,} tokens, {args.device}, {args.threads} thread(s)"]
+    commit = subprocess.run(["git", "-C", args.repo, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    lines = [f"commit {commit.stdout.strip() or '?'}: {args.tokens:,} tokens, {args.device}, {args.threads} thread(s)"]
     for (kind, how), (count, spent) in rows(pack, args.tokens, torch.device(args.device), args.repeats).items():
         lines.append(f"{count:5d} sequences of {kind:12s} ids as {how:5s}  median {statistics.median(spent):7.2f} ms  "
                      f"least {min(spent):7.2f} ms")
