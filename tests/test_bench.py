@@ -258,7 +258,7 @@ def test_the_list_of_parts_names_cells_and_goals():
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert [line.split("  ")[0] for line in lines] == ["trainer 1.5B", "host", "engine 1.5B", "offload 1.5B",
-                                                           "more 1.5B"]
+                                                       "more 1.5B"]
     assert "best: mfu >= 50.0%" in lines[0] and "ablations" in lines[4]
 
 
