@@ -109,7 +109,8 @@ MEMORY = re.compile(r"out of memory|can(no|')t allocate memory(?! in static TLS)
                     r"cudaErrorMemoryAllocation|failed to (cuda |host )*[cm]?alloc|bad_alloc", re.IGNORECASE)
 SIDE_BY_SIDE = ("the weights of trainer and engine do not fit beside each other, and neither smaller micro-batches nor "
                 "a smaller cache helps: take more GPUs, or --tensor_parallel")
-MODELS = "the models do not fit, and smaller micro-batches do not help: take more GPUs, or ask python -m tools.plan"
+MODELS = ("the models do not fit, and smaller micro-batches do not help: --offload optimizer, more GPUs, or ask python "
+          "-m tools.plan")
 HOST = "a checkpoint is written from the host's memory: give the run more of it; the same command continues"
 
 
