@@ -22,6 +22,8 @@ BUGS = [  # file, text, what it becomes, the tests that must fail
     ("onebox/packed_attention.py", "length_buckets(packed.lens,", "length_buckets([sum(packed.lens)],",
      "test_policy.py -k neighbours"),
     ("policy.py", "tokens / seen_tokens", "1.0", "test_policy.py -k share_of_the_responses"),
+    ("onebox/metrics.py", "value.double() if torch.is_tensor(value) else value", "torch.tensor(float(value))",
+     "test_policy.py -k waits_for_the_device"),
     ("onebox/metrics.py", "+ stands_for * value", "+ value", "test_metrics.py -k stand_for"),
     ("policy.py", "set_requires_all_reduce(batch.ends_update)", "set_requires_all_reduce(True)",
      "test_policy.py -k copies_of_the_weights"),

@@ -22,6 +22,9 @@ from onebox.masters import on_device
 from onebox.models import resolve_model
 from policy import (check_compile, load_critic, load_policy, make_adam, optimizer_step, pack, token_logprobs,
                     token_values, trained_logprobs)
+import train_grpo
+import train_ppo
+from onebox.metrics import StepStats
 from train_grpo import policy_loss, token_weights
 
 
@@ -544,6 +547,52 @@ def test_what_fsdp_keeps_on_the_host_is_brought_to_the_device_by_fsdp_alone(tied
     with torch.no_grad(), on_device(policy, torch.device("cpu", 0)):
         assert [p.to_local().data_ptr() for p in policy.parameters()] == before
         assert torch.isfinite(token_logprobs(policy, batch, 1.0)[0]).all()
+
+
+class Operators(TorchDispatchMode):
+    """The names of all operators that run inside."""
+
+    def __enter__(self):
+        self.names = set()
+        return super().__enter__()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+WAITS = {f"aten::{name}" for name in ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "_unique2",
+                                      "equal", "unique_consecutive", "lift_fresh")}  # the last: of a Python number
+
+
+def test_no_micro_batch_waits_for_the_device(tied_model, one_process, monkeypatch):
+    """From forward to statistics nothing asks a GPU for a number or sends it one: its queue never runs empty."""
+    monkeypatch.setattr("onebox.packed_attention.length_buckets", lambda lens, device: [
+        (sum(lens[:i]), sum(lens[:i + 1]), 1, n, range(n)) for i, n in enumerate(lens)])  # a CPU's, sent in each
+    for dtype, script in (("bfloat16", train_grpo), ("float32", train_ppo)):
+        policy, critic = (load(tied_model, one_process[2], dtype, checkpointing=True) for load in (
+            load_policy, load_critic))
+        batches, stats = pack(make_rollouts(), range(5), 30, 0, 1, one_process[2]), StepStats()
+        cfg = script.Config(entropy_coef=0.01, dual_clip=3.0)
+        for batch in batches:
+            ones = torch.ones(len(batch.targets))
+            batch.advantages = batch.loss_weights = batch.old_values = batch.returns = ones
+        with Operators() as seen:
+            for batch in batches:
+                logprobs, entropy = trained_logprobs(policy, batch, 0.7)
+                batch.old_logprobs = logprobs.detach()
+                losses, clipped = script.token_loss(logprobs, entropy, batch, cfg)
+                loss = (batch.loss_weights * losses).sum()
+                loss.backward()
+                stats.add(batch, logprobs, entropy, loss, clipped)
+                values = token_values(critic, batch)
+                errors = train_ppo.value_loss(values, batch.old_values, batch.returns, 0.5)
+                errors.sum().backward()
+                stats.add_values(batch, values, errors.sum(), 0.5)
+        assert len(seen.names) > 50 and not seen.names & WAITS, seen.names & WAITS
+    with Operators() as seen:
+        float(loss.detach())
+    assert seen.names & WAITS == {"aten::_local_scalar_dense"}  # as it would be seen
 
 
 def test_a_bf16_reference_keeps_its_rotary_frequencies_in_fp32(tied_model, one_process):
