@@ -327,27 +327,35 @@ def test_the_gradient_does_not_depend_on_micro_batches(tied_model, one_process):
         assert_same_gradients(whole, gradients(policy, make_rollouts(), one_process[2], max_tokens))
 
 
-def test_the_gradient_does_not_depend_on_ranks_also_when_one_has_nothing(tied_model, tmp_path):
+@pytest.fixture(scope="module")
+def two_ranks(tied_model, tmp_path_factory):
+    """What two ranks compute, see the end of this file."""
+    path = tmp_path_factory.mktemp("ranks") / "two"
+    done = run_script(__file__, tied_model, path, nproc=2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return torch.load(path, weights_only=True)
+
+
+def test_the_gradient_does_not_depend_on_ranks_also_when_one_has_nothing(two_ranks, tied_model, one_process):
     """The same five ragged responses on 1 and 2 ranks; and one response on 2 ranks, of which one stays empty."""
-    for nproc in (1, 2):
-        done = run_script(__file__, tied_model, tmp_path / str(nproc), nproc=nproc)
-        assert done.returncode == 0, done.stderr[-2000:]
-    one, two = torch.load(tmp_path / "1", weights_only=True), torch.load(tmp_path / "2", weights_only=True)
-    for case in ("ragged", "single"):
-        assert_same_gradients(one[case], two[case])
+    policy = load_policy(tied_model, one_process[2], "float32")
+    for case, count in (("ragged", 5), ("single", 1)):
+        one = gradients(policy, make_rollouts()[:count], one_process[2], 40)
+        assert_same_gradients(one, two_ranks[case])
 
 
-def test_copies_of_the_weights_add_up_their_gradients_once_an_update(tied_model, tmp_path):
+def test_copies_of_the_weights_add_up_their_gradients_once_an_update(tied_model, one_process, tmp_path):
     """
     2 groups of 2 ranks, 3 micro-batches: the gradient is that of one process, and each of the 3 groups of parameters
     (two blocks; embeddings, norm and head) is all-reduced between the copies once, instead of three times.
     """
-    for nproc in (1, 4):
-        done = run_script(__file__, tied_model, tmp_path / str(nproc), "copies", nproc=nproc)
-        assert done.returncode == 0, done.stderr[-2000:]
-    one, four = torch.load(tmp_path / "1", weights_only=True), torch.load(tmp_path / "4", weights_only=True)
-    assert_same_gradients(one["gradients"], four["gradients"])
-    assert (one["all_reduces"], four["all_reduces"], four["micro_batches"]) == (0, 3, 3)
+    done = run_script(__file__, tied_model, tmp_path / "four", "copies", nproc=4)
+    assert done.returncode == 0, done.stderr[-2000:]
+    four = torch.load(tmp_path / "four", weights_only=True)
+    rollouts = make_rollouts(prompt_lens=[5] * 12, response_lens=[20] * 12)
+    one = gradients(load_policy(tied_model, one_process[2], "float32"), rollouts, one_process[2], 96)
+    assert_same_gradients(one, four["gradients"])
+    assert (four["all_reduces"], four["micro_batches"]) == (3, 3)
 
 
 def test_what_was_computed_before_the_updates_is_not_computed_again_without_a_gradient(tied_model, one_process):
@@ -363,11 +371,9 @@ def test_what_was_computed_before_the_updates_is_not_computed_again_without_a_gr
     assert (learning.policy_forwards, silent.policy_forwards) == (6, 1)
 
 
-def test_weights_and_optimizer_of_two_ranks_on_the_host_are_those_on_the_device(tied_model, tmp_path):
+def test_weights_of_two_ranks_on_the_host_are_those_on_the_device(two_ranks):
     """FSDP2's own policy; where device and host are one, everything is equal to the bit."""
-    done = run_script(__file__, tied_model, tmp_path / "ends", "offload", nproc=2)
-    assert done.returncode == 0, done.stderr[-2000:]
-    here, away = torch.load(tmp_path / "ends", weights_only=True)
+    here, away = two_ranks["offload"]
     assert all(torch.equal(here[name], away[name]) for name in here) and len(here) > 20
 
 
@@ -842,18 +848,18 @@ def weights_after_updates(path, device, rank, world, offload):
     return {name: full(p) for name, p in policy.named_parameters()}
 
 
-if __name__ == "__main__":  # a rank of test_the_gradient_does_not_depend_on_ranks, or of the one about copies
+if __name__ == "__main__":  # a rank of two_ranks, or of the test about copies
     from onebox.distributed import init_distributed
 
     rank, world, device = init_distributed()
-    if sys.argv[3:] == ["offload"]:
-        result = [weights_after_updates(sys.argv[1], device, rank, world, offload) for offload in (False, True)]
-    elif sys.argv[3:]:
+    if sys.argv[3:]:
         result = gradients_of_copies(sys.argv[1], device, rank, world)
     else:
         policy = load_policy(sys.argv[1], device, "float32")
         result = {"ragged": gradients(policy, make_rollouts(), device, 40, rank, world),
-                  "single": gradients(policy, make_rollouts()[:1], device, 40, rank, world)}
+                  "single": gradients(policy, make_rollouts()[:1], device, 40, rank, world),
+                  "offload": [weights_after_updates(sys.argv[1], device, rank, world, offload)
+                              for offload in (False, True)]}
     if rank == 0:
         torch.save(result, sys.argv[2])
     print(json.dumps({"rank": rank}))
