@@ -241,6 +241,7 @@ def test_a_dead_own_reward_is_constant_or_too_slow():
 
 def test_a_long_tail_says_what_it_costs_and_which_settings_change_it():
     assert long_tail({"seconds_tail": 20.0, "seconds_rollout": 60.0}) == long_tail({"seconds_tail": None}) == ""
+    assert long_tail({"seconds_tail": 0.9, "seconds_rollout": 1.0}) == ""  # of a second nothing can be won
     line = long_tail({"seconds_tail": 24.0, "seconds_rollout": 60.0})
     assert "took 24 of the 60 s of this rollout" in line and "\n" not in line
     assert all(name in line for name in ("max_num_seqs", "max_response_len", "repetition_stop", "finish_share"))
@@ -254,7 +255,7 @@ def test_a_long_tail_is_said_at_first_and_then_every_20_steps_while_it_holds(tmp
     run.tail_due, run.write_row, run.report = 0, lambda row: None, lambda: None
     for step in range(1, 51):
         run.say = lambda text, step=step: said.append(step) if "the last 5 %" in text else None
-        run.log({**ROW, "step": step, "seconds_tail": 0.2 if step in (1, 2, 23, 24) else 0.5, "seconds_rollout": 1.0})
+        run.log({**ROW, "step": step, "seconds_tail": 2.0 if step in (1, 2, 23, 24) else 5.0, "seconds_rollout": 10.0})
     assert said == [3, 25, 45]  # due again from 23 on, where it does not hold
 
 

@@ -35,7 +35,7 @@ def why_no_signal(row, example=""):
 def long_tail(row):
     """Say in one line, or "", that the slowest 5 % of the responses took more than a third of the rollout, and why."""
     tail, whole = row.get("seconds_tail") or 0.0, row.get("seconds_rollout", 0.0)
-    return "" if tail <= whole / 3 else (
+    return "" if tail <= max(1.0, whole / 3) else (
         f"note: the last 5 % of the responses took {tail:.0f} of the {whole:.0f} s of this rollout. A larger "
         "max_num_seqs starts them earlier (if the cache holds more); a smaller max_response_len or repetition_stop = 8 "
         "ends them earlier; finish_share = 0.9 does not wait for them, but favors prompts with short responses")

@@ -50,6 +50,10 @@ def main():
     found = predict(cfg, script, options)
     print(report(cfg, found, options))
     if not found["fits"]:
+        host, room = total(found["memory"]["host"]) / 1e9, options.host_memory_gb
+        refuse(host > room and on_the_gpu(found["memory"]) <= options.gpu_memory_gb * 1e9, f"it fits the GPU, not the "
+               f"host: a process wants {host:.0f} GB and {room:.0f} count: take a host with more memory, a smaller "
+               "model, or a larger GPU and --offload none")
         changes = suggest(cfg, script, options)
         refuse(changes is None,
                "it does not fit, and no setting of these makes it fit: take a smaller model, or larger GPUs")
@@ -78,6 +82,7 @@ def parse(argv):
         for name in names:
             value = getattr(options, name)
             refuse(not allowed(value), f"tools.plan: {name} = {value} {said}")
+    options.host_memory_gb *= 0.9  # as a run counts what is available
     refuse(known_gpu(options.gpu, "bfloat16") is None,
            f"tools.plan: no peaks known for --gpu {options.gpu!r}; known: {', '.join(GPUS)}")
     return options, rest
@@ -186,12 +191,16 @@ def rollout_seconds(cfg, model, options):
 # ---- the answer ------------------------------------------------------------------------------------------------------
 
 def predict(cfg, script, options, times=True):
-    """Return dict(fits, cfg without "auto", memory, params, kv, tokens, seconds). ConfigError: impossible settings."""
+    """
+    Return dict(fits, cfg without "auto", memory, params, trained parameters, kv, tokens, seconds). Raise ConfigError
+    for impossible settings.
+    """
     importlib.import_module(script[:-3]).check_config(cfg, options.gpus)
     model, critic = models_of(cfg)
     cfg = fastest(cfg, options)
     used, kv = memory(cfg, model, critic, options), kv_cache(model, cfg, options)
-    found = dict(fits=kv[1] >= 1 and fits(used, options), cfg=cfg, memory=used, params=model.params, kv=kv)
+    found = dict(fits=kv[1] >= 1 and fits(used, options), cfg=cfg, memory=used, params=model.params, kv=kv,
+                 trained=model.params + (critic.trunk_params if critic else 0))
     if times:
         found["tokens"] = tokens_that_fit(cfg, model, critic, options)
         found["seconds"] = seconds(cfg, script, model, critic, options)
@@ -210,7 +219,9 @@ def report(asked, found, options):
         if not parts:
             continue
         used, limit = total(parts) / 1e9, options.host_memory_gb if phase == "host" else options.gpu_memory_gb
-        verdict = f" of {limit:.3g}" * (limit < math.inf) + ("" if used <= limit else "   DOES NOT FIT")
+        free = " (not compared: --host_memory_gb GB that are available to a process, of which 90 % count)"
+        verdict = f" of {limit:.3g}" if limit < math.inf else free
+        verdict += "" if used <= limit else "   DOES NOT FIT"
         head = {"host": "in the host's memory, GB per process",
                 "log-probs": "while log-probs are computed, GB per GPU"}.get(phase, f"while {phase}, GB per GPU")
         lines += [head, *(f"  {k:<34} {v / 1e9:8.2f}" for k, v in parts.items()), f"  {'all':<34} {used:8.2f}{verdict}",
@@ -226,7 +237,10 @@ def report(asked, found, options):
     engine = "given" if options.mbu != MBU else "measured: vLLM 0.20 with its V1 runner on one H200, 1.5B model"
     on_host = f", Adam on the host at {HOST_BYTES_PER_S / 1e9:g} GB/s, {LINK_BYTES_PER_S / 1e9:g} GB/s on the way"
     cut = ", as if all that finish_share draws were finished" * (cfg.finish_share < 1)
-    lines += [f"max_tokens_per_gpu {cfg.max_tokens_per_gpu:,}; up to {tokens:,} would fit while training{short}",
+    disk = 12 * found["trained"] / 1e9
+    lines += [f"on disk {disk:.0f} GB a checkpoint, {cfg.keep_checkpoints} newest and the best one; a save wants "
+              f"{2.2 * disk:.0f} GB free; the exported model {2 * found['params'] / 1e9:.0f} GB", "",
+              f"max_tokens_per_gpu {cfg.max_tokens_per_gpu:,}; up to {tokens:,} would fit while training{short}",
               f"KV cache {size / 1e9:.2f} GB an engine: {room:,} sequences of full length ({full:,}); "
               f"{together:,} run together{warning}", "",
               f"seconds a step, at a mean of {response:,.0f} response tokens{assumed}",
