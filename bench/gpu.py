@@ -81,6 +81,8 @@ def main():
     if args.part:
         return run_part(args, *every[args.part])
     parts = {name: part for name, part in every.items() if any(word in name for word in args.only.split(","))}
+    if not parts:
+        raise SystemExit(f"error: no part's name holds {args.only!r}; parts: {', '.join(every)}")
     if args.list:
         return list_parts(parts, args.minutes)
     if not args.smoke and not torch.cuda.is_available():

@@ -40,6 +40,7 @@ HOST_BYTES_PER_S, LINK_BYTES_PER_S = 50e9, 25e9
 
 
 def main():
+    refuse("--table" in sys.argv[2:], "tools.plan: --table stands alone: it is of Qwen2.5 on one GPU, not of a recipe")
     if sys.argv[1:] == ["--table"]:
         return print(what_fits())
     options, argv = parse(sys.argv[1:])
