@@ -344,18 +344,15 @@ def test_the_gradient_does_not_depend_on_ranks_also_when_one_has_nothing(two_ran
         assert_same_gradients(one, two_ranks[case])
 
 
-def test_copies_of_the_weights_add_up_their_gradients_once_an_update(tied_model, one_process, tmp_path):
+def test_copies_of_the_weights_add_up_their_gradients_once_an_update(two_ranks, tied_model, one_process):
     """
-    2 groups of 2 ranks, 3 micro-batches: the gradient is that of one process, and each of the 3 groups of parameters
-    (two blocks; embeddings, norm and head) is all-reduced between the copies once, instead of three times.
+    Two ranks with a copy each, 3 micro-batches: the gradient is that of one process, and each of the 3 groups of
+    parameters (two blocks; embeddings, norm and head) is all-reduced between the copies once, instead of three times.
     """
-    done = run_script(__file__, tied_model, tmp_path / "four", "copies", nproc=4)
-    assert done.returncode == 0, done.stderr[-2000:]
-    four = torch.load(tmp_path / "four", weights_only=True)
-    rollouts = make_rollouts(prompt_lens=[5] * 12, response_lens=[20] * 12)
+    copies, rollouts = two_ranks["copies"], make_rollouts(prompt_lens=[5] * 12, response_lens=[20] * 12)
     one = gradients(load_policy(tied_model, one_process[2], "float32"), rollouts, one_process[2], 96)
-    assert_same_gradients(one, four["gradients"])
-    assert (four["all_reduces"], four["micro_batches"]) == (3, 3)
+    assert_same_gradients(one, copies["gradients"])
+    assert (copies["all_reduces"], copies["micro_batches"]) == (3, 3)
 
 
 def test_what_was_computed_before_the_updates_is_not_computed_again_without_a_gradient(tied_model, one_process):
@@ -828,7 +825,7 @@ def test_positions_that_rope_scaling_stretches_by_hand(settings, longest):
 
 def gradients_of_copies(path, device, rank, world):
     """The gradient of three micro-batches a rank, and how often ranks with the same shard added theirs up."""
-    policy = load_policy(path, device, "float32", shard_size=world // 2)
+    policy = load_policy(path, device, "float32", shard_size=1)
     all_reduce, calls = torch.distributed.all_reduce, []
     torch.distributed.all_reduce = lambda *args, **kwargs: calls.append(1) or all_reduce(*args, **kwargs)
     rollouts = make_rollouts(prompt_lens=[5] * 12, response_lens=[20] * 12)
@@ -848,18 +845,16 @@ def weights_after_updates(path, device, rank, world, offload):
     return {name: full(p) for name, p in policy.named_parameters()}
 
 
-if __name__ == "__main__":  # a rank of two_ranks, or of the test about copies
+if __name__ == "__main__":  # a rank of two_ranks
     from onebox.distributed import init_distributed
 
     rank, world, device = init_distributed()
-    if sys.argv[3:]:
-        result = gradients_of_copies(sys.argv[1], device, rank, world)
-    else:
-        policy = load_policy(sys.argv[1], device, "float32")
-        result = {"ragged": gradients(policy, make_rollouts(), device, 40, rank, world),
-                  "single": gradients(policy, make_rollouts()[:1], device, 40, rank, world),
-                  "offload": [weights_after_updates(sys.argv[1], device, rank, world, offload)
-                              for offload in (False, True)]}
+    policy = load_policy(sys.argv[1], device, "float32")
+    result = {"ragged": gradients(policy, make_rollouts(), device, 40, rank, world),
+              "single": gradients(policy, make_rollouts()[:1], device, 40, rank, world),
+              "copies": gradients_of_copies(sys.argv[1], device, rank, world),
+              "offload": [weights_after_updates(sys.argv[1], device, rank, world, offload)
+                          for offload in (False, True)]}
     if rank == 0:
         torch.save(result, sys.argv[2])
     print(json.dumps({"rank": rank}))
