@@ -112,7 +112,7 @@ BUGS = [  # file, text, what it becomes, the tests that must fail
     ("data.py", "own_sources.get(p.reward, p.reward)", "p.reward", "test_own_data.py -k fingerprint"),
     ("tasks/scoring.py", "copy.deepcopy(asked.get(\"row\") or {})", "asked.get(\"row\") or {}",
      "test_own.py -k 'own_copy or copies'"),
-    ("tasks/scoring.py", "tuple(asked.get(\"token_ids\") or ())", "asked.get(\"token_ids\") or ()",
+    ("tasks/scoring.py", "() if ids is None else tuple(map(int, ids))", "ids or ()",
      "test_own.py -k 'copies or edited'"),
     ("tasks/scoring.py", "self.answered[key].get(question) or", "next(iter(self.answered[key].values()), None) or",
      "test_own.py -k several_questions"),
