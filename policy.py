@@ -7,8 +7,6 @@ Letters in shape comments: N tokens of a micro-batch, S sequences and T response
 
 import functools
 import math
-import os
-import shutil
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +18,7 @@ from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers import AttentionInterface
 
 from onebox.config import refuse
-from onebox.distributed import gather, whole
+from onebox.distributed import compiler, gather, wanted_compiler, whole
 from onebox.fused_logprobs import TokenLogprobs
 from onebox.masters import keep_masters, step_masters
 from onebox.models import load_hf
@@ -59,6 +57,12 @@ class Critic(torch.nn.Module):
         hidden = self.trunk(input_ids=batch.ids[None], position_ids=batch.positions[None], use_cache=False,
                             packed=batch).last_hidden_state[0]  # (N, H)
         return self.head(hidden[batch.logit_index].float())[:, 0].clone()  # FSDP hooks the output: no view
+
+
+def load_options(cfg):
+    """Return the options of load_policy and load_critic that a script's settings, none of them "auto", ask for."""
+    return dict(checkpointing=cfg.checkpointing, compile=cfg.compile, offload=cfg.offload == "optimizer",
+                shard_size=cfg.shard_size)
 
 
 def load_policy(path, device, dtype, *, trainable=True, **options):
@@ -147,16 +151,6 @@ def check_compile(compile, checkpointing):
            f"{wanted_compiler()} is not there: apt install g++, or leave it out")
 
 
-def wanted_compiler():
-    """Name the compiler of torch.compile: Triton, for a GPU, wants one of C, Inductor, for a CPU, one of C++."""
-    return os.environ.get("CC", "gcc") if torch.cuda.is_available() else os.environ.get("CXX", "g++")
-
-
-def compiler():
-    """Return the path of the compiler that torch.compile needs, None if it is not there."""
-    return shutil.which(wanted_compiler())
-
-
 def compile_blocks(trunk):
     """
     Compile each block's forward; FSDP's hooks stay outside. Attention stays as it is: it reads Python lists of lengths,
@@ -218,6 +212,13 @@ class MicroBatch:
     entropy: torch.Tensor = None  # (T,)
     ratio: torch.Tensor = None  # (T,) to old_logprobs
     clipped: torch.Tensor = None  # (T,) 1 where the clip stopped the gradient
+
+    def by_response(self, *names):
+        """Cut fields (T,), those that are not None, into {response: {name: (len,) float64 array}}, in order."""
+        index, lens = self.response_index.unique_consecutive(return_counts=True)
+        parts = {name: values.double().cpu().split(lens.tolist()) for name in names
+                 if (values := getattr(self, name)) is not None}
+        return {i: {name: of_all[at].numpy() for name, of_all in parts.items()} for at, i in enumerate(index.tolist())}
 
 
 def pack(rollouts, chosen, max_tokens, rank, world, device, needs_grad=None, silent_share=1.0, always=()):
@@ -304,13 +305,7 @@ def to_device(array, device):
 
 def of_responses(batches, name):
     """Cut the field `name` (T,) of this rank's micro-batches into {response: (len,) float64}, in order of packing."""
-    found = {}
-    for batch in batches:
-        if getattr(batch, name) is not None:
-            index, lens = batch.response_index.unique_consecutive(return_counts=True)
-            parts = getattr(batch, name).double().cpu().split(lens.tolist())
-            found |= {i: part.numpy() for i, part in zip(index.tolist(), parts, strict=True)}
-    return found
+    return {i: parts[name] for batch in batches for i, parts in batch.by_response(name).items() if name in parts}
 
 
 def of_all_ranks(*own):

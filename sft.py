@@ -29,7 +29,8 @@ from onebox.config import ConfigError, NonNegative, Positive, check_ranges, load
 from onebox.models import check_architecture, resolve_dtype, resolve_model
 from onebox.rundir import BasicSettings, entry, open_run
 from onebox.text import excerpt
-from policy import check_compile, learning_rate, load_policy, make_adam, optimizer_step, pack, token_logprobs
+from policy import check_compile, learning_rate, load_options, load_policy, make_adam, optimizer_step, pack
+from policy import token_logprobs
 from tasks.rows import read_file
 from tasks.templates import check_chat, not_written, render_chat
 
@@ -220,8 +221,7 @@ def main():
     if run is None:  # it is complete
         return
     cfg = run.cfg                                    # "auto" has become plain values
-    policy = load_policy(path, device, dtype, checkpointing=cfg.checkpointing, compile=cfg.compile,
-                         offload=cfg.offload == "optimizer", shard_size=cfg.shard_size)
+    policy = load_policy(path, device, dtype, **load_options(cfg))
     optimizer = make_adam(policy, cfg.lr, cfg.adam_beta1, cfg.adam_beta2, cfg.weight_decay)
     progress = run.resume({"policy": (policy, optimizer)})
     examples = [tuple(np.asarray(ids, dtype=np.int32) for ids in example) for example in examples]

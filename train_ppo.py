@@ -26,7 +26,7 @@ from onebox.masters import on_device
 from onebox.metrics import StepStats, empty_row, speed, summarize, trained_rows
 from onebox.models import resolve_dtype, resolve_model
 from onebox.rundir import RunSettings, entry, open_run
-from policy import check_compile, learning_rate, load_policy, make_adam, optimizer_step, pack
+from policy import check_compile, learning_rate, load_options, load_policy, make_adam, optimizer_step, pack
 from policy import token_logprobs, trained_logprobs
 from rewards import Scorer
 from rollout import Engine, check_sampling
@@ -416,19 +416,17 @@ def main():
     if run is None:  # it is complete
         return
     cfg = run.cfg                                    # "auto" has become plain values
-    how = dict(checkpointing=cfg.checkpointing, compile=cfg.compile, offload=cfg.offload == "optimizer",
-               shard_size=cfg.shard_size)
-    policy = load_policy(path, device, dtype, **how)
+    policy = load_policy(path, device, dtype, **load_options(cfg))
     optimizer = make_adam(policy, cfg.lr, cfg.adam_beta1, cfg.adam_beta2, cfg.weight_decay)
     models = {"policy": (policy, optimizer)}
     critic = None
     if cfg.estimator == "gae":
-        critic = load_critic(critic_path, device, dtype, **how)
+        critic = load_critic(critic_path, device, dtype, **load_options(cfg))
         critic_optimizer = make_adam(critic, cfg.critic_lr, cfg.adam_beta1, cfg.adam_beta2, cfg.weight_decay)
         models["critic"] = (critic, critic_optimizer)
     progress = run.resume(models)                    # run saves these from now on
     cfg = replace(cfg, kl_coef=progress.kl_coef)     # the only setting that changes: see adapt_kl_coef
-    reference = None if cfg.kl_in == "none" else load_policy(path, device, dtype, **how, trainable=False)
+    reference = None if cfg.kl_in == "none" else load_policy(path, device, dtype, **load_options(cfg), trainable=False)
     engine = Engine(path, tokenizer, stop_ids, config=hf_config, dtype=dtype, device=device, clock=run.clock,
                     seed=cfg.seed, prompt_len=cfg.max_prompt_len, response_len=cfg.max_response_len,
                     max_num_seqs=cfg.max_num_seqs, kv_cache_gb=run.kv_cache_gb, tensor_parallel=cfg.tensor_parallel,

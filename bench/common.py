@@ -105,6 +105,15 @@ def peak_gb():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
+def say(lines, out=""):
+    """Print lines, and add them to the file `out` if there is one."""
+    text = "\n".join(lines)
+    print(text)
+    if out:
+        with open(out, "a") as f:
+            f.write(text + "\n\n")
+
+
 def command():
     return " ".join(["python", *sys.argv])
 

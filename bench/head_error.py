@@ -12,7 +12,7 @@ import argparse
 import sys
 
 import torch
-from common import command
+from common import command, say
 from gpu_common import said
 from gpu_head import gradient_errors, liger_torch, ours, reference
 
@@ -42,10 +42,7 @@ def main():
         logp = logits.to(dtype).double().log_softmax(-1).gather(-1, targets[:, None])[:, 0]
         lines.append(f"only the logits rounded to {dtype}: log-prob {(logp - wanted[0]).abs().max():.1e}")
     lines.append(f"largest logit {logits.abs().max():.1f}")
-    print("\n".join(lines))
-    if args.out:
-        with open(args.out, "a") as f:
-            f.write("\n".join(lines) + "\n\n")
+    say(lines, args.out)
 
 
 def errors(run, hidden, weight, targets, grads, wanted):

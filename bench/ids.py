@@ -10,7 +10,7 @@ import statistics
 import time
 
 import numpy as np
-from common import command
+from common import command, say
 
 
 def main():
@@ -31,10 +31,7 @@ def main():
             spent.append(time.perf_counter() - start)
         lines.append(f"ids as {how}: {len(text) / 1e6:.0f} MB, median {statistics.median(spent):.2f} s of "
                      + ", ".join(f"{s:.2f}" for s in spent))
-    print("\n".join(lines))
-    if args.out:
-        with open(args.out, "a") as f:
-            f.write("\n".join(lines) + "\n\n")
+    say(lines, args.out)
 
 
 if __name__ == "__main__":

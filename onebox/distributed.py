@@ -8,6 +8,7 @@ import hashlib
 import os
 import random
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -115,6 +116,16 @@ def init_distributed(timeout_s=3600.0):
     if not dist.is_initialized():
         dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s), **bound)
     return rank, world, device
+
+
+def wanted_compiler():
+    """Name the compiler of torch.compile: Triton, for a GPU, wants one of C, Inductor, for a CPU, one of C++."""
+    return os.environ.get("CC", "gcc") if torch.cuda.is_available() else os.environ.get("CXX", "g++")
+
+
+def compiler():
+    """Return the path of the compiler that torch.compile needs, None if it is not there."""
+    return shutil.which(wanted_compiler())
 
 
 def leave_distributed(failed):

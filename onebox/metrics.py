@@ -105,16 +105,9 @@ def kept_in_samples(rollouts, cfg):
 
 def values_of_tokens(batches, wanted):
     """Gather the TOKEN_VALUES of all ranks' micro-batches, but for None: {response: {name: (len,) float64}}."""
-    found = []
-    for batch in batches:
-        index, lens = batch.response_index.unique_consecutive(return_counts=True)
-        if not any(i in wanted for i in index.tolist()):
-            continue
-        parts = {name: values.float().cpu().split(lens.tolist()) for name in TOKEN_VALUES
-                 if (values := getattr(batch, name)) is not None}
-        found += [(i, {name: of_responses[at].numpy() for name, of_responses in parts.items()})
-                  for at, i in enumerate(index.tolist()) if i in wanted]
-    return {i: {name: part.astype(np.float64) for name, part in parts.items()} for i, parts in gather(found)}
+    holding = [batch for batch in batches if any(i in wanted for i in batch.response_index.unique().tolist())]
+    return dict(gather([(i, parts) for batch in holding for i, parts in batch.by_response(*TOKEN_VALUES).items()
+                        if i in wanted]))
 
 
 def rollout_row(r, step, split, tokenizer, token_values=None):

@@ -30,7 +30,7 @@ import torch.distributed as dist
 from onebox import checkpoint, distributed, metrics
 from onebox.config import ConfigError, NonNegative, Positive, Share, SizeOrAuto, script_of, table, without_folders
 from onebox.crash import CONTEXT, entry, size_left  # noqa: F401  scripts take `entry` from here
-from onebox.distributed import Broken, Clock, gather, max_over_ranks, print0, seed_generators
+from onebox.distributed import Broken, Clock, compiler, gather, max_over_ranks, print0, seed_generators
 from onebox.files import has_tools, read_json, read_rows, write_atomic
 from onebox.text import visible
 
@@ -180,13 +180,13 @@ def plain_settings(cfg, device, record):
     names, kept = [name for name in AUTO if getattr(cfg, name) == "auto"], record.get("resolved", {})
     if not names:
         return {}, ""
-    compiler = device.type == "cuda" and bool(shutil.which(os.environ.get("CC", "gcc")))  # Triton needs one of C
+    can_compile = device.type == "cuda" and compiler() is not None
     try:
         from tools.memory import resolve
-        found, why = resolve(cfg, names, device, dist.get_world_size(), compiler, kept)
+        found, why = resolve(cfg, names, device, dist.get_world_size(), can_compile, kept)
     except (ImportError, ConfigError) as error:  # a run can do without tools/
         safe = {"checkpointing": True, "compile": True, "max_tokens_per_gpu": 16384, "offload": "none"} | kept
-        safe["compile"] &= compiler and cfg.checkpointing != "selective"
+        safe["compile"] &= can_compile and cfg.checkpointing != "selective"
         found, why = {name: safe[name] for name in names}, f"not computed ({getattr(error, 'reason', error)})"
     return found, f"auto: {', '.join(f'{name} {value}' for name, value in found.items())}: {why}"
 

@@ -37,6 +37,7 @@ SAME_SIZES = re.compile(r"^(Qwen2\.5-Math|DeepSeek-R1-Distill-Qwen)(?=-[\d.]+B)"
 NOT_THAT = re.compile(r"awq|gptq|fp8|bnb|gguf|mlx|qlora|int[48]|[48]-?bit|moe|1m\b", re.IGNORECASE)
 
 CONTEXT_GB = 1.5  # CUDA context, NCCL buffers, fragmentation; assumed
+HOST_SHARE = 0.9  # of the host's available memory that a run may count on; assumed
 GRAPHS_GB = 2.0  # CUDA graphs and work space of vLLM; assumed
 # What compiled blocks keep of the activations that eager ones keep. Measured on one H200 (results/2026-11-27_gpu_h200):
 # peaks fell from 69.5 to 55.7 GB (1.5B) and from 42.7 to 30.5 (0.6B), which makes 0.70 and 0.60 of what is counted.
@@ -365,7 +366,7 @@ def resolve(cfg, names, device, world, compiler, kept):
         local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
         options = SimpleNamespace(gpus=world, local=local, whole_gpu_gb=whole / 1e9,
                                   gpu_memory_gb=0.95 * free / 1e9,  # some lies between the allocations
-                                  host_memory_gb=0.9 * memory_available() / local / 1e9)
+                                  host_memory_gb=HOST_SHARE * memory_available() / local / 1e9)
         cfg = replace(cfg, dtype=resolve_dtype(cfg.dtype, device))
         found, reason = on_gpu(replace(before, dtype=cfg.dtype), cfg, options, compiler)
     return {name: getattr(found, name) for name in names}, reason + note

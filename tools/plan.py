@@ -20,11 +20,12 @@ import importlib
 import math
 import sys
 
+from onebox.checkpoint import ROOM
 from onebox.config import ConfigError, load_config, read_recipe, refuse
 from onebox.flops import GPUS, decode_work, forward_flops, known_gpu
 from onebox.rundir import AUTO
-from tools.memory import (CONTEXT_GB, GRAPHS_GB, architecture, bytes_of, config_of, fastest,  # noqa: F401  bench/gpu.py
-                          fits, kv_cache, memory, models_of, on_the_gpu, prompts_drawn, tokens_that_fit, total)
+from tools.memory import (CONTEXT_GB, GRAPHS_GB, HOST_SHARE, architecture, bytes_of, config_of,  # noqa: F401  bench
+                          fastest, fits, kv_cache, memory, models_of, on_the_gpu, prompts_drawn, tokens_that_fit, total)
 
 # Measured on one H200 (results/2026-11-27_gpu_h200): the trainer's MFU by size of the model, checkpointing and compile,
 # with 16,384 tokens a micro-batch. It counts no recomputation as work.
@@ -83,7 +84,7 @@ def parse(argv):
         for name in names:
             value = getattr(options, name)
             refuse(not allowed(value), f"tools.plan: {name} = {value} {said}")
-    options.host_memory_gb *= 0.9  # as a run counts what is available
+    options.host_memory_gb *= HOST_SHARE  # as a run does
     refuse(known_gpu(options.gpu, "bfloat16") is None,
            f"tools.plan: no peaks known for --gpu {options.gpu!r}; known: {', '.join(GPUS)}")
     return options, rest
@@ -220,7 +221,7 @@ def report(asked, found, options):
         if not parts:
             continue
         used, limit = total(parts) / 1e9, options.host_memory_gb if phase == "host" else options.gpu_memory_gb
-        free = " (not compared: --host_memory_gb GB that are available to a process, of which 90 % count)"
+        free = f" (not compared: --host_memory_gb GB that are available to a process, of which {HOST_SHARE:.0%} count)"
         verdict = f" of {limit:.3g}" if limit < math.inf else free
         verdict += "" if used <= limit else "   DOES NOT FIT"
         head = {"host": "in the host's memory, GB per process",
@@ -240,7 +241,7 @@ def report(asked, found, options):
     cut = ", as if all that finish_share draws were finished" * (cfg.finish_share < 1)
     disk = 12 * found["trained"] / 1e9
     lines += [f"on disk {disk:.0f} GB a checkpoint, {cfg.keep_checkpoints} newest and the best one; a save wants "
-              f"{2.2 * disk:.0f} GB free; the exported model {2 * found['params'] / 1e9:.0f} GB", "",
+              f"{ROOM * disk:.0f} GB free; the exported model {2 * found['params'] / 1e9:.0f} GB", "",
               f"max_tokens_per_gpu {cfg.max_tokens_per_gpu:,}; up to {tokens:,} would fit while training{short}",
               f"KV cache {size / 1e9:.2f} GB an engine: {room:,} sequences of full length ({full:,}); "
               f"{together:,} run together{warning}", "",

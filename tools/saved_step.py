@@ -22,7 +22,7 @@ from onebox.files import read_json
 from onebox.masters import masters
 from onebox.models import resolve_dtype
 from onebox.text import excerpt
-from policy import load_critic, load_policy
+from policy import load_critic, load_options, load_policy
 from rewards import Score
 from rollout import Rollout
 from tasks.rows import DataError
@@ -166,8 +166,7 @@ def other_settings(run, cfg):
 
 def load_models(cfg, path, critic_path, run, step, device):
     """Load {"policy", "critic", "reference"} as the scripts do, None where there is none, and step's checkpoint."""
-    dtype, how = resolve_dtype(cfg.dtype, device), dict(checkpointing=cfg.checkpointing, compile=cfg.compile,
-                                                        offload=cfg.offload == "optimizer")
+    dtype, how = resolve_dtype(cfg.dtype, device), load_options(cfg)
     models = {"policy": load_policy(path, device, dtype, **how), "critic": None, "reference": None}
     if critic_path:
         models["critic"] = load_critic(critic_path, device, dtype, **how)
