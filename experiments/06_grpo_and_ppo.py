@@ -1,0 +1,29 @@
+"""
+Does GRPO fluctuate more than PPO at small batches?
+
+64 responses a step: 8 prompts x 8 samples with GRPO, 64 prompts x 1 with PPO. A training curve of 8 prompts jumps
+because its prompts differ; the same 200 held-out responses every 4 steps do not have that share of it.
+"""
+from experiments.harness import Claim, arm, main, unrest
+
+SECTION = "3.2.4"
+SURVEY = "GRPO (batches of 8 prompts) is far less stable than PPO; its length fluctuates more."
+FIGURE = "3.2.4(7)"
+SHOWN = ("response_len", "eval_response_len")
+ARMS = {"grpo": arm("countdown", prompts_per_step=8, eval_every=4),
+        "ppo": arm("countdown_ppo", prompts_per_step=64, eval_every=4)}
+
+
+def more(of):
+    """Return by how many % GRPO's curve jumps more than PPO's."""
+    return lambda runs: 100 * (unrest(of(runs["grpo"])) / unrest(of(runs["ppo"])) - 1)
+
+
+CLAIMS = [
+    Claim("training length: jumps of GRPO over those of PPO, %", more(lambda run: run["response_len"]), above=0.0),
+    Claim("held-out length: the same, %", more(lambda run: run.eval("eval_response_len")), above=0.0),
+    Claim("held-out success: the same, %", more(lambda run: run.eval("eval_correct")), above=0.0),
+]
+
+if __name__ == "__main__":
+    main(__spec__.name)

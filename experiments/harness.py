@@ -1,0 +1,377 @@
+"""
+Run arms x seeds, two at a time, and judge claims about them. An experiment is a module experiments/NN_name.py:
+
+    python -m experiments.01_format_errors          runs what is missing of it, prints its table (FAST=1: one seed)
+    python -m experiments.survey                    all of them, and docs/survey.md
+
+A run lies in out/survey-ARM-sSEED/, like any run of the train scripts, which resume it where it was stopped. Arms that
+two experiments share are run once: the name of an arm says all of what it is. A run is complete when RUN/complete.json
+is there; that file holds the digest of recipe, settings and start, so that a later edit is noticed, not mixed in.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+from experiments import world
+from onebox.config import run_file
+from onebox.files import read_json
+from tools.report.read import number, read_run
+
+ROOT = world.ROOT
+SLOTS = 2       # processes at a time, of one thread each
+SEEDS = (0, 1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """A recipe of experiments/recipes, and what differs from it. after: the arm whose trained model it starts from."""
+
+    recipe: str
+    settings: tuple = ()  # ((name, value), ...)
+    after: "Arm | None" = None
+    processes: int = 1
+
+    @property
+    def name(self):
+        parts = [f"{key}={value}".replace(" ", "").replace("/", "_") for key, value in self.settings]
+        parts += [f"{self.processes}p"] * (self.processes > 1) + [f"after-{self.after.name}"] * (self.after is not None)
+        text = "-".join([self.recipe, *parts])
+        keep = "".join(c if c.isalnum() or c in "-_.=" else "_" for c in text)
+        return keep if len(keep) <= 120 else f"{keep[:100]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def arm(recipe, after=None, processes=1, **settings):
+    """Name a recipe of experiments/recipes with other values of some settings."""
+    return Arm(recipe, tuple(sorted(settings.items())), after, processes)
+
+
+def run_name(arm, seed):
+    return f"survey-{arm.name}-s{seed}".replace("=", "_")
+
+
+def folder_of(arm, seed):
+    return os.path.join("out", run_name(arm, seed))
+
+
+def recipe_path(arm):
+    return os.path.join("experiments", "recipes", f"{arm.recipe}.py")
+
+
+def settings_of(arm):
+    """Return all that recipe and arm set, {name: value}."""
+    values = run_file(os.path.join(ROOT, recipe_path(arm)))
+    return {**values, **dict(arm.settings)}
+
+
+def start_of(arm):
+    """Return the name of the start that an arm begins with."""
+    return start_of(arm.after) if arm.after else settings_of(arm)["model"].split("/")[1].removeprefix("world-")
+
+
+def command_of(arm, seed, num_steps=None):
+    """Return the command of one run, to be started where out/ shall lie."""
+    script = settings_of(arm)["_script"]
+    command = [sys.executable]
+    if arm.processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={arm.processes}"]
+    command += [os.path.join(ROOT, script), os.path.join(ROOT, recipe_path(arm)), "--name", run_name(arm, seed),
+                "--seed", str(seed)]
+    for name, value in arm.settings:
+        command += [f"--{name}", value if isinstance(value, str) else repr(value)]
+    if arm.after:
+        command += ["--model", os.path.join(folder_of(arm.after, seed), "model")]
+    return command + (["--num_steps", str(num_steps)] if num_steps else [])
+
+
+def shown_command(arm, seed):
+    """Write the command as a person types it in the repository."""
+    words = [word.replace(ROOT + os.sep, "") for word in command_of(arm, seed)[1:]]
+    words = ["torchrun", *words[2:]] if words[0] == "-m" else ["python", *words]
+    return " ".join(f"'{word}'" if any(c in word for c in " {}()\"'") else word for word in words)
+
+
+# ---------------------------------------------------------------- running
+
+
+class Job:
+    """One process of the queue: a start of the world, or one run. `needs` are names of other jobs."""
+
+    def __init__(self, name, command, done, needs=(), processes=1):
+        self.name, self.command, self.done, self.needs, self.processes = name, command, done, needs, processes
+        self.process = self.began = None
+
+
+def digest_of(arm):
+    """Return a digest of what decides what an arm learns: its settings, its start, the generator of its task."""
+    plain = {name: value for name, value in settings_of(arm).items()
+             if not name.startswith("__") and isinstance(value, (str, int, float, dict, tuple, bool))}
+    start = start_of(arm)
+    task, *_ = world.STARTS[start]
+    with open(os.path.join(ROOT, "experiments", f"{task}.py"), "rb") as f:
+        code = f.read()
+    hashed = hashlib.sha256(repr((sorted(plain.items()), world.STARTS[start], world.MIXES[task])).encode() + code)
+    return hashed.hexdigest()[:16] + (digest_of(arm.after) if arm.after else "")
+
+
+def jobs_of(arms, seeds, num_steps):
+    """Return {name: Job} for arms x seeds with all they begin with, in an order in which each comes after its needs."""
+    jobs = {}
+
+    def add_start(start):
+        name = f"world-{start}"
+        jobs.setdefault(name, Job(name, [sys.executable, "-m", "experiments.world", start],
+                                  os.path.join("out", name, "model", "config.json")))
+        return name
+
+    def add(arm, seed):
+        name = run_name(arm, seed)
+        if name not in jobs:
+            needs = [add(arm.after, seed) if arm.after else add_start(start_of(arm))]
+            jobs[name] = Job(name, command_of(arm, seed, num_steps), os.path.join("out", name, "complete.json"), needs,
+                             arm.processes)
+            jobs[name].digest = digest_of(arm)
+        return name
+
+    for seed in seeds:
+        for one in arms:
+            add(one, seed)
+    return jobs
+
+
+def check_old(jobs):
+    """Refuse runs that are complete but of other recipes, settings or starts than today's."""
+    for job in jobs.values():
+        found = read_json(job.done) if os.path.exists(job.done) and hasattr(job, "digest") else {}
+        if found and found["digest"] != job.digest:
+            raise SystemExit(f"error: out/{job.name} was made with another recipe, settings or start: remove it, "
+                             f"`rm -r out/{job.name}`, to run it anew")
+
+
+def run_all(arms, seeds, num_steps=None, slots=SLOTS):
+    """Run what is not complete, `slots` processes at a time. Return [name of a run that failed]."""
+    world.write_data()
+    jobs = jobs_of(arms, seeds, num_steps)
+    check_old(jobs)
+    waiting = {name: job for name, job in jobs.items() if not os.path.exists(job.done)}
+    total, running, failed = len(waiting), [], []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
+    os.makedirs(os.path.join("out", "survey-logs"), exist_ok=True)
+    try:
+        while waiting or running:
+            for job in [j for j in running if j.process.poll() is not None]:
+                running.remove(job)
+                seconds = time.monotonic() - job.began
+                if job.process.returncode:
+                    failed.append(job.name)
+                elif hasattr(job, "digest"):
+                    finish(job, seconds)
+                print(f"{total - len(waiting) - len(running):3}/{total}  {seconds:4.0f} s  {job.name}"
+                      + f"  FAILED, see out/survey-logs/{job.name}.txt" * bool(job.process.returncode), flush=True)
+            for name in [n for n, j in waiting.items() if set(j.needs) & set(failed)]:
+                failed.append(name)
+                del waiting[name]
+            free = slots - sum(job.processes for job in running)
+            held = set(waiting) | {job.name for job in running}
+            ready = next((j for j in waiting.values() if not set(j.needs) & held), None)
+            if ready is not None and min(ready.processes, slots) <= free:  # strictly in order: a wide one is not passed
+                del waiting[ready.name]
+                with open(os.path.join("out", "survey-logs", f"{ready.name}.txt"), "w") as log:
+                    ready.process = subprocess.Popen(ready.command, stdout=log, stderr=subprocess.STDOUT,
+                                                     env=environment)
+                ready.began = time.monotonic()
+                running.append(ready)
+            else:
+                time.sleep(0.2)
+    finally:
+        for job in running:  # Ctrl-C: the scripts save and stop
+            job.process.terminate()
+        for job in running:
+            job.process.wait()
+    return failed
+
+
+def finish(job, seconds):
+    """Record that a run is complete, and remove what only a resume needs."""
+    folder = os.path.dirname(job.done)
+    for name in os.listdir(folder):
+        if name.startswith("step_"):
+            shutil.rmtree(os.path.join(folder, name))
+    world.write_lines(job.done, [{"digest": job.digest, "seconds": round(seconds, 1)}])
+
+
+# ---------------------------------------------------------------- measuring
+
+
+class Run:
+    """The metrics of one run: run["column"] is its list over training steps, run.eval("column") over evaluations."""
+
+    def __init__(self, arm, seed):
+        self.arm, self.seed, self.folder = arm, seed, folder_of(arm, seed)
+        self.read = read_run(self.folder)
+        self.rows = self.read["rows"]
+        self.seconds = read_json(os.path.join(self.folder, "complete.json")).get("seconds", math.nan)
+
+    def __getitem__(self, column):
+        return [value for row in self.rows if row["step"] > 0 and (value := number(row.get(column))) is not None]
+
+    def eval(self, column="eval_correct"):
+        return [value for row in self.rows if (value := number(row.get(column))) is not None]
+
+    def steps(self, column):
+        return [row["step"] for row in self.rows if row["step"] > 0 and number(row.get(column)) is not None]
+
+
+def mean(values):
+    return sum(values) / len(values) if len(values) else math.nan
+
+
+def smooth(values, width=5):
+    """Return the mean of each value and those around it, `width` in all where there are so many."""
+    half = width // 2
+    return [mean(values[max(0, i - half):i + half + 1]) for i in range(len(values))]
+
+
+def early(values, count=3):
+    return mean(values[:count])
+
+
+def late(values, count=10):
+    return mean(values[-count:])
+
+
+def steps_until(values, reached):
+    """Return the first step, from 1, whose value, smoothed over 3, is `reached`; one more than there are if none is."""
+    return next((i for i, value in enumerate(smooth(values, 3), 1) if reached(value)), len(values) + 1)
+
+
+def unrest(values):
+    """Return how much a curve jumps: the mean |difference| of successive steps, after the first fifth of the run."""
+    values = values[len(values) // 5:]
+    return mean([abs(b - a) for a, b in zip(values, values[1:], strict=False)])
+
+
+# ---------------------------------------------------------------- judging
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """
+    What must hold if the survey is right, as one number a seed: measure({arm: Run}) of one seed.
+
+    above: the survey's direction; seen if the 95 % interval of the mean over seeds lies above it, opposite if below.
+    below: the same the other way round.
+    within: the survey says "the same"; seen if the interval lies in -within ... within, opposite if outside.
+    """
+
+    text: str
+    measure: object
+    above: float | None = None
+    below: float | None = None
+    within: float | None = None
+    form: str = "{:.1f}"
+
+
+T_QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # 97.5 %
+
+
+def interval(values):
+    """Return (mean, low, high): Student's 95 % interval of the mean over seeds; without one for a single seed."""
+    values = list(values)
+    if len(values) < 2:
+        return mean(values), -math.inf, math.inf
+    half = T_QUANTILES[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+    return mean(values), mean(values) - half, mean(values) + half
+
+
+def verdict(claim, values):
+    """Return "seen", "opposite" or "not seen" (cannot be told), or "one seed"."""
+    if len(values) < 2:
+        return "one seed"
+    _, low, high = interval(values)
+    if math.isnan(low):
+        return "not seen"
+    if claim.within is not None:
+        inside, outside = -claim.within < low and high < claim.within, low > claim.within or high < -claim.within
+        return "seen" if inside else "opposite" if outside else "not seen"
+    if claim.above is not None:
+        return "seen" if low > claim.above else "opposite" if high < claim.above else "not seen"
+    return "seen" if high < claim.below else "opposite" if low > claim.below else "not seen"
+
+
+@dataclasses.dataclass
+class Judged:
+    claim: Claim
+    values: list
+    verdict: str
+
+    def line(self):
+        center, low, high = (self.claim.form.format(x) for x in interval(self.values))
+        sign, bound = next((sign, bound) for sign in ("above", "below", "within")
+                           if (bound := getattr(self.claim, sign)) is not None)
+        bound = f"{sign} {'±' * (sign == 'within')}{self.claim.form.format(bound)}"
+        between = f", 95 % [{low}, {high}]" if len(self.values) > 1 else ""
+        return f"{self.claim.text}: {center}{between} ({bound}): {self.verdict}"
+
+
+def judge(experiment, seeds):
+    """Return [Judged] of an experiment whose runs are complete."""
+    by_seed = [{name: Run(one, seed) for name, one in experiment.ARMS.items()} for seed in seeds]
+    found = []
+    for claim in experiment.CLAIMS:
+        values = [claim.measure(runs) for runs in by_seed]
+        found.append(Judged(claim, values, verdict(claim, values)))
+    return found
+
+
+def overall(judged):
+    """Return one word for an experiment: "seen" if all its claims are, "opposite" if any is, else "not seen"."""
+    words = [one.verdict for one in judged]
+    if "one seed" in words:
+        return "one seed"
+    if all(word == "seen" for word in words):
+        return "seen"
+    if any(word == "opposite" for word in words):
+        return "opposite"
+    return "partly seen" if "seen" in words else "not seen"
+
+
+def table(experiment, seeds):
+    """Write a line an arm: held-out success before and after, length, errors, seconds."""
+    lines = [f"{'arm':16}{'held-out %':>22}{'length':>16}{'format error %':>16}{'truncated %':>13}{'seconds':>9}"]
+    for name, one in experiment.ARMS.items():
+        runs = [Run(one, seed) for seed in seeds]
+        if not runs[0]["response_len"]:
+            continue  # fine-tuning
+        ends = ", ".join(f"{100 * run.eval()[-1]:.0f}" for run in runs)
+        starts = mean([100 * run.eval()[0] for run in runs])
+        first, last = (mean([of(run["response_len"], count) for run in runs]) for of, count in ((early, 1), (late, 5)))
+        lines.append(f"{name:16}{f'{starts:.0f} -> {ends}':>22}{f'{first:.0f} -> {last:.0f}':>16}"
+                     f"{100 * mean([late(r['format_error'], 5) for r in runs]):>16.1f}"
+                     f"{100 * mean([late(r['truncated'], 5) for r in runs]):>13.1f}"
+                     f"{mean([r.seconds for r in runs]):>9.0f}")
+    return "\n".join(lines)
+
+
+def seeds_wanted():
+    return SEEDS[:1] if os.environ.get("FAST") else SEEDS
+
+
+def main(name):
+    """Run one experiment and print its question, table and verdicts: what `python -m experiments.NN_name` does."""
+    experiment = importlib.import_module(name) if isinstance(name, str) else name
+    seeds = seeds_wanted()
+    print(experiment.__doc__.strip().splitlines()[0])
+    if failed := run_all(experiment.ARMS.values(), seeds):
+        raise SystemExit(f"error: {', '.join(failed)} failed; out/survey-logs/ has what each run said")
+    print(table(experiment, seeds))
+    for one in judge(experiment, seeds):
+        print(one.line())

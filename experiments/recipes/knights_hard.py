@@ -1,0 +1,14 @@
+"""Logic-RL in miniature on four people, more samples of each prompt."""
+from experiments.recipes.knights import *  # noqa: F403
+
+_script = "train_grpo.py"
+
+name = "knights_hard"
+data = "kk:4"
+data_path = "out/world/data/knights_4_train.jsonl"
+eval_path = "out/world/data/knights_4_test.jsonl"
+prompts_per_step = 8
+group_size = 16
+max_response_len = 320
+max_prompt_len = 80
+num_steps = 30

@@ -1,0 +1,208 @@
+"""
+The survey on a laptop: run every experiment, judge its claims, write docs/survey.md.
+
+    python -m experiments.survey              all that is missing, two runs at a time; a second call goes on
+    python -m experiments.survey 01 08        these alone
+    python -m experiments.survey --page       the page from the runs that are there, nothing is run
+    FAST=1 python -m experiments.survey       one seed: no intervals, no verdicts; writes out/survey/survey.md instead
+
+SURVEY_STEPS=2 cuts every run to two steps, to try the machinery: out/survey-steps/ then takes the page.
+"""
+
+import csv
+import importlib
+import io
+import os
+import platform
+import re
+import sys
+
+from experiments import harness
+from experiments.harness import ROOT, Run, judge, overall, run_all, seeds_wanted, shown_command
+from tools.report.pictures import draw, series
+
+FILES = os.listdir(os.path.join(ROOT, "experiments"))
+NAMES = sorted(name[:-3] for name in FILES if re.fullmatch(r"\d\d_\w+\.py", name))
+# of metrics.jsonl, what is kept of each run in results/
+COLUMNS = ("step", "reward", "correct", "format_error", "wrong_answer", "truncated", "response_len", "think_len",
+           "answer_len", "reflection_words_survey", "entropy", "grad_norm", "zero_variance_groups", "eval_correct",
+           "eval_correct_greedy", "eval_response_len", "eval_truncated", "seconds_rollout", "seconds_train",
+           "seconds_eval", "seconds_step")
+UNITS = {"response_len": "tokens", "think_len": "tokens", "answer_len": "tokens", "correct": "share right, training",
+         "eval_response_len": "tokens, held-out", "eval_correct": "share right, held-out", "format_error": "share",
+         "wrong_answer": "share", "truncated": "share", "reflection_words_survey": "words a response",
+         "seconds_rollout": "seconds", "seconds_train": "seconds", "seconds_step": "seconds"}
+
+
+def load(names):
+    """Import experiments by their numbers or names: [(name, module)]."""
+    chosen = [name for name in NAMES if not names or any(name.startswith(wanted) for wanted in names)]
+    if odd := [wanted for wanted in names if not any(name.startswith(wanted) for name in NAMES)]:
+        raise SystemExit(f"error: no experiment {odd[0]!r}; known: {', '.join(NAMES)}")
+    return [(name, importlib.import_module(f"experiments.{name}")) for name in chosen]
+
+
+def picture(experiment, seeds, path):
+    """Draw the columns SHOWN of an experiment, one panel each: mean over seeds in a band from lowest to highest."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = experiment.SHOWN
+    figure, axes = plt.subplots(1, len(shown), figsize=(3.6 * len(shown), 2.4), layout="constrained", squeeze=False)
+    runs = {name: [Run(one, seed).read for seed in seeds] for name, one in experiment.ARMS.items()}
+    for axis, column in zip(axes[0], shown, strict=True):
+        lines = [(name, i, column, series(runs[name], column)) for i, name in enumerate(runs)]
+        lines = [line for line in lines if line[3][0]]
+        unit = UNITS.get(column, "tokens" if column.endswith("_len") else "")
+        draw(axis, {"title": column, "unit": unit, "share": False, "log": False, "lines": lines}, {})
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def question(experiment):
+    """Return the first paragraph of an experiment's docstring in one line, and the rest of it."""
+    first, _, rest = experiment.__doc__.strip().partition("\n\n")
+    return " ".join(first.split()), " ".join(rest.split())
+
+
+def minutes(experiment, seeds):
+    """Return how long its runs took, two at a time, with those that it shares and without starts."""
+    spent = sum(Run(one, seed).seconds * one.processes for one in experiment.ARMS.values() for seed in seeds)
+    return spent / harness.SLOTS / 60
+
+
+def section(name, experiment, seeds, judged, folder):
+    """Write what the page says of one experiment."""
+    asked, how = question(experiment)
+    picture(experiment, seeds, os.path.join(folder, f"{name}.png"))
+    figure = "" if experiment.FIGURE == "none" else f", figure {experiment.FIGURE}"
+    lines = [f"## {name[:2]}. {asked}", "", f"*The survey (section {experiment.SECTION}{figure})*: {experiment.SURVEY}",
+             "", *([how, ""] * bool(how)), f"**{overall(judged)}**", ""]
+    lines += [f"- {one.line()}" for one in judged]
+    lines += ["", f"![{', '.join(experiment.SHOWN)}]({os.path.basename(folder)}/{name}.png)", "", "```",
+              harness.table(experiment, seeds), "```", "", f"`python -m experiments.{name}`, "
+              f"{minutes(experiment, seeds):.0f} minutes with the runs that others share. One run:", "",
+              f"    {shown_command(list(experiment.ARMS.values())[-1], 0)}"]
+    if note := getattr(experiment, "NOTE", ""):
+        lines += ["", " ".join(note.split())]
+    return "\n".join(lines) + "\n"
+
+
+def row(name, experiment, judged, seeds):
+    """Write the line of the table at the top of the page."""
+    words = [one.verdict for one in judged]
+    counted = f"{words.count('seen')} of {len(words)} claims" if len(words) > 1 else "1 claim"
+    anchor = re.sub(r"[^\w -]", "", f"{name[:2]} {question(experiment)[0]}".lower()).replace(" ", "-")
+    return (f"| [{name[:2]}](#{anchor}) | {question(experiment)[0]} | {experiment.SECTION} | **{overall(judged)}** "
+            f"({counted}) | {'; '.join(short(one) for one in judged)} | {minutes(experiment, seeds):.0f} |")
+
+
+def short(one):
+    """Write a claim's number with its interval."""
+    center, low, high = (one.claim.form.format(x) for x in harness.interval(one.values))
+    return f"{center} [{low}, {high}]" if len(one.values) > 1 else center
+
+
+HEAD = """# The survey on a laptop
+
+A [survey of R1 reproductions](https://mp.weixin.qq.com/s/BYPKP5oXg1V4C_vg0VFGhw) re-ran TinyZero, SimpleRL, open-r1 and
+Logic-RL on 8 to 32 GPUs for days and reports its findings as pictures. Each of them is an experiment here that takes
+minutes on two CPU cores: `make survey` runs all (FAST=1: one seed), `python -m experiments.01_format_errors` one.
+
+**What this can say, and what not.** The models have 0.04 to 0.9 million parameters, their start is fine-tuned on traces
+that we wrote ([experiments/](../experiments/README.md)), and a run is 50 steps. "Seen" means that the survey's effect
+shows in this small world; "not seen" that it does not, or that {seeds} seeds cannot tell; "opposite" that the reverse
+shows. None of it proves or refutes the survey's runs of 1.5B to 7B models. Questions, recipes, measures and their bounds
+were written down before the runs on this page; settings were chosen on other seeds (100 and up).
+
+Each number is the mean over {seeds} seeds with Student's 95 % interval. A claim is seen if the interval lies on the side
+that the survey says, opposite if it lies on the other side, not seen otherwise. With {claims} claims at 95 %, one or two
+may be wrong by chance.
+
+| | question | survey | verdict | numbers, in the order of the claims below | minutes |
+|---|---|---|---|---|---|
+"""
+
+
+def write_page(chosen, seeds, path):
+    """Write the page and its pictures; return its text."""
+    folder = path.removesuffix(".md")
+    judged = {name: judge(experiment, seeds) for name, experiment in chosen}
+    text = HEAD.format(seeds=len(seeds), claims=sum(map(len, judged.values())))
+    text += "\n".join(row(name, experiment, judged[name], seeds) for name, experiment in chosen) + "\n\n"
+    text += f"Machine: {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}.\n\n"
+    text += systems_table(seeds)
+    text += "\n".join(section(name, experiment, seeds, judged[name], folder) for name, experiment in chosen)
+    with open(path, "w", encoding="utf-8") as f:
+        f.write(text)
+    return text
+
+
+def systems_table(seeds):
+    """Write the table of the eight systems in miniature."""
+    from experiments import systems
+
+    lines = ["## The eight systems in miniature", "", " ".join(systems.__doc__.split()), "",
+             "| system | algorithm, reward | task | held-out %: before → after, each seed | gain, 95 % | learns |",
+             "|---|---|---|---|---|---|"]
+    judged = {one.claim.text: one for one in judge(systems, seeds)}
+    for system, (name, what, task) in systems.SYSTEMS.items():
+        runs = [Run(systems.ARMS[name], seed) for seed in seeds]
+        first = [Run(systems.first(systems.ARMS[name]), seed) for seed in seeds]
+        one = judged[system]
+        learns = {"seen": "yes", "opposite": "no: it loses", "not seen": "cannot be told", "one seed": "one seed"}
+        before, after = (", ".join(f"{100 * r.eval()[i]:.0f}" for r in of) for of, i in ((first, 0), (runs, -1)))
+        lines.append(f"| {system} | {what} | {task} | {before} → {after} | {short(one)} | {learns[one.verdict]} |")
+    lines += ["", *systems.NOTES, "", "Recipes: `experiments/recipes/`. `python -m experiments.systems` runs them."]
+    lines += ["", ""]
+    return "\n".join(lines)
+
+
+def write_logs(arms, seeds, folder):
+    """Write the COLUMNS of every run to FOLDER/ARM-sSEED.csv, four digits each."""
+    os.makedirs(folder, exist_ok=True)
+    for one in arms:
+        for seed in seeds:
+            run, out = Run(one, seed), io.StringIO()
+            if not run.rows or "response_len" not in run.rows[0]:
+                continue  # fine-tuning
+            of_sources = re.compile(r"(source|eval)/.*/(correct|response_len)")
+            more = sorted({name for r in run.rows for name in r if of_sources.fullmatch(name)})
+            lines = csv.writer(out, lineterminator="\n")
+            lines.writerow([*COLUMNS, *more])
+            for r in run.rows:
+                values = [r.get(name) for name in (*COLUMNS, *more)]
+                lines.writerow([f"{v:.4g}" if isinstance(v, float) else "" if v is None else v for v in values])
+            with open(os.path.join(folder, f"{harness.run_name(one, seed)[7:]}.csv"), "w") as f:
+                f.write(out.getvalue())
+
+
+def main():
+    from experiments import systems
+
+    words = [word for word in sys.argv[1:] if not word.startswith("--")]
+    chosen, seeds, steps = load(words), seeds_wanted(), int(os.environ.get("SURVEY_STEPS", 0)) or None
+    whole = [*chosen, ("systems", systems)] if not words else chosen
+    arms = {one.name: one for _, experiment in whole for one in experiment.ARMS.values()}
+    if "--page" not in sys.argv:
+        if failed := run_all(arms.values(), seeds, steps):
+            raise SystemExit(f"error: {', '.join(failed)} failed; out/survey-logs/ has what each run said")
+    if words:
+        for name, experiment in chosen:
+            print(f"\n{name}\n{harness.table(experiment, seeds)}")
+            print("\n".join(one.line() for one in judge(experiment, seeds)))
+        return
+    complete = not steps and len(seeds) > 1
+    path = "docs/survey.md" if complete else "out/survey/survey.md"
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    write_page(chosen, seeds, path)
+    if complete:
+        write_logs(arms.values(), seeds, os.path.join("out", "survey", "logs"))
+    print(f"{path}: {len(chosen)} experiments")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""
+Each system's reward, prompt form and algorithm, on the embedded world's task that is nearest to its own. A claim is
+that held-out success rises by more than 5 points. What is not copied: sizes, learning rates and lengths, which the full
+recipes in recipes/ have.
+"""
+from experiments.harness import Claim, arm, main
+
+stage1 = arm("deepscaler")
+stage2 = arm("deepscaler", after=stage1, max_response_len=56)
+logic1 = arm("knights_easy")
+logic2 = arm("knights_hard", after=logic1, num_steps=15, temperature=1.1)
+ARMS = {
+    "tinyzero grpo": arm("countdown"), "tinyzero ppo": arm("countdown_ppo"), "simplerl": arm("simplerl"),
+    "open-r1": arm("open_r1"), "unsloth": arm("unsloth"),
+    "logic-rl": arm("knights_hard", after=logic2, num_steps=15, temperature=0.9, lr_schedule="cosine"),
+    "oat-zero": arm("dr_grpo"), "demystify": arm("demystify"),
+    "deepscaler": arm("deepscaler", after=stage2, max_response_len=80),
+}
+SYSTEMS = {  # name: arm, what it is, task
+    "TinyZero": ("tinyzero grpo", "GRPO, 0 / 0.1 / 1", "Countdown"),
+    "TinyZero, PPO": ("tinyzero ppo", "PPO, 0 / 0.1 / 1", "Countdown"),
+    "SimpleRL": ("simplerl", "PPO, −1 / −0.5 / +1", "boxed arithmetic"),
+    "open-r1": ("open-r1", "GRPO, accuracy + format", "boxed arithmetic in tags"),
+    "Unsloth": ("unsloth", "GRPO, five parts", "arithmetic in reasoning and answer tags"),
+    "Logic-RL": ("logic-rl", "GRPO, −3 / −1 / −0.5 / 3, three stages", "Knights and Knaves, 2 and 3, then 4 people"),
+    "Oat-Zero (Dr. GRPO)": ("oat-zero", "GRPO without std and length, 0 / 1", "boxed arithmetic, R1 prompt"),
+    "Demystify": ("demystify", "PPO, cosine with exceed value, repetition", "boxed arithmetic"),
+    "DeepScaleR": ("deepscaler", "GRPO, limits of 36, 56, 80 tokens", "boxed arithmetic after </think>"),
+}
+NOTES = ()
+
+
+def first(arm):
+    """Return the first stage of an arm."""
+    return first(arm.after) if arm.after else arm
+
+
+ARMS |= {f"{name}, first stage": first(one) for name, one in list(ARMS.items()) if one.after}
+
+
+def gain(name):
+    start = f"{name}, first stage" if f"{name}, first stage" in ARMS else name
+    return lambda runs: 100 * (runs[name].eval()[-1] - runs[start].eval()[0])
+
+
+CLAIMS = [Claim(system, gain(name), above=5.0) for system, (name, *_) in SYSTEMS.items()]
+
+if __name__ == "__main__":
+    main(__spec__.name)
