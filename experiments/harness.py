@@ -12,7 +12,6 @@ is there; that file holds the digest of recipe, settings and start, so that a la
 import dataclasses
 import hashlib
 import importlib
-import json
 import math
 import os
 import shutil

@@ -110,17 +110,18 @@ HEAD = """# The survey on a laptop
 
 A [survey of R1 reproductions](https://mp.weixin.qq.com/s/BYPKP5oXg1V4C_vg0VFGhw) re-ran TinyZero, SimpleRL, open-r1 and
 Logic-RL on 8 to 32 GPUs for days and reports its findings as pictures. Each of them is an experiment here that takes
-minutes on two CPU cores: `make survey` runs all (FAST=1: one seed), `python -m experiments.01_format_errors` one.
+minutes on two CPU cores. `make survey` runs all of them (FAST=1: one seed), `python -m experiments.01_format_errors`
+runs one.
 
 **What this can say, and what not.** The models have 0.04 to 0.9 million parameters, their start is fine-tuned on traces
-that we wrote ([experiments/](../experiments/README.md)), and a run is 50 steps. "Seen" means that the survey's effect
-shows in this small world; "not seen" that it does not, or that {seeds} seeds cannot tell; "opposite" that the reverse
-shows. None of it proves or refutes the survey's runs of 1.5B to 7B models. Questions, recipes, measures and their bounds
-were written down before the runs on this page; settings were chosen on other seeds (100 and up).
+that we wrote ([experiments/](../experiments/README.md)), and a run has some 30 steps. "Seen" means that the survey's
+effect shows in this small world; "not seen" that it does not, or that {seeds} seeds cannot tell; "opposite" that the
+reverse shows. None of it proves or refutes the survey's runs of 1.5B to 7B models. Questions, recipes, measures and
+their bounds were written down before the runs on this page; settings were chosen on other seeds (100 and up).
 
-Each number is the mean over {seeds} seeds with Student's 95 % interval. A claim is seen if the interval lies on the side
-that the survey says, opposite if it lies on the other side, not seen otherwise. With {claims} claims at 95 %, one or two
-may be wrong by chance.
+Each number is the mean over {seeds} seeds with Student's 95 % interval. A claim is seen if the interval lies on the
+side that the survey says, opposite if it lies on the other side, not seen otherwise. With {claims} claims at 95 %, one
+or two may be wrong by chance.
 
 | | question | survey | verdict | numbers, in the order of the claims below | minutes |
 |---|---|---|---|---|---|

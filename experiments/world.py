@@ -23,8 +23,8 @@ WORLD = os.path.join("out", "world")  # relative to where the command runs, as o
 VOCAB_SIZE = 2560
 WORDS = """<think> </think> <answer> </answer> <reasoning> </reasoning> \\boxed{ \\boxed{} } ( ) + - * / = : . , numbers
 with target try too high low right so the answer is suppose says a knight knave and or true false ok contradiction again
-(1) (2) (3) (4) guess wait Please reason step by put your final within Think tags Respond in format conversation between User
-Assistant A Let's think output""".split() + knights.NAMES + [str(number) for number in range(100)]
+(1) (2) (3) (4) guess wait Please reason step by put your final within Think tags Respond in format conversation between
+User Assistant A Let's think output""".split() + knights.NAMES + [str(number) for number in range(100)]
 
 SIZES = {  # hidden size, layers, heads: parameters with 2,560 tied embeddings
     "tiny": (16, 1, 2),      # 0.04 M
