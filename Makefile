@@ -23,7 +23,7 @@ PINS   := constraints-gpu.txt
 endif
 SUFFIX := $(if $(filter 0,$(SEED)),,-seed$(SEED))
 
-.PHONY: env base demo demo-ppo demo-smollm test test-all format lint bench clean constraints
+.PHONY: env base demo demo-ppo demo-smollm survey test test-all format lint bench clean constraints
 
 env: $(STAMP)
 
@@ -68,6 +68,12 @@ demo-smollm: $(STAMP) out/smollm2/config.json
 	$(RUN) train_grpo.py recipes/demo_smollm.py
 	$(PY) -m tools.report out/demo-smollm
 
+# Every finding of the survey as an experiment, two runs at a time on two cores, then docs/survey.md. A second call goes
+# on where the first was stopped. make survey FAST=1: one seed. make survey ONLY="01 08": these, with their verdicts.
+export FAST
+survey: $(STAMP)
+	$(PY) -m experiments.survey $(ONLY)
+
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -75,7 +81,7 @@ test-all: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu"
 
 # One formatter: it keeps the hand-made line breaks and fixes the rest. lint fails on what it would change.
-FORMAT := .venv/bin/autopep8 --max-line-length 120 -j 2 -r *.py onebox tasks tools recipes tests bench
+FORMAT := .venv/bin/autopep8 --max-line-length 120 -j 2 -r *.py onebox tasks tools recipes experiments tests bench
 
 format: $(STAMP)
 	$(FORMAT) --in-place

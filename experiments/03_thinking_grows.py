@@ -9,7 +9,8 @@ SECTION = "3.2.3, 3.2.4"
 SURVEY = "The answer stays at 8 to 16 tokens; all change of length is in the thinking."
 FIGURE = "3.2.3(8), 3.2.4(2)"
 SHOWN = ("think_len", "answer_len")
-ARMS = {"search": arm("countdown"), "instruct": arm("countdown", model="out/world-countdown_instruct/model")}
+ARMS = {"search": arm("countdown", num_steps=64),
+        "instruct": arm("countdown", num_steps=64, model="out/world-countdown_instruct/model")}
 
 
 def change(column, name):

@@ -8,7 +8,8 @@ SURVEY = "Base and instruct end at about the same success (base slightly ahead);
          "more: first break, then build."
 FIGURE = "3.2.3(5)"
 SHOWN = ("correct", "response_len")
-ARMS = {"search": arm("countdown"), "instruct": arm("countdown", model="out/world-countdown_instruct/model")}
+ARMS = {"search": arm("countdown", num_steps=64),
+        "instruct": arm("countdown", num_steps=64, model="out/world-countdown_instruct/model")}
 
 
 def half_way(run):

@@ -89,6 +89,7 @@ def expression(steps):
 # share whose end breaks the format, and the share that goes on trying after the answer (as base models ramble on).
 KINDS = {
     "search": dict(give_up_first=0.8, give_up_later=0.05, malformed=0.10, rambling=0.15),
+    "rambling": dict(give_up_first=0.8, give_up_later=0.05, malformed=0.05, rambling=0.6),
     "instruct": dict(give_up_first=0.97, give_up_later=0.05, malformed=0.01, rambling=0.0),
     "no_format": dict(give_up_first=0.8, give_up_later=0.05, malformed=0.998, rambling=0.0),
     "teacher": dict(give_up_first=0.0, give_up_later=0.0, malformed=0.0, rambling=0.0),

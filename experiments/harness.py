@@ -104,21 +104,18 @@ def shown_command(arm, seed):
 class Job:
     """One process of the queue: a start of the world, or one run. `needs` are names of other jobs."""
 
-    def __init__(self, name, command, done, needs=(), processes=1):
-        self.name, self.command, self.done, self.needs, self.processes = name, command, done, needs, processes
+    def __init__(self, name, command, digest, needs=(), processes=1):
+        self.name, self.command, self.digest, self.needs, self.processes = name, command, digest, needs, processes
+        self.done = os.path.join("out", name, "complete.json")
         self.process = self.began = None
 
 
-def digest_of(arm):
-    """Return a digest of what decides what an arm learns: its settings, its start, the generator of its task."""
+def digest_of(arm, num_steps=None):
+    """Return a digest of what decides what an arm learns: its settings, and the start or arm that it begins with."""
     plain = {name: value for name, value in settings_of(arm).items()
              if not name.startswith("__") and isinstance(value, (str, int, float, dict, tuple, bool))}
-    start = start_of(arm)
-    task, *_ = world.STARTS[start]
-    with open(os.path.join(ROOT, "experiments", f"{task}.py"), "rb") as f:
-        code = f.read()
-    hashed = hashlib.sha256(repr((sorted(plain.items()), world.STARTS[start], world.MIXES[task])).encode() + code)
-    return hashed.hexdigest()[:16] + (digest_of(arm.after) if arm.after else "")
+    before = digest_of(arm.after, num_steps) if arm.after else world.digest_of(start_of(arm))
+    return hashlib.sha256(repr((sorted(plain.items()), num_steps, before)).encode()).hexdigest()[:16]
 
 
 def jobs_of(arms, seeds, num_steps):
@@ -126,18 +123,15 @@ def jobs_of(arms, seeds, num_steps):
     jobs = {}
 
     def add_start(start):
-        name = f"world-{start}"
-        jobs.setdefault(name, Job(name, [sys.executable, "-m", "experiments.world", start],
-                                  os.path.join("out", name, "model", "config.json")))
+        name = os.path.basename(world.folder_of(start))
+        jobs.setdefault(name, Job(name, [sys.executable, "-m", "experiments.world", start], world.digest_of(start)))
         return name
 
     def add(arm, seed):
         name = run_name(arm, seed)
         if name not in jobs:
             needs = [add(arm.after, seed) if arm.after else add_start(start_of(arm))]
-            jobs[name] = Job(name, command_of(arm, seed, num_steps), os.path.join("out", name, "complete.json"), needs,
-                             arm.processes)
-            jobs[name].digest = digest_of(arm)
+            jobs[name] = Job(name, command_of(arm, seed, num_steps), digest_of(arm, num_steps), needs, arm.processes)
         return name
 
     for seed in seeds:
@@ -149,8 +143,7 @@ def jobs_of(arms, seeds, num_steps):
 def check_old(jobs):
     """Refuse runs that are complete but of other recipes, settings or starts than today's."""
     for job in jobs.values():
-        found = read_json(job.done) if os.path.exists(job.done) and hasattr(job, "digest") else {}
-        if found and found["digest"] != job.digest:
+        if os.path.exists(job.done) and read_json(job.done).get("digest") != job.digest:
             raise SystemExit(f"error: out/{job.name} was made with another recipe, settings or start: remove it, "
                              f"`rm -r out/{job.name}`, to run it anew")
 
@@ -171,7 +164,7 @@ def run_all(arms, seeds, num_steps=None, slots=SLOTS):
                 seconds = time.monotonic() - job.began
                 if job.process.returncode:
                     failed.append(job.name)
-                elif hasattr(job, "digest"):
+                else:
                     finish(job, seconds)
                 print(f"{total - len(waiting) - len(running):3}/{total}  {seconds:4.0f} s  {job.name}"
                       + f"  FAILED, see out/survey-logs/{job.name}.txt" * bool(job.process.returncode), flush=True)
@@ -199,10 +192,10 @@ def run_all(arms, seeds, num_steps=None, slots=SLOTS):
 
 
 def finish(job, seconds):
-    """Record that a run is complete, and remove what only a resume needs."""
+    """Record that a job is complete, and remove what only a resume needs."""
     folder = os.path.dirname(job.done)
     for name in os.listdir(folder):
-        if name.startswith("step_"):
+        if name.startswith("step_"):  # checkpoints
             shutil.rmtree(os.path.join(folder, name))
     world.write_lines(job.done, [{"digest": job.digest, "seconds": round(seconds, 1)}])
 
@@ -361,7 +354,7 @@ def table(experiment, seeds):
 
 
 def seeds_wanted():
-    return SEEDS[:1] if os.environ.get("FAST") else SEEDS
+    return SEEDS[:1] if os.environ.get("FAST", "0") not in ("", "0") else SEEDS
 
 
 def main(name):

@@ -14,7 +14,7 @@ import random
 
 from tasks.knights_and_knaves import role, written
 
-NAMES = "Zoey Oliver Emma Liam Ava Noah Mia Jack".split()
+NAMES = "Zoey Oliver Emma Liam".split()  # few, always in this order: a small model has to find who is who
 DRAWS = 60  # as many draws for each row wanted: small levels have fewer problems than that
 HELD_OUT = 8  # one puzzle in 8 is for testing
 
@@ -45,7 +45,7 @@ def puzzles(count_people, count, seed, split="train"):
             break
         said = tuple(draw_statement(rng, count_people, speaker) for speaker in range(count_people))
         fitting = [w for w in worlds if all(is_true(s, w) == w[i] for i, s in enumerate(said))]
-        names = rng.sample(NAMES, count_people)
+        names = [NAMES[i] for i in sorted(rng.sample(range(len(NAMES)), count_people))]
         if len(fitting) != 1 or (key := (said, tuple(names))) in seen:
             continue
         # by the statements alone, so that other names do not hide a training puzzle; of 2 people there are too few
@@ -59,11 +59,13 @@ def puzzles(count_people, count, seed, split="train"):
 
 
 def quiz(said, names):
-    lines = []
-    for name, (joined, leaves) in zip(names, said, strict=True):
-        words = f" {joined} ".join(f"{names[person]} is a {role(knight)}" for person, knight in leaves)
-        lines.append(f"{name} says {words} .")
-    return " ".join(lines)
+    return " ".join(f"{name} {sentence(statement, names)} ." for name, statement in zip(names, said, strict=True))
+
+
+def sentence(statement, names):
+    """Write "says Emma knight or Zoey knave"."""
+    joined, leaves = statement
+    return "says " + f" {joined} ".join(f"{names[person]} {role(knight)}" for person, knight in leaves)
 
 
 def prompt(row):
@@ -79,18 +81,18 @@ KINDS = {
 
 def case(world, row):
     """
-    Write what the trace says of one case: what is supposed, then each speaker until the first contradiction. A
-    speaker's role and statement, then the role supposed of who is spoken of, stand side by side: they need only be
-    copied.
+    Write what the trace says of one case -> (text, whether it fits): what is supposed, then each speaker until the first
+    contradiction. A statement is repeated, then come the roles supposed of those it names, with what that makes of it:
+    each word can be copied, or follows from words that stand close by.
     """
     names = row["names"]
     text = " suppose" + "".join(f" {name} {role(knight)}" for name, knight in zip(names, world, strict=True)) + " :"
-    for speaker, (joined, leaves) in enumerate(row["said"]):
-        parts = [f"{names[person]} {role(knight)} is {role(world[person])} {str(world[person] == knight).lower()}"
-                 for person, knight in leaves]
-        text += f" {names[speaker]} {role(world[speaker])} says " + f" {joined} ".join(parts)
-        truth = is_true((joined, leaves), world)
-        text += f" = {str(truth).lower()}" if joined else ""
+    for speaker, statement in enumerate(row["said"]):
+        text += f" {names[speaker]} {sentence(statement, names)} :"
+        for person, knight in statement[1]:
+            text += f" {names[person]} {role(world[person])} {str(world[person] == knight).lower()}"
+        truth = is_true(statement, world)
+        text += f" = {str(truth).lower()} {names[speaker]} {role(world[speaker])}"
         if truth != world[speaker]:
             return text + " contradiction", False
         text += " ok"

@@ -9,6 +9,7 @@ Thousands of the ids are words that no trace holds. So they are never a target, 
 together less than a permille. That is the tail into which hot sampling falls, as in models with a real vocabulary.
 """
 
+import hashlib
 import json
 import os
 import random
@@ -24,7 +25,8 @@ VOCAB_SIZE = 2560
 WORDS = """<think> </think> <answer> </answer> <reasoning> </reasoning> \\boxed{ \\boxed{} } ( ) + - * / = : . , numbers
 with target try too high low right so the answer is suppose says a knight knave and or true false ok contradiction again
 (1) (2) (3) (4) guess wait Please reason step by put your final within Think tags Respond in format conversation between
-User Assistant A Let's think output""".split() + knights.NAMES + [str(number) for number in range(100)]
+User Assistant A Let's think output Zoey Oliver Emma Liam Ava Noah Mia
+Jack""".split() + [str(number) for number in range(100)]
 
 SIZES = {  # hidden size, layers, heads: parameters with 2,560 tied embeddings
     "tiny": (16, 1, 2),      # 0.04 M
@@ -35,10 +37,11 @@ SIZES = {  # hidden size, layers, heads: parameters with 2,560 tied embeddings
 STARTS = {  # name: task, kind of traces, size, steps of the cold start
     "countdown": ("countdown", "search", "normal", 1400),
     "countdown_instruct": ("countdown", "instruct", "normal", 1400),
+    "countdown_rambling": ("countdown", "rambling", "normal", 1400),
     "countdown_no_format": ("countdown", "no_format", "normal", 1400),
     "countdown_small": ("countdown", "search", "small", 1400),
     "countdown_tiny": ("countdown", "search", "tiny", 1400),
-    "knights": ("knights", "search", "normal", 2600),
+    "knights": ("knights", "search", "normal", 1600),
     "arithmetic": ("arithmetic", "", "normal", 1000),
 }
 MIXES = {  # of levels in the traces
@@ -47,7 +50,7 @@ MIXES = {  # of levels in the traces
     "arithmetic": {str(level): 0.125 for level in range(2, 10)},
 }
 TRAIN, TEST = 4000, 200  # rows of a level, fewer where there are not so many problems
-TRACES = {"countdown": 30_000, "knights": 40_000, "arithmetic": 30_000}
+TRACES = {"countdown": 30_000, "knights": 30_000, "arithmetic": 30_000}
 TAUGHT = 2_000
 
 
@@ -134,12 +137,25 @@ def write_data():
                     write_lines(path, rows_of(task, level, count, split))
 
 
+def folder_of(start):
+    return os.path.join("out", f"world-{start}")
+
+
+def digest_of(start):
+    """Return a digest of what decides a start: its entry, its task's mix, the generator's code."""
+    task, _, size, _ = STARTS[start]
+    with open(os.path.join(ROOT, "experiments", f"{task}.py"), "rb") as f:
+        code = f.read()
+    entry = (STARTS[start], SIZES[size], MIXES[task], TRACES[task], TRAIN, VOCAB_SIZE, WORDS)
+    return hashlib.sha256(repr(entry).encode() + code).hexdigest()[:16]
+
+
 def command_of(start, seed=0):
     """Return the sft.py command that trains a start from what prepare() writes."""
     *_, steps = STARTS[start]
     return [sys.executable, os.path.join(ROOT, "sft.py"), os.path.join(ROOT, "experiments/recipes/start.py"),
             "--model", f"{WORLD}/untrained/{start}/model", "--data", f"{WORLD}/untrained/{start}/traces.jsonl",
-            "--name", f"world-{start}", "--num_steps", str(steps), "--seed", str(seed)]
+            "--name", os.path.basename(folder_of(start)), "--num_steps", str(steps), "--seed", str(seed)]
 
 
 def prepare(start, seed=0):
@@ -169,6 +185,7 @@ def main():
             raise SystemExit(f"error: no start {start!r}; known: {', '.join(STARTS)}")
         prepare(start)
         subprocess.run(command_of(start), check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        write_lines(os.path.join(folder_of(start), "complete.json"), [{"digest": digest_of(start)}])
 
 
 if __name__ == "__main__":

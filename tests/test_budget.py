@@ -141,7 +141,7 @@ def measured():
 def product_files():
     """Every Python file but tests, benchmarks and results."""
     found = list(at_the_door())
-    for top in ("onebox", "tasks", "tools", "recipes"):
+    for top in ("onebox", "tasks", "tools", "recipes", "experiments"):
         for folder, _, names in os.walk(os.path.join(ROOT, top)):
             found += [os.path.relpath(os.path.join(folder, name), ROOT) for name in names if name.endswith(".py")]
     return found

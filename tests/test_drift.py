@@ -115,7 +115,7 @@ def test_both_loops_have_the_same_six_stages():
 def test_no_file_has_an_invalid_escape():
     """From Python 3.12 on, each is a SyntaxWarning on the user's console; up to 3.11 a hidden DeprecationWarning."""
     root = pathlib.Path(train_grpo.__file__).parent
-    folders = (".", "onebox", "tasks", "tools", "tools/report", "recipes", "tests", "bench")
+    folders = (".", "onebox", "tasks", "tools", "tools/report", "recipes", "experiments", "tests", "bench")
     files = [file for folder in folders for file in (root / folder).glob("*.py")]
     assert len(files) > 80
     with warnings.catch_warnings():

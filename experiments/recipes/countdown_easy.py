@@ -11,4 +11,4 @@ eval_path = {"countdown:32": "out/world/data/countdown_32_test.jsonl",
              "countdown:52": "out/world/data/countdown_52_test.jsonl"}
 eval_every = 20
 eval_prompts = 100                    # of each source
-num_steps = 60
+num_steps = 50

@@ -8,9 +8,8 @@ model = "out/world-knights/model"
 data = {"kk:2": 0.3, "kk:3": 0.7}
 data_path = {"kk:2": "out/world/data/knights_2_train.jsonl",
              "kk:3": "out/world/data/knights_3_train.jsonl"}
-eval_path = {"kk:2": "out/world/data/knights_2_test.jsonl",
-             "kk:3": "out/world/data/knights_3_test.jsonl"}
+eval_data = "kk:3"                    # of two people there are too few held-out puzzles
+eval_path = "out/world/data/knights_3_test.jsonl"
 reward = "logic_rl_kk"
 max_response_len = 256
 adv_std = True
-eval_prompts = 100                    # of each source

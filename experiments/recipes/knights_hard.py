@@ -6,6 +6,7 @@ _script = "train_grpo.py"
 name = "knights_hard"
 data = "kk:4"
 data_path = "out/world/data/knights_4_train.jsonl"
+eval_data = "kk:4"
 eval_path = "out/world/data/knights_4_test.jsonl"
 prompts_per_step = 8
 group_size = 16

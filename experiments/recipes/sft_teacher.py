@@ -1,4 +1,4 @@
-"""Some steps of fine-tuning on long, verified searches: the cold start before RL."""
+"""Some steps of fine-tuning on long, right searches: the cold start before RL."""
 from experiments.recipes.start import *  # noqa: F403
 
 _script = "sft.py"
