@@ -42,7 +42,8 @@ class Arm:
     @property
     def name(self):
         parts = [f"{key}={value}".replace(" ", "").replace("/", "_") for key, value in self.settings]
-        parts += [f"{self.processes}p"] * (self.processes > 1) + [f"after-{self.after.name}"] * (self.after is not None)
+        parts += [f"{self.processes}p"] * (self.processes > 1)
+        parts += [f"after-{self.after.name}"] if self.after else []
         text = "-".join([self.recipe, *parts])
         keep = "".join(c if c.isalnum() or c in "-_.=" else "_" for c in text)
         return keep if len(keep) <= 120 else f"{keep[:100]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
