@@ -82,8 +82,8 @@ KINDS = {
 def case(world, row):
     """
     Write what the trace says of one case -> (text, whether it fits): what is supposed, then each speaker until the
-    first contradiction. A statement is repeated, then come the roles supposed of those it names, with what that makes of it:
-    each word can be copied, or follows from words that stand close by.
+    first contradiction. A statement is repeated, then come the roles supposed of those it names, with what that makes
+    of it: each word can be copied, or follows from words that stand close by.
     """
     names = row["names"]
     text = " suppose" + "".join(f" {name} {role(knight)}" for name, knight in zip(names, world, strict=True)) + " :"
