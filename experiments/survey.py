@@ -6,7 +6,7 @@ The survey on a laptop: run every experiment, judge its claims, write docs/surve
     python -m experiments.survey --page       the page from the runs that are there, nothing is run
     FAST=1 python -m experiments.survey       one seed: no intervals, no verdicts; writes out/survey/survey.md instead
 
-SURVEY_STEPS=2 cuts every run to two steps, to try the machinery: out/survey-steps/ then takes the page.
+SURVEY_STEPS=2 cuts every start and run to two steps, to try the machinery; all of it then lies in out/survey-steps/.
 """
 
 import csv
@@ -17,7 +17,7 @@ import platform
 import re
 import sys
 
-from experiments import harness
+from experiments import harness, world
 from experiments.harness import ROOT, Run, judge, overall, run_all, seeds_wanted, shown_command
 from tools.report.pictures import draw, series
 
@@ -185,7 +185,10 @@ def main():
     from experiments import systems
 
     words = [word for word in sys.argv[1:] if not word.startswith("--")]
-    chosen, seeds, steps = load(words), seeds_wanted(), int(os.environ.get("SURVEY_STEPS", 0)) or None
+    chosen, seeds, steps = load(words), seeds_wanted(), world.cut()
+    if steps:
+        os.makedirs("out/survey-steps", exist_ok=True)
+        os.chdir("out/survey-steps")
     whole = [*chosen, ("systems", systems)] if not words else chosen
     arms = {one.name: one for _, experiment in whole for one in experiment.ARMS.values()}
     if "--page" not in sys.argv:

@@ -150,9 +150,14 @@ def digest_of(start):
     return hashlib.sha256(repr(entry).encode() + code).hexdigest()[:16]
 
 
+def cut():
+    """Return to how many steps SURVEY_STEPS cuts every start and run, None without it."""
+    return int(os.environ.get("SURVEY_STEPS") or 0) or None
+
+
 def command_of(start, seed=0):
     """Return the sft.py command that trains a start from what prepare() writes."""
-    *_, steps = STARTS[start]
+    steps = cut() or STARTS[start][-1]
     return [sys.executable, os.path.join(ROOT, "sft.py"), os.path.join(ROOT, "experiments/recipes/start.py"),
             "--model", f"{WORLD}/untrained/{start}/model", "--data", f"{WORLD}/untrained/{start}/traces.jsonl",
             "--name", os.path.basename(folder_of(start)), "--num_steps", str(steps), "--seed", str(seed)]
