@@ -326,15 +326,16 @@ def judge(experiment, seeds):
 
 
 def overall(judged):
-    """Return one word for an experiment: "seen" if all its claims are, "opposite" if any is, else "not seen"."""
-    words = [one.verdict for one in judged]
-    if "one seed" in words:
-        return "one seed"
-    if all(word == "seen" for word in words):
-        return "seen"
-    if any(word == "opposite" for word in words):
-        return "opposite"
-    return "partly seen" if "seen" in words else "not seen"
+    """
+    Return one word for an experiment: "seen" if all its claims are, "partly seen" if some are, "opposite" if some are
+    opposite and none is seen, "mixed" if both occur, else "not seen".
+    """
+    words = {one.verdict for one in judged}
+    if len(words) == 1:
+        return words.pop()
+    if {"seen", "opposite"} <= words:
+        return "mixed"
+    return "partly seen" if "seen" in words else "opposite"
 
 
 def table(experiment, seeds):
