@@ -1,7 +1,7 @@
 """
 Does a start that ignores the format never learn it, and does a model that is too small learn the format alone?
 
-One response in 500 of the first start has the format; the second has 1 layer of width 16.
+One response in 500 of the first start has the format; the second model has 1 layer of width 32.
 """
 from experiments.harness import Claim, arm, late, main
 

@@ -113,7 +113,7 @@ Logic-RL on 8 to 32 GPUs for days and reports its findings as pictures. Each of 
 minutes on two CPU cores. `make survey` runs all of them (FAST=1: one seed), `python -m experiments.01_format_errors`
 runs one.
 
-**What this can say, and what not.** The models have 0.04 to 0.9 million parameters, their start is fine-tuned on traces
+**What this can say, and what not.** The models have 0.09 to 0.9 million parameters, their start is fine-tuned on traces
 that we wrote ([experiments/](../experiments/README.md)), and a run has some 30 steps. "Seen" means that the survey's
 effect shows in this small world; "not seen" that it does not, or that {seeds} seeds cannot tell; "opposite" that the
 reverse shows. None of it proves or refutes the survey's runs of 1.5B to 7B models. Questions, recipes, measures and

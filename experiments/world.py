@@ -28,9 +28,9 @@ with target try too high low right so the answer is suppose says a knight knave 
 User Assistant A Let's think output Zoey Oliver Emma Liam Ava Noah Mia
 Jack""".split() + [str(number) for number in range(100)]
 
-SIZES = {  # hidden size, layers, heads: parameters with 2,560 tied embeddings
-    "tiny": (16, 1, 2),      # 0.04 M
-    "small": (64, 3, 4),     # 0.3 M
+SIZES = {  # hidden size, layers, heads of 32 or more (vLLM's CPU kernels want that): parameters with the embeddings
+    "tiny": (32, 1, 1),      # 0.09 M
+    "small": (64, 3, 2),     # 0.3 M
     "normal": (128, 4, 4),   # 0.9 M
     "large": (192, 6, 6),    # 2.4 M
 }
@@ -83,7 +83,7 @@ def build_model(size, seed):
     return Qwen2ForCausalLM(Qwen2Config(
         vocab_size=VOCAB_SIZE, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=heads // 2, max_position_embeddings=512,
+        num_attention_heads=heads, num_key_value_heads=max(1, heads // 2), max_position_embeddings=512,
         tie_word_embeddings=True, initializer_range=0.05))
 
 
