@@ -32,7 +32,7 @@ SIZES = {  # hidden size, layers, heads of 32 or more (vLLM's CPU kernels want t
     "tiny": (32, 1, 1),      # 0.09 M
     "small": (64, 3, 2),     # 0.3 M
     "normal": (128, 4, 4),   # 0.9 M
-    "large": (192, 6, 6),    # 2.4 M
+    "large": (256, 6, 8),    # 4.2 M
 }
 STARTS = {  # name: task, kind of traces, size, steps of the cold start
     "countdown": ("countdown", "search", "normal", 1400),
@@ -41,6 +41,7 @@ STARTS = {  # name: task, kind of traces, size, steps of the cold start
     "countdown_no_format": ("countdown", "no_format", "normal", 1400),
     "countdown_small": ("countdown", "search", "small", 1400),
     "countdown_tiny": ("countdown", "search", "tiny", 1400),
+    "countdown_large": ("countdown", "search", "large", 1400),
     "knights": ("knights", "search", "normal", 1600),
     "arithmetic": ("arithmetic", "", "normal", 1000),
 }
