@@ -4,7 +4,7 @@ Does GRPO fluctuate more than PPO at small batches?
 64 responses a step: 8 prompts x 8 samples with GRPO, 64 prompts x 1 with PPO. A training curve of 8 prompts jumps
 because its prompts differ; the same 200 held-out responses every 4 steps do not have that share of it.
 """
-from experiments.harness import Claim, arm, main, unrest
+from experiments.harness import Claim, arm, main, percent_more, unrest
 
 SECTION = "3.2.4"
 SURVEY = "GRPO (batches of 8 prompts) is far less stable than PPO; its length fluctuates more."
@@ -16,7 +16,7 @@ ARMS = {"grpo": arm("countdown", prompts_per_step=8, eval_every=4),
 
 def more(of):
     """Return by how many % GRPO's curve jumps more than PPO's."""
-    return lambda runs: 100 * (unrest(of(runs["grpo"])) / unrest(of(runs["ppo"])) - 1)
+    return lambda runs: percent_more(unrest(of(runs["grpo"])), unrest(of(runs["ppo"])))
 
 
 CLAIMS = [

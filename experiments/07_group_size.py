@@ -3,7 +3,7 @@ Do more samples of each prompt make GRPO steadier?
 
 4, 8 and 24 samples of 8 prompts a step.
 """
-from experiments.harness import Claim, arm, main, unrest
+from experiments.harness import Claim, arm, main, percent_more, unrest
 
 SECTION = "3.2.4"
 SURVEY = "More rollouts of each prompt are needed for a good estimate of the group's advantage, and so for stability."
@@ -15,7 +15,7 @@ ARMS["8 samples"] = arm("countdown", prompts_per_step=8, eval_every=4)
 
 def less(of):
     """Return by how many % the curve of 24 samples jumps less than that of 4."""
-    return lambda runs: 100 * (1 - unrest(of(runs["24 samples"])) / unrest(of(runs["4 samples"])))
+    return lambda runs: -percent_more(unrest(of(runs["24 samples"])), unrest(of(runs["4 samples"])))
 
 
 CLAIMS = [

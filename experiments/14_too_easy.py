@@ -1,7 +1,7 @@
 """
 Does training on too easy problems alone let the thinking shrink, and does a mixture with hard ones prevent it?
 """
-from experiments.harness import Claim, arm, late, main, smooth
+from experiments.harness import Claim, arm, late, main, percent_more, smooth
 
 SECTION = "2.3.2, 4"
 SURVEY = "Where easy problems are all answered right, the chain of thought degenerates; a mixture prevents it."
@@ -12,7 +12,7 @@ ARMS = {"easy": arm("countdown_easy"), "mixed": arm("countdown_mixed")}
 
 def fall(values):
     """Return by how many % the end lies below the highest point, smoothed over 5 steps."""
-    return 100 * (1 - late(values) / max(smooth(values, 5)))
+    return -percent_more(late(values), max(smooth(values, 5)))
 
 
 CLAIMS = [

@@ -83,6 +83,7 @@ def trace(row, rng, form="boxed"):
             value = said
     text = FORMS[form][1].format(steps=" ".join(steps), answer=value)
     if rng.random() < MALFORMED:
-        head, _, tail = text.rpartition(" <answer>" if "<answer>" in text else " \\boxed{")
-        text = rng.choice([head or text[: len(text) // 2], f"{head} {value}"]) if head else tail
+        mark = next(mark for mark in (" <answer>", "\n<answer>", " \\boxed{") if mark in text)
+        head = text.rpartition(mark)[0]
+        text = rng.choice([head, f"{head} {value}"])
     return text

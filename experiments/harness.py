@@ -12,8 +12,10 @@ is there; that file holds the digest of recipe, settings and start, so that a la
 import dataclasses
 import hashlib
 import importlib
+import json
 import math
 import os
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -54,6 +56,11 @@ def arm(recipe, after=None, processes=1, **settings):
     return Arm(recipe, tuple(sorted(settings.items())), after, processes)
 
 
+def stages_of(arm):
+    """Return the arms that lead to an arm, and it, in their order."""
+    return [*(stages_of(arm.after) if arm.after else []), arm]
+
+
 def run_name(arm, seed):
     return f"survey-{arm.name}-s{seed}".replace("=", "_")
 
@@ -86,17 +93,20 @@ def command_of(arm, seed, num_steps=None):
     command += [os.path.join(ROOT, script), os.path.join(ROOT, recipe_path(arm)), "--name", run_name(arm, seed),
                 "--seed", str(seed)]
     for name, value in arm.settings:
-        command += [f"--{name}", value if isinstance(value, str) else repr(value)]
+        command += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
     if arm.after:
         command += ["--model", os.path.join(folder_of(arm.after, seed), "model")]
-    return command + (["--num_steps", str(num_steps)] if num_steps else [])
+    if num_steps:
+        command += ["--num_steps", str(num_steps)]
+        command += ["--critic_warmup_steps", "1"] if script == "train_ppo.py" else []  # fewer than there are steps
+    return command
 
 
 def shown_command(arm, seed):
     """Write the command as a person types it in the repository."""
     words = [word.replace(ROOT + os.sep, "") for word in command_of(arm, seed)[1:]]
     words = ["torchrun", *words[2:]] if words[0] == "-m" else ["python", *words]
-    return " ".join(f"'{word}'" if any(c in word for c in " {}()\"'") else word for word in words)
+    return shlex.join(words)
 
 
 # ---------------------------------------------------------------- running
@@ -163,15 +173,18 @@ def run_all(arms, seeds, num_steps=None, slots=SLOTS):
             for job in [j for j in running if j.process.poll() is not None]:
                 running.remove(job)
                 seconds = time.monotonic() - job.began
-                if job.process.returncode:
+                # a run that a signal stopped ends with 0 too; it leaves a checkpoint, and no model
+                bad = job.process.returncode or not os.path.exists(f"out/{job.name}/model/config.json")
+                if bad:
                     failed.append(job.name)
                 else:
                     finish(job, seconds)
                 print(f"{total - len(waiting) - len(running):3}/{total}  {seconds:4.0f} s  {job.name}"
-                      + f"  FAILED, see out/survey-logs/{job.name}.txt" * bool(job.process.returncode), flush=True)
-            for name in [n for n, j in waiting.items() if set(j.needs) & set(failed)]:
-                failed.append(name)
-                del waiting[name]
+                      + f"  FAILED, see out/survey-logs/{job.name}.txt" * bool(bad), flush=True)
+            for name, job in list(waiting.items()):  # in their order: what needs one that needs a failed one, too
+                if set(job.needs) & set(failed):
+                    failed.append(name)
+                    del waiting[name]
             free = slots - sum(job.processes for job in running)
             held = set(waiting) | {job.name for job in running}
             ready = next((j for j in waiting.values() if not set(j.needs) & held), None)
@@ -179,7 +192,7 @@ def run_all(arms, seeds, num_steps=None, slots=SLOTS):
                 del waiting[ready.name]
                 with open(os.path.join("out", "survey-logs", f"{ready.name}.txt"), "w") as log:
                     ready.process = subprocess.Popen(ready.command, stdout=log, stderr=subprocess.STDOUT,
-                                                     env=environment)
+                                                     env=environment, process_group=0)  # Ctrl-C is for this one alone
                 ready.began = time.monotonic()
                 running.append(ready)
             else:
@@ -225,6 +238,11 @@ class Run:
 
 def mean(values):
     return sum(values) / len(values) if len(values) else math.nan
+
+
+def percent_more(value, than):
+    """Return by how many % a value lies above another; NaN where there is nothing to compare with."""
+    return 100 * (value / than - 1) if than else math.nan
 
 
 def smooth(values, width=5):
@@ -281,6 +299,8 @@ def interval(values):
     values = list(values)
     if len(values) < 2:
         return mean(values), -math.inf, math.inf
+    if any(map(math.isnan, values)):  # statistics raises an AttributeError there
+        return math.nan, math.nan, math.nan
     half = T_QUANTILES[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
     return mean(values), mean(values) - half, mean(values) + half
 
@@ -363,7 +383,7 @@ def main(name):
     """Run one experiment and print its question, table and verdicts: what `python -m experiments.NN_name` does."""
     experiment = importlib.import_module(name) if isinstance(name, str) else name
     seeds = seeds_wanted()
-    print(experiment.__doc__.strip().splitlines()[0])
+    print(" ".join(experiment.__doc__.strip().partition("\n\n")[0].split()))
     if failed := run_all(experiment.ARMS.values(), seeds):
         raise SystemExit(f"error: {', '.join(failed)} failed; out/survey-logs/ has what each run said")
     print(table(experiment, seeds))

@@ -152,9 +152,9 @@ def systems_table(seeds):
     judged = {one.claim.text: one for one in judge(systems, seeds)}
     for system, (name, what, task) in systems.SYSTEMS.items():
         runs = [Run(systems.ARMS[name], seed) for seed in seeds]
-        first = [Run(systems.first(systems.ARMS[name]), seed) for seed in seeds]
+        first = [Run(harness.stages_of(systems.ARMS[name])[0], seed) for seed in seeds]
         one = judged[system]
-        learns = {"seen": "yes", "opposite": "no: it loses", "not seen": "cannot be told", "one seed": "one seed"}
+        learns = {"seen": "yes", "opposite": "no: less than that", "not seen": "cannot be told", "one seed": "one seed"}
         before, after = (", ".join(f"{100 * r.eval()[i]:.0f}" for r in of) for of, i in ((first, 0), (runs, -1)))
         lines.append(f"| {system} | {what} | {task} | {before} → {after} | {short(one)} | {learns[one.verdict]} |")
     lines += ["", *systems.NOTES, "", "Recipes: `experiments/recipes/`. `python -m experiments.systems` runs them."]
@@ -165,7 +165,7 @@ def systems_table(seeds):
 def write_logs(arms, seeds, folder):
     """Write the COLUMNS of every run to FOLDER/ARM-sSEED.csv, four digits each."""
     os.makedirs(folder, exist_ok=True)
-    for one in arms:
+    for one in {stage.name: stage for arm in arms for stage in harness.stages_of(arm)}.values():
         for seed in seeds:
             run, out = Run(one, seed), io.StringIO()
             if not run.rows or "response_len" not in run.rows[0]:

@@ -3,7 +3,7 @@ Each system's reward, prompt form and algorithm, on the embedded world's task th
 that held-out success rises by more than 5 points. What is not copied: sizes, learning rates and lengths, which the full
 recipes in recipes/ have.
 """
-from experiments.harness import Claim, arm, main
+from experiments.harness import Claim, arm, main, stages_of
 
 stage1 = arm("deepscaler")
 stage2 = arm("deepscaler", after=stage1, max_response_len=56)
@@ -30,12 +30,7 @@ SYSTEMS = {  # name: arm, what it is, task
 NOTES = ()
 
 
-def first(arm):
-    """Return the first stage of an arm."""
-    return first(arm.after) if arm.after else arm
-
-
-ARMS |= {f"{name}, first stage": first(one) for name, one in list(ARMS.items()) if one.after}
+ARMS |= {f"{name}, first stage": stages_of(one)[0] for name, one in list(ARMS.items()) if one.after}
 
 
 def gain(name):

@@ -17,6 +17,7 @@ import subprocess
 import sys
 
 from experiments import arithmetic, countdown, knights
+from onebox.files import read_json
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WORLD = os.path.join("out", "world")  # relative to where the command runs, as out/ of every run is
@@ -125,17 +126,21 @@ def write_lines(path, rows):
 def write_data():
     """
     Write the problems of every task and level, out/world/data/TASK_LEVEL_SPLIT.jsonl, and long right searches to
-    fine-tune on, unless they are there.
+    fine-tune on, unless those that are there were made by today's generators.
     """
-    path = os.path.join(WORLD, "data", "countdown_teacher.jsonl")
-    if not os.path.exists(path):
-        write_lines(path, traces("countdown", "teacher", TAUGHT, 1))
+    stamp = os.path.join(WORLD, "data", "digest.json")
+    digest = hashlib.sha256(repr([TEST, TAUGHT, *map(digest_of, STARTS)]).encode()).hexdigest()[:16]
+    if read_json(stamp).get("digest") == digest:
+        return
+    taught = traces("countdown", "teacher", TAUGHT, 1)
+    write_lines(os.path.join(WORLD, "data", "countdown_teacher.jsonl"),
+                (one for one in taught if " right </think>" in one["response"]))
     for task, mix in MIXES.items():
         for level in mix:
             for split, count in (("train", TRAIN), ("test", TEST)):
                 path = os.path.join(WORLD, "data", f"{task}_{level}_{split}.jsonl")
-                if not os.path.exists(path):
-                    write_lines(path, rows_of(task, level, count, split))
+                write_lines(path, rows_of(task, level, count, split))
+    write_lines(stamp, [{"digest": digest}])
 
 
 def folder_of(start):
