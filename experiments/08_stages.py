@@ -1,7 +1,7 @@
 """
 Does hot training on the hard task collapse, while three stages (easy, hard, annealed) do not?
 
-Four people, temperature 1.5 for 45 steps, against 15 steps on 2 and 3 people at 1.0, 15 on four at 1.1, and 15 on four
+Four people, temperature 1.8 for 45 steps, against 15 steps on 2 and 3 people at 1.0, 15 on four at 1.1, and 15 on four
 at 0.9 with a falling learning rate.
 """
 from experiments.harness import Claim, arm, late, main
@@ -13,7 +13,7 @@ FIGURE = "3.2.3(2), 3.2.3(5)"
 SHOWN = ("eval_correct", "truncated", "response_len")
 stage1 = arm("knights_easy")
 stage2 = arm("knights_hard", after=stage1, num_steps=15, temperature=1.1)
-ARMS = {"direct, hot": arm("knights_hard", num_steps=45, temperature=1.5), "stage 1": stage1, "stage 2": stage2,
+ARMS = {"direct, hot": arm("knights_hard", num_steps=45, temperature=1.8), "stage 1": stage1, "stage 2": stage2,
         "stage 3": arm("knights_hard", after=stage2, num_steps=15, temperature=0.9, lr_schedule="cosine")}
 
 CLAIMS = [
