@@ -17,6 +17,7 @@ import math
 import os
 import shlex
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -168,6 +169,7 @@ def run_all(arms, seeds, num_steps=None, slots=SLOTS):
     total, running, failed = len(waiting), [], []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
     os.makedirs(os.path.join("out", "survey-logs"), exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # like Ctrl-C: the runs are told to stop
     try:
         while waiting or running:
             for job in [j for j in running if j.process.poll() is not None]:
