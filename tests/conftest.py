@@ -109,7 +109,7 @@ def one_process():
 
 
 LONGEST = ("test_end_to_end", "test_bad_input", "test_train_ppo", "test_rollout", "test_safety", "test_faults",
-           "test_recipes", "test_policy")  # first: at the end no worker waits
+           "test_recipes", "test_policy", "test_experiments")  # first: at the end no worker waits
 
 
 def pytest_collection_modifyitems(items):

@@ -51,6 +51,11 @@ def all_arms():
 
 
 ARMS = all_arms()
+USED = {harness.start_of(one) for one in ARMS.values()}  # starts; there is one more, for experiments on size
+
+
+def test_every_start_but_the_largest_is_used():
+    assert set(world.STARTS) - USED == {"countdown_large"}
 
 
 def script_at(command):
@@ -507,7 +512,7 @@ def test_an_arm_that_experiments_share_is_one_run_and_every_run_comes_after_what
     runs = [name for name in jobs if name.startswith("survey-")]
     assert len(runs) == 2 * len(ARMS) < 2 * len(arms)
     assert {harness.run_name(one, seed) for one in ARMS.values() for seed in (0, 1)} == set(runs)
-    assert {name for name in jobs if name not in runs} == {f"world-{start}" for start in world.STARTS}
+    assert {name for name in jobs if name not in runs} == {f"world-{start}" for start in USED}
     done = set()
     for name, job in jobs.items():
         assert set(job.needs) <= done and job.processes in (1, 2), name
@@ -857,7 +862,7 @@ def in_the_folder(surveyed, monkeypatch):
 
 
 def test_every_arm_runs_two_steps_from_the_model_that_it_is_to_start_from(in_the_folder):
-    assert len(in_the_folder[1]) == len(ARMS) + len(world.STARTS)
+    assert len(in_the_folder[1]) == len(ARMS) + len(USED)
     for one in ARMS.values():
         run = harness.Run(one, 0)
         settings = run.read["config"]["settings"]
