@@ -189,8 +189,10 @@ def run_all(arms, seeds, num_steps=None, slots=SLOTS):
                     del waiting[name]
             free = slots - sum(job.processes for job in running)
             held = set(waiting) | {job.name for job in running}
-            ready = next((j for j in waiting.values() if not set(j.needs) & held), None)
-            if ready is not None and min(ready.processes, slots) <= free:  # strictly in order: a wide one is not passed
+            # one of several processes lets all others pass, so that no core waits for it
+            ready = next((job for job in waiting.values()
+                          if not set(job.needs) & held and min(job.processes, slots) <= free), None)
+            if ready is not None:
                 del waiting[ready.name]
                 with open(os.path.join("out", "survey-logs", f"{ready.name}.txt"), "w") as log:
                     ready.process = subprocess.Popen(ready.command, stdout=log, stderr=subprocess.STDOUT,
