@@ -21,5 +21,10 @@ CLAIMS = [claim for name in ARMS for claim in (
     Claim(f"{name}: growth of the thinking, tokens", change("think_len", name), above=5.0),
     Claim(f"{name}: change of the answer, tokens", change("answer_len", name), within=2.0))]
 
+NOTE = """
+Our column counts all that stands behind </think>, the survey what the tags hold. So a fall of the answer from the
+start that rambles is the end of rambling, not a shorter answer. The survey's runs of 3.2.4 are PPO, ours GRPO.
+"""
+
 if __name__ == "__main__":
     main(__spec__.name)

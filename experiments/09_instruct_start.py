@@ -31,5 +31,9 @@ CLAIMS = [
           lambda runs: growth(runs["instruct"]) - growth(runs["search"]), above=0.0, form="{:.2f}"),
 ]
 
+NOTE = """
+The survey's finding is of stage 3 of Knights and Knaves; this is Countdown, and one run of 64 steps.
+"""
+
 if __name__ == "__main__":
     main(__spec__.name)

@@ -31,5 +31,12 @@ CLAIMS = [
     Claim("length 1, hacked: held-out success lost, points", loss("length 1"), above=5.0),
 ]
 
+NOTE = """
+Kimi's term is not the survey's: of right answers the shorter one earns more in both, but the survey's punishes short
+wrong answers, to keep the search alive, and Kimi's long ones. So a loss of search here does not speak about the
+survey's penalty. "Too low try" stands behind each failed try, so a penalty on repeated 3-grams punishes searching
+itself. Where success is to stay within 5 points, a gain of more counts as "opposite".
+"""
+
 if __name__ == "__main__":
     main(__spec__.name)

@@ -10,6 +10,7 @@ is there; that file holds the digest of recipe, settings and start, so that a la
 """
 
 import dataclasses
+import fcntl
 import hashlib
 import importlib
 import json
@@ -152,20 +153,36 @@ def jobs_of(arms, seeds, num_steps):
     return jobs
 
 
+def is_complete(job):
+    return os.path.exists(job.done)
+
+
 def check_old(jobs):
     """Refuse runs that are complete but of other recipes, settings or starts than today's."""
-    for job in jobs.values():
-        if os.path.exists(job.done) and read_json(job.done).get("digest") != job.digest:
-            raise SystemExit(f"error: out/{job.name} was made with another recipe, settings or start: remove it, "
-                             f"`rm -r out/{job.name}`, to run it anew")
+    old = [f"out/{job.name}" for job in jobs.values()
+           if is_complete(job) and read_json(job.done).get("digest") != job.digest]
+    if old:
+        raise SystemExit(f"error: made with another recipe, other settings or another start: {', '.join(old)}. To run "
+                         f"them anew: rm -r {' '.join(old)}")
+
+
+def lock():
+    """Hold out/survey.lock until this process ends: two at once would write over each other's starts and logs."""
+    os.makedirs("out", exist_ok=True)
+    held = open(os.path.join("out", "survey.lock"), "w")  # noqa: SIM115  open as long as it is held
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise SystemExit(f"error: other experiments run in {os.getcwd()}/out: wait for them") from error
+    return held
 
 
 def run_all(arms, seeds, num_steps=None, slots=SLOTS):
     """Run what is not complete, `slots` processes at a time. Return [name of a run that failed]."""
-    world.write_data()
-    jobs = jobs_of(arms, seeds, num_steps)
+    jobs, held_lock = jobs_of(arms, seeds, num_steps), lock()
     check_old(jobs)
-    waiting = {name: job for name, job in jobs.items() if not os.path.exists(job.done)}
+    world.write_data()
+    waiting = {name: job for name, job in jobs.items() if not is_complete(job)}
     total, running, failed = len(waiting), [], []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
     os.makedirs(os.path.join("out", "survey-logs"), exist_ok=True)
@@ -194,7 +211,7 @@ def run_all(arms, seeds, num_steps=None, slots=SLOTS):
                           if not set(job.needs) & held and min(job.processes, slots) <= free), None)
             if ready is not None:
                 del waiting[ready.name]
-                with open(os.path.join("out", "survey-logs", f"{ready.name}.txt"), "w") as log:
+                with open(os.path.join("out", "survey-logs", f"{ready.name}.txt"), "a") as log:
                     ready.process = subprocess.Popen(ready.command, stdout=log, stderr=subprocess.STDOUT,
                                                      env=environment, process_group=0)  # Ctrl-C is for this one alone
                 ready.began = time.monotonic()
@@ -206,6 +223,7 @@ def run_all(arms, seeds, num_steps=None, slots=SLOTS):
             job.process.terminate()
         for job in running:
             job.process.wait()
+        held_lock.close()
     return failed
 
 
@@ -226,9 +244,11 @@ class Run:
 
     def __init__(self, arm, seed):
         self.arm, self.seed, self.folder = arm, seed, folder_of(arm, seed)
-        self.read = read_run(self.folder)
-        self.rows = self.read["rows"]
-        self.seconds = read_json(os.path.join(self.folder, "complete.json")).get("seconds", math.nan)
+        self.record = read_run(self.folder)  # as tools/report reads it
+        self.rows = self.record["rows"]
+        # of a run that was stopped and resumed, complete.json knows the last part alone
+        self.seconds = max(read_json(os.path.join(self.folder, "complete.json")).get("seconds", math.nan),
+                           sum(number(row.get("seconds_step")) or 0.0 for row in self.rows))
 
     def __getitem__(self, column):
         return [value for row in self.rows if row["step"] > 0 and (value := number(row.get(column))) is not None]
@@ -272,6 +292,22 @@ def unrest(values):
     """Return how much a curve jumps: the mean |difference| of successive steps, after the first fifth of the run."""
     values = values[len(values) // 5:]
     return mean([abs(b - a) for a, b in zip(values, values[1:], strict=False)])
+
+
+def bends(values):
+    """Return the mean |second difference| after the first fifth: jumps without the trend."""
+    values = values[len(values) // 5:]
+    return mean([abs(c - 2 * b + a) for a, b, c in zip(values, values[1:], values[2:], strict=False)])
+
+
+def fall(values):
+    """Return by how many % the last 10 values lie below the highest point, smoothed over 5 steps."""
+    return -percent_more(late(values), max(smooth(values, 5)))
+
+
+def fall_from_before(values):
+    """Return the same for the highest point before the last 10: a curve that rises to its end does not fall."""
+    return -percent_more(late(values), max(smooth(values[:-10], 5), default=math.nan))
 
 
 # ---------------------------------------------------------------- judging
@@ -339,14 +375,21 @@ class Judged:
         return f"{self.claim.text}: {center}{between} ({bound}): {self.verdict}"
 
 
-def judge(experiment, seeds):
-    """Return [Judged] of an experiment whose runs are complete."""
+def judge(experiment, seeds, claims=None):
+    """Return [Judged] of an experiment whose runs are complete: of its CLAIMS, or of others."""
     by_seed = [{name: Run(one, seed) for name, one in experiment.ARMS.items()} for seed in seeds]
     found = []
-    for claim in experiment.CLAIMS:
+    for claim in experiment.CLAIMS if claims is None else claims:
         values = [claim.measure(runs) for runs in by_seed]
         found.append(Judged(claim, values, verdict(claim, values)))
     return found
+
+
+def lines_of(experiment, seeds):
+    """Write a line a claim, then those that were added after the runs began."""
+    added = judge(experiment, seeds, getattr(experiment, "ADDED", ()))
+    return [*(one.line() for one in judge(experiment, seeds)),
+            *(f"{one.line()} (added after the runs began)" for one in added)]
 
 
 def overall(judged):
@@ -385,11 +428,11 @@ def seeds_wanted():
 
 def main(name):
     """Run one experiment and print its question, table and verdicts: what `python -m experiments.NN_name` does."""
-    experiment = importlib.import_module(name) if isinstance(name, str) else name
-    seeds = seeds_wanted()
+    experiment, seeds = importlib.import_module(name), seeds_wanted()
+    if world.cut():
+        raise SystemExit("error: SURVEY_STEPS is for python -m experiments.survey, which keeps cut runs apart")
     print(" ".join(experiment.__doc__.strip().partition("\n\n")[0].split()))
     if failed := run_all(experiment.ARMS.values(), seeds):
         raise SystemExit(f"error: {', '.join(failed)} failed; out/survey-logs/ has what each run said")
     print(table(experiment, seeds))
-    for one in judge(experiment, seeds):
-        print(one.line())
+    print("\n".join(lines_of(experiment, seeds)))

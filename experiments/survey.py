@@ -18,7 +18,7 @@ import re
 import sys
 
 from experiments import harness, world
-from experiments.harness import ROOT, Run, judge, overall, run_all, seeds_wanted, shown_command
+from experiments.harness import ROOT, Run, judge, lines_of, overall, run_all, seeds_wanted, shown_command
 from tools.report.pictures import draw, series
 
 FILES = os.listdir(os.path.join(ROOT, "experiments"))
@@ -51,7 +51,7 @@ def picture(experiment, seeds, path):
 
     shown = experiment.SHOWN
     figure, axes = plt.subplots(1, len(shown), figsize=(3.6 * len(shown), 2.4), layout="constrained", squeeze=False)
-    runs = {name: [Run(one, seed).read for seed in seeds] for name, one in experiment.ARMS.items()}
+    runs = {name: [Run(one, seed).record for seed in seeds] for name, one in experiment.ARMS.items()}
     for axis, column in zip(axes[0], shown, strict=True):
         lines = [(name, i, column, series(runs[name], column)) for i, name in enumerate(runs)]
         lines = [line for line in lines if line[3][0]]
@@ -81,20 +81,23 @@ def section(name, experiment, seeds, judged, folder):
     figure = "" if experiment.FIGURE == "none" else f", figure {experiment.FIGURE}"
     lines = [f"## {name[:2]}. {asked}", "", f"*The survey (section {experiment.SECTION}{figure})*: {experiment.SURVEY}",
              "", *([how, ""] * bool(how)), f"**{overall(judged)}**", ""]
-    lines += [f"- {one.line()}" for one in judged]
-    lines += ["", f"![{', '.join(experiment.SHOWN)}]({os.path.basename(folder)}/{name}.png)", "", "```",
-              harness.table(experiment, seeds), "```", "", f"`python -m experiments.{name}`, "
-              f"{minutes(experiment, seeds):.0f} minutes with the runs that others share. One run:", "",
-              f"    {shown_command(list(experiment.ARMS.values())[-1], 0)}"]
+    lines += [f"- {line}" for line in lines_of(experiment, seeds)]
     if note := getattr(experiment, "NOTE", ""):
         lines += ["", " ".join(note.split())]
+    lines += ["", f"![{', '.join(experiment.SHOWN)}]({os.path.basename(folder)}/{name}.png)", "", "```",
+              harness.table(experiment, seeds), "```", "",
+              f"`python -m experiments.{name}`: {minutes(experiment, seeds):.0f} minutes with the runs that others "
+              "share, without starts. One run alone:"]
+    last = harness.stages_of(list(experiment.ARMS.values())[-1])
+    lines += ["", f"    python -m experiments.world data {harness.start_of(last[0])}",
+              *(f"    {shown_command(stage, 0)}" for stage in last)]
     return "\n".join(lines) + "\n"
 
 
 def row(name, experiment, judged, seeds):
     """Write the line of the table at the top of the page."""
     words = [one.verdict for one in judged]
-    counted = f"{words.count('seen')} of {len(words)} claims" if len(words) > 1 else "1 claim"
+    counted = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words)) if len(words) > 1 else "1 claim"
     anchor = re.sub(r"[^\w -]", "", f"{name[:2]} {question(experiment)[0]}".lower()).replace(" ", "-")
     return (f"| [{name[:2]}](#{anchor}) | {question(experiment)[0]} | {experiment.SECTION} | **{overall(judged)}** "
             f"({counted}) | {'; '.join(short(one) for one in judged)} | {minutes(experiment, seeds):.0f} |")
@@ -113,15 +116,20 @@ Logic-RL on 8 to 32 GPUs for days and reports its findings as pictures. Each of 
 minutes on two CPU cores. `make survey` runs all of them (FAST=1: one seed), `python -m experiments.01_format_errors`
 runs one.
 
-**What this can say, and what not.** The models have 0.09 to 0.9 million parameters, their start is fine-tuned on traces
-that we wrote ([experiments/](../experiments/README.md)), and a run has some 30 steps. "Seen" means that the survey's
-effect shows in this small world; "not seen" that it does not, or that {seeds} seeds cannot tell; "opposite" that the
-reverse shows. None of it proves or refutes the survey's runs of 1.5B to 7B models. Questions, recipes, measures and
-their bounds were written down before the runs on this page; settings were chosen on other seeds (100 and up).
+**What this can say, and what not.** The models have 0.09 to 0.9 million parameters. Their starts are fine-tuned on
+traces that we wrote ([experiments/](../experiments/README.md)), with the behavior in question in them: a start
+rambles in 02, answers at once in 09, hardly knows the format in 10. So these runs show what RL does with it, not that
+real models have it. A run has 15 to 64 steps. "Seen" means that the survey's effect shows in this small world; "not
+seen" that {seeds} seeds cannot tell it; "opposite" that the reverse shows. None of it proves or refutes the survey's
+runs of 1.5B to 7B models. Arms, measures and bounds were written down before the seeds of an experiment were run,
+after pilots on seed 100. What was added later says so.
 
-Each number is the mean over {seeds} seeds with Student's 95 % interval. A claim is seen if the interval lies on the
-side that the survey says, opposite if it lies on the other side, not seen otherwise. With {claims} claims at 95 %, one
-or two may be wrong by chance.
+Each number is the mean over {seeds} seeds with Student's 95 % interval; the seeds of two arms are paired. A claim is
+seen if the whole interval lies on the side that the survey says, opposite if it lies on the other side. The {claims}
+claims share runs; they are not independent, and not corrected for their number. With three seeds an effect must be
+larger than 2.5 standard deviations to be told, so "not seen" is no evidence that there is none. All seeds begin with
+the same start: another start of the same kind could give another verdict. In the pictures a line is the mean over
+seeds, and its band goes from the lowest to the highest; a stage counts its own steps from 0.
 
 | | question | survey | verdict | numbers, in the order of the claims below | minutes |
 |---|---|---|---|---|---|
@@ -157,7 +165,7 @@ def systems_table(seeds):
         learns = {"seen": "yes", "opposite": "no: less than that", "not seen": "cannot be told", "one seed": "one seed"}
         before, after = (", ".join(f"{100 * r.eval()[i]:.0f}" for r in of) for of, i in ((first, 0), (runs, -1)))
         lines.append(f"| {system} | {what} | {task} | {before} → {after} | {short(one)} | {learns[one.verdict]} |")
-    lines += ["", *systems.NOTES, "", "Recipes: `experiments/recipes/`. `python -m experiments.systems` runs them."]
+    lines += ["", " ".join(systems.NOTE.split()), "", "Recipes: `experiments/recipes/`. `python -m experiments.systems` runs them."]
     lines += ["", ""]
     return "\n".join(lines)
 
@@ -191,13 +199,18 @@ def main():
         os.chdir("out/survey-steps")
     whole = [*chosen, ("systems", systems)] if not words else chosen
     arms = {one.name: one for _, experiment in whole for one in experiment.ARMS.values()}
-    if "--page" not in sys.argv:
+    if "--page" in sys.argv:
+        jobs = harness.jobs_of(arms.values(), seeds, steps)
+        harness.check_old(jobs)
+        if missing := [name for name in jobs if name.startswith("survey-") and not harness.is_complete(jobs[name])]:
+            raise SystemExit(f"error: not complete: {', '.join(missing)}; python -m experiments.survey runs them")
+    else:
         if failed := run_all(arms.values(), seeds, steps):
             raise SystemExit(f"error: {', '.join(failed)} failed; out/survey-logs/ has what each run said")
     if words:
         for name, experiment in chosen:
             print(f"\n{name}\n{harness.table(experiment, seeds)}")
-            print("\n".join(one.line() for one in judge(experiment, seeds)))
+            print("\n".join(lines_of(experiment, seeds)))
         return
     complete = not steps and len(seeds) > 1
     path = "docs/survey.md" if complete else "out/survey/survey.md"

@@ -1,18 +1,19 @@
 """
-The embedded world: starts (cold-started models of 0.1 to 2 million parameters), tokenizer and data of three tasks.
+The embedded world: starts (cold-started models of 0.09 to 4.2 million parameters), tokenizer and data of three tasks.
 
     python -m experiments.world                  lists the starts
     python -m experiments.world data             writes out/world/data/*.jsonl: problems of every task and level
-    python -m experiments.world countdown        builds out/world-countdown/model: data, traces, sft.py (2 to 4 minutes)
+    python -m experiments.world countdown        builds out/world-countdown/model: data, traces, sft.py (3 to 6 minutes)
 
-Thousands of the ids are words that no trace holds. So they are never a target, and a trained model gives all of them
-together less than a permille. That is the tail into which hot sampling falls, as in models with a real vocabulary.
+More than 2,000 of the ids are words that no trace holds. So they are never a target, and a trained model gives them
+little: the tail into which hot sampling falls, as in models with a real vocabulary (README.md has it measured).
 """
 
 import hashlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 
@@ -185,6 +186,9 @@ def prepare(start, seed=0):
 
 def main():
     wanted = sys.argv[1:]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # subprocess.run then ends sft.py too
+    if cut() and os.path.basename(os.getcwd()) != "survey-steps":
+        raise SystemExit("error: SURVEY_STEPS is for python -m experiments.survey, which keeps cut starts apart")
     if not wanted:
         for start, (task, kind, size, steps) in STARTS.items():
             print(f"{start:24}{task} {kind} {size}, {steps} steps")
@@ -196,6 +200,8 @@ def main():
             raise SystemExit(f"error: no start {start!r}; known: {', '.join(STARTS)}")
         prepare(start)
         subprocess.run(command_of(start), check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        if not os.path.exists(os.path.join(folder_of(start), "model", "config.json")):
+            raise SystemExit(f"error: {folder_of(start)} was stopped before its end; the same command goes on")
         write_lines(os.path.join(folder_of(start), "complete.json"), [{"digest": digest_of(start)}])
 
 

@@ -31,4 +31,4 @@ weight_decay = 0.0
 checkpointing = False
 max_tokens_per_gpu = 8192
 keep_rollouts = 16
-report_every = 0                      # python -m tools.report out/survey/RUN makes one
+report_every = 0                      # python -m tools.report out/survey-RUN makes one
