@@ -35,7 +35,6 @@ TinyZero's and Logic-RL's instructions in words. DeepScaleR's success before is 
 after with 80: a part of its gain is the limit itself. Logic-RL's is sampled at temperature 1.0 before and 0.9 after.
 """
 
-
 ARMS |= {f"{name}, first stage": stages_of(one)[0] for name, one in list(ARMS.items()) if one.after}
 
 
