@@ -165,8 +165,8 @@ def systems_table(seeds):
         learns = {"seen": "yes", "opposite": "no: less than that", "not seen": "cannot be told", "one seed": "one seed"}
         before, after = (", ".join(f"{100 * r.eval()[i]:.0f}" for r in of) for of, i in ((first, 0), (runs, -1)))
         lines.append(f"| {system} | {what} | {task} | {before} → {after} | {short(one)} | {learns[one.verdict]} |")
-    lines += ["", " ".join(systems.NOTE.split()), "", "Recipes: `experiments/recipes/`. `python -m experiments.systems` "
-              "runs them.", "", ""]
+    lines += ["", " ".join(systems.NOTE.split()), "",
+              "Recipes: `experiments/recipes/`. `python -m experiments.systems` runs them.", "", ""]
     return "\n".join(lines)
 
 
