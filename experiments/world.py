@@ -45,7 +45,7 @@ STARTS = {  # name: task, kind of traces, size, steps of the cold start
     "countdown_tiny": ("countdown", "search", "tiny", 1400),
     "countdown_large": ("countdown", "search", "large", 1400),
     "knights": ("knights", "search", "normal", 1600),
-    "arithmetic": ("arithmetic", "", "normal", 1000),
+    "arithmetic": ("arithmetic", "", "normal", 1800),
 }
 MIXES = {  # of levels in the traces
     "countdown": {"32": 0.35, "42": 0.5, "52": 0.15},
