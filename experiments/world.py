@@ -44,7 +44,7 @@ STARTS = {  # name: task, kind of traces, size, steps of the cold start
     "countdown_small": ("countdown", "search", "small", 1400),
     "countdown_tiny": ("countdown", "search", "tiny", 1400),
     "countdown_large": ("countdown", "search", "large", 1400),
-    "knights": ("knights", "search", "normal", 1600),
+    "knights": ("knights", "search", "normal", 3200),
     "arithmetic": ("arithmetic", "", "normal", 1800),
 }
 MIXES = {  # of levels in the traces
