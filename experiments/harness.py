@@ -32,6 +32,7 @@ from tools.report.read import number, read_run
 ROOT = world.ROOT
 SLOTS = 2       # processes at a time, of one thread each
 SEEDS = (0, 1, 2)
+CUT = "--prompts_per_step 4 --eval_prompts 8 --max_response_len 48".split()  # of cut runs: their models never stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +101,7 @@ def command_of(arm, seed, num_steps=None):
         command += ["--model", os.path.join(folder_of(arm.after, seed), "model")]
     if num_steps:
         command += ["--num_steps", str(num_steps)]
+        command += CUT if script != "sft.py" else []
         command += ["--critic_warmup_steps", "1"] if script == "train_ppo.py" else []  # fewer than there are steps
     return command
 
