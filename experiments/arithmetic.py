@@ -7,12 +7,12 @@ The embedded world's boxed arithmetic: sums with a dial, in the answer forms of 
 A level is the number of operations, "2" to "9". All values on the way are whole numbers in 0 ... 99.
 """
 
-import hashlib
 import random
+
+from tasks.rows import is_held_out
 
 MAX_VALUE = 99
 DRAWS = 20  # as many draws for each row wanted: small levels have fewer problems than that
-HELD_OUT = 8  # one problem in 8 is for testing
 
 # How each system asks, in miniature, and how it wants the answer. {steps} is the thinking, {answer} a number.
 FORMS = {
@@ -44,8 +44,7 @@ def problems(level, count, seed, split="train"):
             if not 0 <= value <= MAX_VALUE:
                 break
         else:
-            in_test = int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big") % HELD_OUT == 0
-            if question not in seen and in_test == (split == "test"):
+            if question not in seen and is_held_out(question) == (split == "test"):
                 seen.add(question)
                 rows.append({"question": question, "answer": str(value)})
     return rows

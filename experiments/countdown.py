@@ -9,15 +9,15 @@ A problem is made from a chain (((a op b) op c) op d) whose values all are whole
 solution.
 """
 
-import hashlib
 import random
+
+from tasks.rows import is_held_out
 
 SIGNS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b,
          "/": lambda a, b: a // b if b and a % b == 0 else -1}
 LEVELS = {"32": (3, "+ -"), "42": (4, "+ -"), "52": (5, "+ -"), "34": (3, "+ - * /"), "44": (4, "+ - * /")}
 MAX_VALUE = 99
 DRAWS = 20  # as many draws for each row wanted: small levels have fewer problems than that
-HELD_OUT = 8  # one problem in 8 is for testing
 
 
 def chains(nums, ops):
@@ -38,12 +38,6 @@ def chains(nums, ops):
     return sorted(found)
 
 
-def held_out(nums, target, ops):
-    """Tell whether a problem belongs to the test split: by its hash, so the splits never meet, whatever the seeds."""
-    text = f"{sorted(nums)} {ops} {target}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % HELD_OUT == 0
-
-
 def problems(level, count, seed, split="train"):
     """Make at most `count` different rows {"nums", "target", "ops"} of a level. Same arguments, same rows."""
     amount, ops = LEVELS[level]
@@ -60,7 +54,7 @@ def problems(level, count, seed, split="train"):
         else:
             rng.shuffle(nums)
             key = (*nums, value)
-            if key not in seen and held_out(nums, value, ops) == (split == "test"):
+            if key not in seen and is_held_out(f"{sorted(nums)} {ops} {value}") == (split == "test"):
                 seen.add(key)
                 rows.append({"nums": nums, "target": value, "ops": ops})
     return rows

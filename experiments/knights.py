@@ -8,15 +8,14 @@ Rows and answers have the form of Logic-RL's (tasks/knights_and_knaves.py); the 
 two of these joined by "and" or "or". A puzzle has exactly one solution.
 """
 
-import hashlib
 import itertools
 import random
 
 from tasks.knights_and_knaves import role, written
+from tasks.rows import is_held_out
 
 NAMES = "Zoey Oliver Emma Liam".split()  # few, always in this order: a small model has to find who is who
 DRAWS = 60  # as many draws for each row wanted: small levels have fewer problems than that
-HELD_OUT = 8  # one puzzle in 8 is for testing
 
 
 def draw_statement(rng, count, speaker):
@@ -50,8 +49,7 @@ def puzzles(count_people, count, seed, split="train"):
             continue
         # by the statements alone, so that other names do not hide a training puzzle; of 2 people there are too few
         side = repr(said if count_people > 2 else (said, names))
-        in_test = int.from_bytes(hashlib.sha256(side.encode()).digest()[:8], "big") % HELD_OUT == 0
-        if in_test == (split == "test"):
+        if is_held_out(side) == (split == "test"):
             seen.add(key)
             rows.append({"quiz": quiz(said, names), "names": names, "solution": list(fitting[0]),
                          "solution_text_format": written(names, fitting[0]), "said": said})

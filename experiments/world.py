@@ -3,7 +3,7 @@ The embedded world: starts (cold-started models of 0.09 to 4.2 million parameter
 
     python -m experiments.world                  lists the starts
     python -m experiments.world data             writes out/world/data/*.jsonl: problems of every task and level
-    python -m experiments.world countdown        builds out/world-countdown/model: data, traces, sft.py (3 to 6 minutes)
+    python -m experiments.world countdown        builds out/world-countdown/model: data, traces, sft.py (in minutes)
 
 More than 2,000 of the ids are words that no trace holds. So they are never a target, and a trained model gives them
 little: the tail into which hot sampling falls, as in models with a real vocabulary (README.md has it measured).
@@ -18,7 +18,7 @@ import subprocess
 import sys
 
 from experiments import arithmetic, countdown, knights
-from onebox.files import read_json
+from onebox.files import read_json, write_atomic
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WORLD = os.path.join("out", "world")  # relative to where the command runs, as out/ of every run is
@@ -63,35 +63,25 @@ def build_tokenizer():
     from tokenizers.decoders import Fuse
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Split
-    from transformers import PreTrainedTokenizerFast
+    from tools import tiny
 
     words = ["<pad>", "<eos>", "<unk>", "\n"]
     words += [blank + word for word in WORDS for blank in (" ", "")]
     words += [f" word{i}" for i in range(VOCAB_SIZE - len(words))]  # never trained
     backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer, backend.decoder = Split(Regex(r"\n| ?[^ \n]+"), "isolated"), Fuse()
-    # auto_map: as in tools/tiny.py
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>",
-                                   model_max_length=512, clean_up_tokenization_spaces=False,
-                                   auto_map={"AutoTokenizer": [None, None]})
+    return tiny.as_tokenizer(backend)
 
 
 def build_model(size, seed):
     """Build an untrained Qwen2ForCausalLM, fp32."""
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from tools import tiny
 
-    (hidden, layers, heads), tokenizer = SIZES[size], build_tokenizer()
-    torch.manual_seed(seed)
-    return Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=VOCAB_SIZE, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=max(1, heads // 2), max_position_embeddings=512,
-        tie_word_embeddings=True, initializer_range=0.05))
+    return tiny.build_model(seed, build_tokenizer(), *SIZES[size])
 
 
 def rows_of(task, level, count, split):
-    """Make the rows of a task and level, with the field `prompt` that a recipe's template shows."""
+    """Make the rows of a task and level, with the fields `prompt_...` that a recipe's template shows."""
     if task == "countdown":
         rows = countdown.problems(level, count, 0, split)
         return [{**row, "prompt_text": countdown.prompt(row)} for row in rows]
@@ -119,9 +109,7 @@ def traces(task, kind, count, seed):
 def write_lines(path, rows):
     """Write JSON Lines, complete or not at all."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path + ".tmp", "w", encoding="utf-8") as f:
-        f.writelines(json.dumps(row) + "\n" for row in rows)
-    os.replace(path + ".tmp", path)
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_data():

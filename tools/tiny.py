@@ -42,6 +42,11 @@ def build_tokenizer():
     words = WORDS + [str(number) for number in range(VOCAB_SIZE - len(WORDS))]
     backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = WhitespaceSplit()
+    return as_tokenizer(backend)
+
+
+def as_tokenizer(backend):
+    """Wrap a word-level backend with <pad>, <eos> and <unk> as transformers wants it."""
     # transformers 5 loads the tokenizer of every model_type "qwen2" as Qwen's BPE, whatever the files say, unless
     # tokenizer_config.json has an auto_map (AutoTokenizer.from_pretrained, MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS)
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>",
@@ -49,14 +54,15 @@ def build_tokenizer():
                                    auto_map={"AutoTokenizer": [None, None]})
 
 
-def build_model(seed):
-    """Build an untrained Qwen2ForCausalLM, fp32: 4 layers of 128, 4 heads of 32, 2 key-value heads."""
-    tokenizer = build_tokenizer()
+def build_model(seed, tokenizer=None, hidden=128, layers=4, heads=4):
+    """Build an untrained Qwen2ForCausalLM, fp32, with half as many key-value heads; without sizes the demo's."""
+    tokenizer = tokenizer or build_tokenizer()
     torch.manual_seed(seed)
     return Qwen2ForCausalLM(Qwen2Config(
         vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None, hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, initializer_range=0.05))
+        bos_token_id=None, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=max(1, heads // 2), max_position_embeddings=512,
+        tie_word_embeddings=True, initializer_range=0.05))
 
 
 def chains(nums):
