@@ -4,7 +4,7 @@ Does the length first drop, then recover and stay?
 From two starts: one that goes on trying after one answer in seven, and one that does so after most. What such a start
 has too much of is what the reward takes away first; then the search grows.
 """
-from experiments.harness import Claim, arm, early, late, main, mean, smooth
+from experiments.harness import Claim, arm, early, late, main, mean, percent_more, smooth
 
 SECTION = "3.2.1, 3.2.4"
 SURVEY = "The length falls sharply (steps 12 and 24) and recovers (to step 72); then it stays (3.2.1) or falls " \
@@ -19,16 +19,16 @@ def lowest(values):
 
 
 def drop(name):
-    return lambda runs: 100 * (1 - lowest(runs[name]["response_len"]) / early(runs[name]["response_len"], 2))
+    return lambda runs: -percent_more(lowest(runs[name]["response_len"]), early(runs[name]["response_len"], 2))
 
 
 def recovery(name):
-    return lambda runs: 100 * (late(runs[name]["response_len"]) / lowest(runs[name]["response_len"]) - 1)
+    return lambda runs: percent_more(late(runs[name]["response_len"]), lowest(runs[name]["response_len"]))
 
 
 def drift(name):
     """Return by how many % the last 10 steps are longer than the 10 before."""
-    return lambda runs: 100 * (late(runs[name]["response_len"]) / mean(runs[name]["response_len"][-20:-10]) - 1)
+    return lambda runs: percent_more(late(runs[name]["response_len"]), mean(runs[name]["response_len"][-20:-10]))
 
 
 CLAIMS = [claim for name in ARMS for claim in (

@@ -3,7 +3,7 @@ Do penalties on length and repetition shorten the responses without loss, until 
 
 Kimi's length reward within each group, with a small weight and a large one, and open-r1's repetition penalty.
 """
-from experiments.harness import Claim, arm, late, main
+from experiments.harness import Claim, arm, late, main, percent_more
 
 SECTION = "2.3.2"
 SURVEY = "Penalties on repetition and length keep the thinking short, but may be hacked: short right answers are " \
@@ -16,7 +16,7 @@ ARMS = {"none": arm("countdown"), "length 0.1": arm("countdown", reward_parts={"
 
 
 def shorter(name):
-    return lambda runs: 100 * (1 - late(runs[name]["response_len"]) / late(runs["none"]["response_len"]))
+    return lambda runs: -percent_more(late(runs[name]["response_len"]), late(runs["none"]["response_len"]))
 
 
 def loss(name):

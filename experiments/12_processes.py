@@ -3,7 +3,7 @@ Do one process and two give the same run, and is two faster?
 
 The survey: 8 GPUs and 32. Here the two processes of torchrun share the two cores.
 """
-from experiments.harness import Claim, arm, late, main, mean
+from experiments.harness import Claim, arm, late, main, mean, percent_more
 
 SECTION = "3.2.1"
 SURVEY = "8 GPUs (half of the run) and 32 give about the same result; 32 are 3.2 times as fast."
@@ -22,7 +22,7 @@ CLAIMS = [
     Claim("final held-out success, two less one, points",
           lambda runs: 100 * (runs["two"].eval()[-1] - runs["one"].eval()[-1]), within=8.0),
     Claim("final length, two over one, % more",
-          lambda runs: 100 * (late(runs["two"]["response_len"]) / late(runs["one"]["response_len"]) - 1), within=10.0),
+          lambda runs: percent_more(late(runs["two"]["response_len"]), late(runs["one"]["response_len"])), within=10.0),
     Claim("seconds of a step, one over two (one has a neighbor on the other core)",
           lambda runs: seconds(runs["one"]) / seconds(runs["two"]), above=1.0, form="{:.2f}"),
 ]

@@ -368,13 +368,16 @@ class Judged:
     values: list
     verdict: str
 
-    def line(self):
+    def numbers(self, between=" "):
+        """Write the mean over seeds and, of several, its interval."""
         center, low, high = (self.claim.form.format(x) for x in interval(self.values))
+        return f"{center}{between}[{low}, {high}]" if len(self.values) > 1 else center
+
+    def line(self):
         sign, bound = next((sign, bound) for sign in ("above", "below", "within")
                            if (bound := getattr(self.claim, sign)) is not None)
         bound = f"{sign} {'±' * (sign == 'within')}{self.claim.form.format(bound)}"
-        between = f", 95 % [{low}, {high}]" if len(self.values) > 1 else ""
-        return f"{self.claim.text}: {center}{between} ({bound}): {self.verdict}"
+        return f"{self.claim.text}: {self.numbers(', 95 % ')} ({bound}): {self.verdict}"
 
 
 def judge(experiment, seeds, claims=None):
@@ -387,10 +390,10 @@ def judge(experiment, seeds, claims=None):
     return found
 
 
-def lines_of(experiment, seeds):
-    """Write a line a claim, then those that were added after the runs began."""
+def lines_of(experiment, seeds, judged=None):
+    """Write a line a claim (judged: its CLAIMS, if that is done), then those that were added after the runs began."""
     added = judge(experiment, seeds, getattr(experiment, "ADDED", ()))
-    return [*(one.line() for one in judge(experiment, seeds)),
+    return [*(one.line() for one in (judged or judge(experiment, seeds))),
             *(f"{one.line()} (added after the runs began)" for one in added)]
 
 
@@ -424,6 +427,12 @@ def table(experiment, seeds):
     return "\n".join(lines)
 
 
+def question(experiment):
+    """Return the first paragraph of an experiment's docstring in one line, and the rest of it."""
+    first, _, rest = experiment.__doc__.strip().partition("\n\n")
+    return " ".join(first.split()), " ".join(rest.split())
+
+
 def seeds_wanted():
     return SEEDS[:1] if os.environ.get("FAST", "0") not in ("", "0") else SEEDS
 
@@ -433,7 +442,7 @@ def main(name):
     experiment, seeds = importlib.import_module(name), seeds_wanted()
     if world.cut():
         raise SystemExit("error: SURVEY_STEPS is for python -m experiments.survey, which keeps cut runs apart")
-    print(" ".join(experiment.__doc__.strip().partition("\n\n")[0].split()))
+    print(question(experiment)[0])
     if failed := run_all(experiment.ARMS.values(), seeds):
         raise SystemExit(f"error: {', '.join(failed)} failed; out/survey-logs/ has what each run said")
     print(table(experiment, seeds))

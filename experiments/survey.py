@@ -18,7 +18,7 @@ import re
 import sys
 
 from experiments import harness, world
-from experiments.harness import ROOT, Run, judge, lines_of, overall, run_all, seeds_wanted, shown_command
+from experiments.harness import ROOT, Run, judge, lines_of, overall, question, run_all, seeds_wanted, shown_command
 from tools.report.pictures import draw, series
 
 FILES = os.listdir(os.path.join(ROOT, "experiments"))
@@ -28,7 +28,7 @@ COLUMNS = ("step", "reward", "correct", "format_error", "wrong_answer", "truncat
            "answer_len", "reflection_words_survey", "entropy", "grad_norm", "zero_variance_groups", "eval_correct",
            "eval_correct_greedy", "eval_response_len", "eval_truncated", "seconds_rollout", "seconds_train",
            "seconds_eval", "seconds_step")
-UNITS = {"response_len": "tokens", "think_len": "tokens", "answer_len": "tokens", "correct": "share right, training",
+UNITS = {"correct": "share right, training",  # ..._len: tokens
          "eval_response_len": "tokens, held-out", "eval_correct": "share right, held-out", "format_error": "share",
          "wrong_answer": "share", "truncated": "share", "reflection_words_survey": "words a response",
          "seconds_rollout": "seconds", "seconds_train": "seconds", "seconds_step": "seconds"}
@@ -62,12 +62,6 @@ def picture(experiment, seeds, path):
     plt.close(figure)
 
 
-def question(experiment):
-    """Return the first paragraph of an experiment's docstring in one line, and the rest of it."""
-    first, _, rest = experiment.__doc__.strip().partition("\n\n")
-    return " ".join(first.split()), " ".join(rest.split())
-
-
 def minutes(experiment, seeds):
     """Return how long its runs took, two at a time, with those that it shares and without starts."""
     spent = sum(Run(one, seed).seconds * one.processes for one in experiment.ARMS.values() for seed in seeds)
@@ -81,7 +75,7 @@ def section(name, experiment, seeds, judged, folder):
     figure = "" if experiment.FIGURE == "none" else f", figure {experiment.FIGURE}"
     lines = [f"## {name[:2]}. {asked}", "", f"*The survey (section {experiment.SECTION}{figure})*: {experiment.SURVEY}",
              "", *([how, ""] * bool(how)), f"**{overall(judged)}**", ""]
-    lines += [f"- {line}" for line in lines_of(experiment, seeds)]
+    lines += [f"- {line}" for line in lines_of(experiment, seeds, judged)]
     if note := getattr(experiment, "NOTE", ""):
         lines += ["", " ".join(note.split())]
     lines += ["", f"![{', '.join(experiment.SHOWN)}]({os.path.basename(folder)}/{name}.png)", "", "```",
@@ -100,13 +94,7 @@ def row(name, experiment, judged, seeds):
     counted = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words)) if len(words) > 1 else "1 claim"
     anchor = re.sub(r"[^\w -]", "", f"{name[:2]} {question(experiment)[0]}".lower()).replace(" ", "-")
     return (f"| [{name[:2]}](#{anchor}) | {question(experiment)[0]} | {experiment.SECTION} | **{overall(judged)}** "
-            f"({counted}) | {'; '.join(short(one) for one in judged)} | {minutes(experiment, seeds):.0f} |")
-
-
-def short(one):
-    """Write a claim's number with its interval."""
-    center, low, high = (one.claim.form.format(x) for x in harness.interval(one.values))
-    return f"{center} [{low}, {high}]" if len(one.values) > 1 else center
+            f"({counted}) | {'; '.join(one.numbers() for one in judged)} | {minutes(experiment, seeds):.0f} |")
 
 
 HEAD = """# The survey on a laptop
@@ -164,7 +152,7 @@ def systems_table(seeds):
         one = judged[system]
         learns = {"seen": "yes", "opposite": "no: less than that", "not seen": "cannot be told", "one seed": "one seed"}
         before, after = (", ".join(f"{100 * r.eval()[i]:.0f}" for r in of) for of, i in ((first, 0), (runs, -1)))
-        lines.append(f"| {system} | {what} | {task} | {before} → {after} | {short(one)} | {learns[one.verdict]} |")
+        lines.append(f"| {system} | {what} | {task} | {before} → {after} | {one.numbers()} | {learns[one.verdict]} |")
     lines += ["", " ".join(systems.NOTE.split()), "",
               "Recipes: `experiments/recipes/`. `python -m experiments.systems` runs them.", "", ""]
     return "\n".join(lines)

@@ -698,7 +698,7 @@ def test_ctrl_c_reaches_the_queue_alone(queue):
 @pytest.mark.parametrize("number", EXPERIMENTS)
 def test_an_experiment_asks_a_question_and_each_claim_has_one_bound(number):
     experiment = EXPERIMENTS[number]
-    asked, _ = survey.question(experiment)
+    asked, _ = harness.question(experiment)
     assert asked.endswith("?") and all(getattr(experiment, name) for name in ("SECTION", "SURVEY", "FIGURE", "SHOWN"))
     assert experiment.ARMS and experiment.CLAIMS and re.match(r"\d(\.\d)*", experiment.SECTION)
     for claim in experiment.CLAIMS:
@@ -954,5 +954,5 @@ def test_an_experiment_whose_runs_are_there_prints_question_table_and_verdicts(i
     experiment = importlib.import_module("experiments.04_reflection")
     harness.main("experiments.04_reflection")
     said = capsys.readouterr().out
-    assert said.startswith(survey.question(experiment)[0])
+    assert said.startswith(harness.question(experiment)[0])
     assert all(f"\n{claim.text}: " in said for claim in experiment.CLAIMS) and said.count("held-out %") == 1
