@@ -63,7 +63,7 @@ def evaluate_and_log(progress, run, engine, policy, scorer, prompts, cfg):
             run.say(f"evaluating the start: {len(prompts)} held-out prompts, {cfg.eval_samples} samples and a greedy "
                     "response each")
         engine.wake(policy, version=step)  # and stays awake: the next rollout is sampled from the same weights
-        row = row | evaluate(engine, scorer, prompts, cfg, run, step)  # a new row: the old one is saved without it
+        row = row | evaluate(engine, scorer, prompts, run.cfg, run, step)  # a new row: the old one is saved without it
     run.log(row)
     return row
 

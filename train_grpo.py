@@ -25,6 +25,7 @@ from onebox.masters import on_device
 from onebox.metrics import StepStats, advantage_columns, empty_row, kept_in_samples, speed, summarize, trained_rows
 from onebox.models import resolve_dtype, resolve_model
 from onebox.rundir import RunSettings, entry, open_run
+from onebox.steering import next_settings
 from policy import check_compile, learning_rate, load_options, load_policy, make_adam, optimizer_step, pack
 from policy import token_logprobs, trained_logprobs
 from rewards import Scorer
@@ -76,6 +77,8 @@ class Config(RunSettings):  # in onebox/rundir.py: what does not change what is 
     kl_in: Literal["none", "reward_k1", "loss_k2", "loss_k3"] = "none"  # KL to the initial model: in reward or loss
     kl_coef: NonNegative[float] = 0.001  # its weight
     entropy_coef: NonNegative[float] = 0.0  # entropy bonus
+    entropy_target: NonNegative[float] = 0.0  # nats a token that entropy_coef or temperature is adapted to hold; 0 = off
+    entropy_control: Literal["coef", "temperature"] = "coef"  # which of the two; rules: onebox/steering.py
     on_truncated: Literal["keep", "mask"] = "keep"  # both score them as wrong; mask: not in the loss
     mismatch_cap: NonNegative[float] = 2.0  # truncated importance weight of trainer over engine, 0 = off
 
@@ -301,6 +304,7 @@ def main():
     if progress.row:  # step 0 of a new run, or a step that a kill stopped between its save and its log
         run.begin_step(progress.step)
         evaluate_and_log(progress, run, engine, policy, scorer, eval_prompts, cfg)
+    cfg = next_settings(run, progress, engine)       # of the next step: what controllers and the guard have changed
 
     # ---- training loop ---------------------------------------------------------------------------------------------
     stopped_by = ""
@@ -376,7 +380,8 @@ def main():
         if run.save_is_due(step):
             run.save(progress)
         evaluate_and_log(progress, run, engine, policy, scorer, eval_prompts, cfg)  # evaluates only if it is due
-        if stopped_by := run.stop_reason():          # "", a signal or max_hours; the same on all ranks
+        cfg = next_settings(run, progress, engine)
+        if stopped_by := run.stop_reason():          # "", the guard, a signal or max_hours; the same on all ranks
             run.save(progress, stopping=True)
             break
     scorer.close()

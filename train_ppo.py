@@ -26,6 +26,7 @@ from onebox.masters import on_device
 from onebox.metrics import StepStats, empty_row, speed, summarize, trained_rows
 from onebox.models import resolve_dtype, resolve_model
 from onebox.rundir import RunSettings, entry, open_run
+from onebox.steering import next_settings
 from policy import check_compile, learning_rate, load_options, load_policy, make_adam, optimizer_step, pack
 from policy import token_logprobs, trained_logprobs
 from rewards import Scorer
@@ -98,6 +99,8 @@ class Config(RunSettings):  # in onebox/rundir.py: what does not change what is 
     kl_target: NonNegative[float] = 0.0  # KL per token that kl_coef is adapted to reach; 0 = fixed
     kl_horizon: Positive[int] = 10000    # kl_coef changes by at most 20 % per so many responses
     entropy_coef: NonNegative[float] = 0.0  # entropy bonus
+    entropy_target: NonNegative[float] = 0.0  # nats a token that entropy_coef or temperature is adapted to hold; 0 = off
+    entropy_control: Literal["coef", "temperature"] = "coef"  # which of the two; rules: onebox/steering.py
     on_truncated: Literal["keep", "mask"] = "keep"  # both score them as wrong; mask: not in the loss
     mismatch_cap: NonNegative[float] = 2.0  # truncated importance weight of trainer over engine, 0 = off
 
@@ -425,7 +428,6 @@ def main():
         critic_optimizer = make_adam(critic, cfg.critic_lr, cfg.adam_beta1, cfg.adam_beta2, cfg.weight_decay)
         models["critic"] = (critic, critic_optimizer)
     progress = run.resume(models)                    # run saves these from now on
-    cfg = replace(cfg, kl_coef=progress.kl_coef)     # the only setting that changes: see adapt_kl_coef
     reference = None if cfg.kl_in == "none" else load_policy(path, device, dtype, **load_options(cfg), trainable=False)
     engine = Engine(path, tokenizer, stop_ids, config=hf_config, dtype=dtype, device=device, clock=run.clock,
                     seed=cfg.seed, prompt_len=cfg.max_prompt_len, response_len=cfg.max_response_len,
@@ -444,6 +446,7 @@ def main():
     if progress.row:  # step 0 of a new run, or a step that a kill stopped between its save and its log
         run.begin_step(progress.step)
         evaluate_and_log(progress, run, engine, policy, scorer, eval_prompts, cfg)
+    cfg = next_settings(run, progress, engine)       # of the next step: what controllers and the guard have changed
 
     # ---- training loop ---------------------------------------------------------------------------------------------
     stopped_by = ""
@@ -531,12 +534,12 @@ def main():
         run.write_samples(step, trained_rows(step, rollouts or sampled, updates, cfg, tokenizer))
         kl = row["kl_k1"] if train_policy else None
         progress.kl_coef = adapt_kl_coef(cfg.kl_coef, kl, cfg.kl_target, len(rollouts), cfg.kl_horizon)
-        cfg = replace(cfg, kl_coef=progress.kl_coef)
         progress.end_step(row, has_signal=len(rewards.unique()) > 1)
         if run.save_is_due(step):
             run.save(progress)
         evaluate_and_log(progress, run, engine, policy, scorer, eval_prompts, cfg)  # evaluates only if it is due
-        if stopped_by := run.stop_reason():          # "", a signal or max_hours; the same on all ranks
+        cfg = next_settings(run, progress, engine)
+        if stopped_by := run.stop_reason():          # "", the guard, a signal or max_hours; the same on all ranks
             run.save(progress, stopping=True)
             break
     scorer.close()

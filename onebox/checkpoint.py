@@ -72,7 +72,7 @@ def saved_steps(folder):
 
 
 @memory_of("a save", HOST)
-def save(folder, step, models, state, keep=2):
+def save(folder, step, models, state, keep=2, needed=()):
     """
     Write folder/step_000120/, complete or not at all, then prune. Return "", or why it was not written. Collective.
 
@@ -120,7 +120,7 @@ def save(folder, step, models, state, keep=2):
             if rank == 0:
                 shutil.rmtree(tmp, ignore_errors=True)
             return problem
-    prune(folder, keep)
+    prune(folder, keep, needed)
     return ""
 
 
@@ -153,9 +153,10 @@ def size_and_sha256(path):
         return os.path.getsize(path), hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def prune(folder, keep):
+def prune(folder, keep, needed=()):
     """
-    Remove old checkpoints: the `keep` newest stay, at least one, and the best evaluated one. Collective.
+    Remove old checkpoints: the `keep` newest stay, at least one, the best evaluated one and those of the steps `needed`.
+    Collective.
 
     metrics.jsonl knows a step's held-out success only after its checkpoint was written: call this again then.
     """
@@ -166,7 +167,7 @@ def prune(folder, keep):
         if best is not None:
             write_atomic(os.path.join(folder, "best"), json.dumps({"step": best, "score": scores[best]}))
         for step in steps[:-max(1, keep)]:
-            if step != best:
+            if step != best and step not in needed:
                 gone = os.path.join(folder, f"tmp_pruned_{step:06d}")  # all that a kill on the way leaves
                 os.rename(step_folder(folder, step), gone)
                 shutil.rmtree(gone)

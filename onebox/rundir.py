@@ -21,7 +21,7 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Literal
 
 import torch
@@ -72,6 +72,7 @@ class RunSettings(BasicSettings):
     rollout_deadline_s: Positive[float] = 3600.0  # after it, unfinished responses are cut off and count as truncated
     finish_share: Share[float] = 1.0     # below 1: draw more groups, leave out the last: late starters, long responses
     mismatch_bound: NonNegative[float] = 0.0  # stop above this mean |rollout - trainer|; 0: 0.001, in bf16 0.05
+    guard: Literal["off", "observe", "act"] = "observe"  # see a run go wrong; act: mend it; docs/stability.md
     columns: dict | None = None          # {"question": "their name of it", "answer": ...} of your own rows
 
 
@@ -89,6 +90,10 @@ class Progress:
     nonfinite_updates: int = 0    # in a row
     silent_steps: int = 0         # in a row, without anything to learn from
     kl_coef: float | None = None  # of PPO's controller
+    entropy_coef: float | None = None  # of the controller of entropy_target
+    steered: int = -1             # the last step that controllers and the guard have seen, onebox/steering.py
+    changed: dict = field(default_factory=dict)  # settings that they have changed
+    guard: dict | None = None     # what tools/guard.py remembers
     row: dict | None = None       # metrics row of `step`, without its evaluation
 
     def count_update(self, finite):
@@ -113,6 +118,9 @@ def open_run(cfg, origin, device, fingerprints):
     fingerprints {"model": ..., "training": ...}: of what the run will use. ConfigError, in one line, if the directory
     holds a run of other settings, data or models, if it is in use, or if no checkpoint in it can be used.
     """
+    if getattr(cfg, "guard", "") == "act" and not (cfg.eval_prompts and has_tools()):
+        raise ConfigError('guard = "act" goes back to weights by their held-out success and asks tools/guard.py: set '
+                          'eval_prompts and keep tools/, or take guard = "observe"')
     path = run_folder(cfg, fingerprints)
     done, reached = (checkpoint.exported_step(f"{path}/model", key) for key in ("step", "num_steps"))
     if max(done, reached) < cfg.num_steps:
@@ -235,6 +243,7 @@ class Run:
         self.wandb, self.reporting, self.about, self.unwritten = None, None, {}, {}  # unwritten: {file: text}
         self.failures, self.retry_at, self.saved_step = 0, math.inf, 0
         self.evaluated = None  # the newest evaluated row, which the next one is compared with
+        self.logged, self.verdict = None, ""  # the newest row of metrics; why the guard ends the run
         self.lock = lock(path)  # nobody reads config.json after this, a collective
         CONTEXT["folder"] = path
         resolved, why = gather([plain_settings(cfg, device, record_of(path))] if self.main else [])[0]
@@ -313,22 +322,25 @@ class Run:
         state = checkpoint.load(self.path, self.state, self.models, self.say)
         state["kl_coef"] = state.get("kl_coef", getattr(self.cfg, "kl_coef", None))
         old = {"nonfinite_updates": "bad_steps", "prompts_seen": "examples_seen"}  # names in older checkpoints
-        self.progress = Progress(**{f.name: state.get(f.name, state.get(old.get(f.name), f.default))
-                                    for f in fields(Progress)})
-        self.saved_step = self.progress.step
-        if self.saved_step in gather(self.forget_after(self.saved_step) if self.main else []):
+        state |= {name: state[before] for name, before in old.items() if before in state and name not in state}
+        self.progress = Progress(**{f.name: state[f.name] for f in fields(Progress) if f.name in state})
+        step, saved = self.progress.step, checkpoint.saved_steps(self.path) if self.main else []
+        self.saved_step = step if step in gather(saved) else -1
+        if step in gather(self.forget_after(step, self.progress.steered) if self.main else []):
             self.progress.row = None
         return self.progress
 
-    def forget_after(self, step):
+    def forget_after(self, step, steered=-1):
         """Drop rows and rollouts after the step: the run writes them again. Return the steps that keep their row."""
         folder, logged = os.path.join(self.path, "samples"), []
         kept = step or -1  # without a checkpoint step 0 goes too
         for name in os.listdir(folder):
             if (number := re.search(r"_(\d{6,})\.jsonl", name)) and int(number[1]) > kept:
                 os.remove(os.path.join(folder, name))
-        for file in (os.path.join(self.path, "metrics.jsonl"), os.path.join(folder, "held_out.jsonl")):
-            if file.endswith("held_out.jsonl") and step not in logged:
+        for file in (os.path.join(self.path, name) for name in ("metrics.jsonl", "samples/held_out.jsonl", "guard.jsonl")):
+            if file.endswith("guard.jsonl"):
+                kept = steered  # what it said of this step, if it did, is decided again
+            elif file.endswith("held_out.jsonl") and step not in logged:
                 kept -= 1  # killed between the two files: the evaluation is made again
             lines = list(read_rows(file))
             stay = [(line, row) for line, row in lines if isinstance(row.get("step"), int) and row["step"] <= kept]
@@ -338,6 +350,7 @@ class Run:
                 logged = [row["step"] for _, row in stay]
                 evaluated = [row for _, row in stay if row["step"] and row.get("eval_correct") is not None]
                 self.evaluated = evaluated[-1] if evaluated else None
+                self.logged = stay[-1][1] if stay else None
                 if dropped:
                     self.say(f"{dropped} rows of metrics after the last checkpoint are dropped, their steps done again")
         return logged
@@ -360,9 +373,12 @@ class Run:
         CONTEXT.update(rollouts=rollouts, longest=max(len(r.prompt_ids) + len(r.response_ids) for r in rollouts))
 
     def save_is_due(self, step):
-        """Return whether this is the last step, one of every save_every, or one to try a failed save again."""
-        every = self.cfg.save_every
-        return step >= min(self.retry_at, self.cfg.num_steps) or bool(every and step % every == 0)
+        """
+        Return whether this is the last step, one of every save_every, one to try a failed save again, or one that the
+        guard may have to go back to: each that is evaluated.
+        """
+        every, evaluated = self.cfg.save_every, getattr(self.cfg, "guard", "") == "act" and self.cfg.eval_every
+        return step >= min(self.retry_at, self.cfg.num_steps) or any(n and step % n == 0 for n in (every, evaluated))
 
     def save(self, progress, stopping=False):
         """
@@ -375,7 +391,8 @@ class Run:
             return
         self.clock.phase("save")
         state = asdict(progress) | {"fingerprints": self.fingerprints} | self.about
-        while problem := checkpoint.save(self.path, progress.step, self.models, state, self.cfg.keep_checkpoints):
+        while problem := checkpoint.save(self.path, progress.step, self.models, state, self.cfg.keep_checkpoints,
+                                         self.needed()):
             self.failures += 1
             self.say(f"WARNING: step {progress.step} could not be saved ({problem}; "
                      f"{shutil.disk_usage(self.path).free / 1e9:.2f} GB free): {self.failures} failed in a row. Older "
@@ -391,8 +408,14 @@ class Run:
             self.failures, self.retry_at, self.saved_step = 0, math.inf, progress.step
         self.clock.phase("other")
 
+    def needed(self):
+        """Return the steps whose checkpoint the guard may go back to."""
+        return {(self.progress.guard or {}).get("good")} if getattr(self.cfg, "guard", "") == "act" else set()
+
     def stop_reason(self):
-        """Return "", or why all ranks stop after this step: a signal or max_hours. Collective."""
+        """Return "", or why all ranks stop after this step: the guard, a signal or max_hours. Collective."""
+        if self.verdict:
+            return "the guard"
         late = self.cfg.max_hours and time.monotonic() - distributed.START >= self.cfg.max_hours * 3600
         code = int(max_over_ranks(self.stop_signals[0] if self.stop_signals else late, self.device))
         return f"max_hours = {self.cfg.max_hours:g}" if code == 1 else signal.Signals(code).name if code else ""
@@ -418,7 +441,7 @@ class Run:
 
     def log(self, row):
         """Finish a step: its row of metrics with the seconds since clock.take(), console, warnings, the report."""
-        row = row | metrics.more_seconds(row, self.clock.take())
+        self.logged = row = row | metrics.more_seconds(row, self.clock.take())
         if not self.main:
             return
         self.write_row(row)  # after all else that a step writes: it says that the step is finished
@@ -474,8 +497,8 @@ class Run:
     def finish(self, policy, tokenizer, stop_ids, stopped_by=""):
         """End the run: say that it was stopped, or export the model to model/ and make the last report. Collective."""
         step = self.progress.step
-        checkpoint.prune(self.path, self.cfg.keep_checkpoints)  # only now it is known whether the last one is the best
-        if stopped_by and step < self.cfg.num_steps:
+        checkpoint.prune(self.path, self.cfg.keep_checkpoints, self.needed())  # only now it is known whether the last one is the best
+        if stopped_by and step < self.cfg.num_steps and not self.verdict:
             self.say(f"stopped by {stopped_by} after step {step}; the same command continues")
         else:
             dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
@@ -487,6 +510,8 @@ class Run:
             self.say(f"done: {self.path}  ({kept}, and the model as a Hugging Face directory: {self.path}/model)")
         if self.wandb is not None:
             self.wandb.close()
+        if self.verdict:
+            raise ConfigError(f"the guard ended the run; {self.path}/model has the last good weights: {self.verdict}", 6)
 
 
 def listen_for_signals(wanted=(signal.SIGTERM, signal.SIGUSR1)):

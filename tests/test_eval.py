@@ -495,6 +495,7 @@ class StubEngine:
 
 class StubRun:
     def __init__(self):
+        self.cfg = settings()
         self.correct, self.rows, self.logged, self.main = {}, [], [], True
 
     def held_out(self, step, per_problem):

@@ -1,0 +1,448 @@
+"""
+python -m pytest tests/test_guard.py: what the guard sees in series made by hand, and what it does to a run, through
+kills. Series have 16 prompts a step and a reward of std 0.45, so that chance moves a mean by 0.45 / sqrt(16) = 0.11.
+"""
+
+import copy
+import json
+import os
+import random
+import shutil
+import signal
+
+import pytest
+from runs import GRPO, PPO, Server, assert_same, checkpoints, everything_of, metrics_of
+
+import train_grpo
+import train_ppo
+from onebox.config import ConfigError
+from onebox.rundir import Progress
+from onebox.steering import adapt_entropy_coef, adapt_temperature, control_entropy, current_settings
+from tools import guard
+
+SETTINGS = dict(prompts_per_step=16, eval_prompts=128, num_steps=100, lr=1e-4, kl_in="none", kl_coef=0.001,
+                updates_per_step=1, epochs_per_step=1, clip_low=0.2, clip_high=0.2, entropy_coef=0.0, entropy_target=0.0,
+                temperature=1.0, mismatch_cap=2.0, on_truncated="keep", guard="observe")
+
+
+def row(step, noise=None, **values):
+    """A row of a run that goes well, with Gaussian noise of the size that 16 prompts have."""
+    gauss = (lambda size: noise.gauss(0, size)) if noise else (lambda size: 0.0)
+    made = dict(step=step, reward=0.5 + gauss(0.09), reward_std=0.45, correct=0.45, truncated=max(0.0, 0.05 + gauss(0.03)),
+                format_error=max(0.0, 0.1 + gauss(0.03)), entropy=0.25 + gauss(0.01), response_len=60 + gauss(5),
+                zero_variance_groups=max(0.0, 0.1 + gauss(0.07)), grad_norm=0.1 * 2 ** gauss(0.5), approx_kl=0.0,
+                mismatch_mean=1e-6)
+    return made | values
+
+
+def events_of(rows, **settings):
+    return guard.replay(rows, SETTINGS | settings)
+
+
+def well(count, seed=0, start=1):
+    noise = random.Random(seed)
+    return [row(step, noise) for step in range(start, start + count)]
+
+
+# ---------------------------------------------------------------- what is no alarm
+
+
+def test_a_thousand_steps_of_noise_are_no_alarm():
+    assert events_of(well(1000)) == [] and events_of(well(1000, seed=1)) == []
+
+
+def test_learning_is_no_alarm():
+    """Reward up, length doubled, entropy down to a third, formats right, groups agree because they are right."""
+    noise, rows = random.Random(0), []
+    for step in range(1, 201):
+        way = step / 200
+        rows.append(row(step, noise, reward=0.3 + 0.65 * way + noise.gauss(0, 0.09 * (1 - way)), correct=0.2 + 0.78 * way,
+                        reward_std=0.45 * (1 - 0.8 * way), response_len=60 * (1 + way), entropy=0.3 - 0.2 * way,
+                        format_error=0.2 * (1 - way), zero_variance_groups=0.9 * way))
+    assert events_of(rows) == []
+
+
+def test_one_bad_batch_is_no_alarm():
+    rows = well(60)
+    rows[40] |= {"reward": 0.05, "truncated": 0.5, "grad_norm": 3.0}
+    assert events_of(rows) == []
+
+
+def test_entropy_that_falls_or_rises_without_harm_is_no_alarm():
+    for factor in (0.97, 1.03):  # to a fifth and to five times what it was
+        rows = [r | {"entropy": 0.25 * factor ** r["step"]} for r in well(55)]
+        assert events_of(rows) == [], factor
+
+
+def test_missing_values_and_first_steps_are_no_alarm():
+    nothing = {"step": 1, "reward": None, "entropy": float("nan"), "grad_norm": None}
+    assert events_of([nothing]) == [] and events_of([row(0), row(1)]) == []
+    rows = well(60)
+    for r in rows[10:40]:
+        r.update(dict.fromkeys(("reward", "reward_std", "entropy", "truncated", "approx_kl"), None))
+    assert events_of(rows) == []
+    assert events_of([{"step": step} for step in range(50)]) == []
+
+
+# ---------------------------------------------------------------- what is one, and its name
+
+
+def collapsed(step, seed=7, **values):
+    noise = random.Random(seed + step)
+    return row(step, noise, reward=0.03, correct=0.01, reward_std=0.1) | values
+
+
+def alarm(bad, before=40, **settings):
+    rows = well(before) + [bad(step) for step in range(before + 1, before + 11)]
+    found = events_of(rows, **settings)
+    return found[0] if found else None
+
+
+GIBBERISH = dict(entropy=0.8, truncated=0.6, format_error=0.7, response_len=140)
+
+
+def test_a_reward_that_falls_is_an_alarm_within_four_steps_and_says_since_when():
+    event = alarm(collapsed)
+    assert event["saw"] == "divergence" and 42 <= event["step"] <= 44 and event["since"] == 41
+    assert event["action"] == "roll back" and event["settings"] == {"lr": pytest.approx(2e-5)}
+    before, now = event["numbers"]["reward"]
+    assert abs(before - 0.5) < 0.1 and now == 0.03
+    assert event["line"].startswith(f"step {event['step']}: divergence since step 41 (")
+    assert "lr 0.0001 -> 2e-05" in event["line"]
+
+
+@pytest.mark.parametrize("settings, change", [
+    (dict(), {"lr": pytest.approx(2e-5)}), (dict(temperature=1.4), {"temperature": 1.0}),
+    (dict(entropy_coef=0.1, temperature=1.4), {"entropy_coef": 0.0, "entropy_target": 0.0})])
+def test_gibberish_is_entropy_up_and_mended_by_what_drives_it(settings, change):
+    event = alarm(lambda step: collapsed(step, **GIBBERISH), **settings)
+    assert event["saw"] == "gibberish" and event["step"] <= 44 and event["settings"] == change
+    assert {"entropy", "truncated", "format_error"} <= event["numbers"].keys()
+
+
+@pytest.mark.parametrize("settings, change", [
+    (dict(clip_high=100.0), {"clip_low": 0.2, "clip_high": 0.2}), (dict(), {"updates_per_step": 1}),
+    (dict(updates_per_step=1, epochs_per_step=4), {"epochs_per_step": 1})])
+def test_off_policy_is_approx_kl_up_under_several_updates(settings, change):
+    settings = {"updates_per_step": 8} | settings
+    rows = [r | {"approx_kl": 1e-3} for r in well(40)]
+    rows += [collapsed(step, approx_kl=0.5) for step in range(41, 51)]
+    event = events_of(rows, **settings)[0]
+    assert event["saw"] == "off-policy" and event["step"] <= 44 and event["settings"] == change
+
+
+def test_entropy_gone_is_entropy_down_and_groups_that_agree():
+    event = alarm(lambda step: collapsed(step, entropy=0.05, zero_variance_groups=0.8), temperature=0.5)
+    assert event["saw"] == "entropy gone" and event["settings"] == {"temperature": 1.0}
+
+
+def test_a_length_cap_is_truncation_that_rises_while_the_reward_stands():
+    def rows(gain):
+        return well(20) + [row(step, random.Random(step), truncated=min(0.6, 0.05 + 0.03 * (step - 20)),
+                               reward=0.5 + gain * (step - 20)) for step in range(21, 51)]
+    event = events_of(rows(0.0))[0]
+    assert event["saw"] == "length cap" and event["action"] == "change" and event["settings"] == {"on_truncated": "mask"}
+    assert events_of(rows(0.0), on_truncated="mask")[0]["action"] == "none"  # then only a person can raise the cap
+    assert not [e for e in events_of(rows(0.015)) if e["saw"] == "length cap"]  # it pays: longer and better
+
+
+def test_a_reward_hack_is_held_out_success_that_falls_while_the_reward_does_not():
+    rows = well(60)
+    for r in rows:
+        r["reward"] += max(0, r["step"] - 20) / 100
+    for step, success in ((10, 0.5), (20, 0.52), (30, 0.5), (40, 0.3), (50, 0.2)):
+        rows[step - 1]["eval_correct"] = success
+    event = events_of(rows)[0]
+    assert (event["saw"], event["step"], event["action"], event["to_step"]) == ("reward hack", 40, "stop", 30)
+    assert event["settings"] == {} and "no setting mends a reward" in event["line"]
+
+
+def test_held_out_success_may_fall_as_far_as_chance_explains():
+    """128 problems, 0.5 and 0.38: a standard error of sqrt(2 * 0.25 / 128) = 0.062, times 2.6 = 0.16."""
+    for now, told in ((0.36, False), (0.30, True)):
+        rows = well(60)
+        rows[19]["eval_correct"], rows[39]["eval_correct"] = 0.5, now
+        assert bool(events_of(rows)) == told, now
+
+
+def test_an_engine_that_disagrees_is_a_mismatch():
+    event = alarm(lambda step: row(step, mismatch_mean=0.05))
+    assert event["saw"] == "mismatch" and event["step"] == 41 and event["action"] == "none"  # nothing is lost yet
+    assert alarm(lambda step: collapsed(step, mismatch_mean=0.05))["saw"] == "mismatch"
+    assert alarm(lambda step: row(step, mismatch_mean=0.05), mismatch_cap=0.0)["settings"] == {"mismatch_cap": 2.0}
+
+
+def test_groups_that_agree_in_being_wrong_are_starved():
+    event = alarm(lambda step: row(step, zero_variance_groups=1.0, correct=0.0, reward=0.5))
+    assert event["saw"] == "starved" and event["step"] == 45
+    assert alarm(lambda step: row(step, zero_variance_groups=1.0, correct=1.0, reward=1.0)) is None  # all is learned
+
+
+def test_a_run_that_a_strong_penalty_holds_back_gets_less_of_it():
+    rows = well(60)
+    for step in (10, 20, 30, 40):
+        rows[step - 1]["eval_correct"] = 0.3
+    event = events_of(rows, kl_in="loss_k3", kl_coef=1.0)[0]
+    assert (event["saw"], event["step"], event["settings"]) == ("held back", 40, {"kl_coef": 0.1})
+    assert events_of(rows, kl_in="loss_k3", kl_coef=0.01) == []  # that is what published recipes have
+
+
+# ---------------------------------------------------------------- acting
+
+
+def act(rows, settings):
+    """Go through rows as onebox/steering.py does, with the settings as they become. Return the events."""
+    state, events, settings = guard.new_state(), [], SETTINGS | {"guard": "act"} | settings
+    for r in rows:
+        state, event = guard.look(state, r, settings)
+        if event and event["action"] != "none":
+            events.append(event)
+            settings = settings | event["settings"]
+    return events, settings, state
+
+
+def test_three_roll_backs_then_the_run_is_stopped_and_lr_keeps_its_bound():
+    rows = [row(0, eval_correct=0.4), *well(10), *(collapsed(step) for step in range(11, 100))]
+    events, settings, state = act(rows, {})
+    assert [e["action"] for e in events[:4]] == ["roll back"] * 3 + ["stop"]
+    assert [e["to_step"] for e in events[:4]] == [0] * 4 and state["roll_backs"] == 3
+    assert settings["lr"] == pytest.approx(1e-4 / 5 ** 3)
+
+
+def test_no_setting_leaves_its_bounds_whatever_is_seen():
+    began = {"lr": 1e-4, "kl_coef": 1.0}
+    settings = SETTINGS | dict(temperature=1.7, kl_in="loss_k3", kl_coef=1.0, updates_per_step=16, epochs_per_step=4,
+                               clip_high=100.0, entropy_coef=0.3, mismatch_cap=0.0)
+    names = ("gibberish", "off-policy", "divergence", "entropy gone", "mismatch", "length cap", "held back", "reward hack",
+             "starved")
+    for saw in names * 40:
+        change = guard.remedy(saw, settings, began)
+        assert change.keys() <= {*settings}, saw
+        settings |= change
+    assert settings["lr"] >= 1e-4 / 2500 and settings["kl_coef"] >= 0.001 and settings["temperature"] == 1.0
+    assert settings["updates_per_step"] == settings["epochs_per_step"] == 1 and settings["entropy_coef"] == 0
+    assert all(guard.remedy(saw, settings | {"lr": 1e-8}, began) == {} for saw in names)  # then it has nothing left
+
+
+def test_after_a_roll_back_the_past_is_that_of_the_weights_that_came_back():
+    rows = [row(0, eval_correct=0.4), *well(20)]
+    rows[10]["eval_correct"] = 0.45
+    good = copy.deepcopy(guard.new_state())
+    for r in rows[:11]:
+        good, _ = guard.look(good, r, SETTINGS)
+    rows += [collapsed(step) for step in range(21, 30)]
+    at = events_of(rows)[0]["step"]
+    [event], _, state = act(rows[:at + 1], {})
+    assert event["action"] == "roll back" and event["to_step"] == 10
+    assert state["past"] == good["past"] and state["rewards"] == good["rewards"] and state["sums"] == {}
+
+
+def test_a_state_that_went_through_json_decides_the_same():
+    rows = well(30) + [collapsed(step, **GIBBERISH) for step in range(31, 60)]
+    straight, through, events = guard.new_state(), guard.new_state(), []
+    for r in rows:
+        before = copy.deepcopy(straight)
+        after, a = guard.look(straight, r, SETTINGS)
+        assert straight == before  # look changes nothing that it is given
+        through, b = guard.look(json.loads(json.dumps(through)), json.loads(json.dumps(r)), SETTINGS)
+        assert a == b and after == through
+        straight, events = after, events + ([a] if a else [])
+    assert events
+
+
+# ---------------------------------------------------------------- controllers
+
+
+def test_the_entropy_coefficient_goes_up_below_the_target_and_down_above_it_and_counts_only_below():
+    assert adapt_entropy_coef(0.01, 0.1, 0.2) == pytest.approx(0.015)
+    assert adapt_entropy_coef(0.01, 0.3, 0.2) == pytest.approx(0.005)
+    assert adapt_entropy_coef(0.0, 0.3, 0.2) == 0.0 and adapt_entropy_coef(1.0, 0.1, 0.2) == 1.0
+    cfg, progress = train_grpo.Config(entropy_target=0.2, entropy_coef=0.01), Progress(kl_coef=0.001)
+    coefs = []
+    for entropy in (0.1, 0.1, 0.3, 0.1):
+        control_entropy(cfg, progress, entropy)
+        coefs.append(current_settings(cfg, progress).entropy_coef)
+    assert coefs == pytest.approx([0.015, 0.020, 0.0, 0.020])  # it went down to 0.015 where it did not count
+
+
+def test_the_temperature_moves_by_2_percent_at_most_within_a_quarter_of_the_recipes():
+    assert adapt_temperature(1.0, 0.1, 0.2, 1.0) == pytest.approx(1.01)   # half of the target is missing
+    assert adapt_temperature(1.0, 0.9, 0.2, 1.0) == pytest.approx(0.98)
+    assert adapt_temperature(1.25, 0.0, 0.2, 1.0) == 1.25 and adapt_temperature(0.75, 9.0, 0.2, 1.0) == 0.75
+    assert adapt_temperature(1.9, 0.0, 0.2, 1.9) <= 2.0
+    cfg = train_ppo.Config(entropy_target=0.2, entropy_control="temperature")
+    progress = Progress(kl_coef=0.001)
+    control_entropy(cfg, progress, 0.1)
+    assert current_settings(cfg, progress).temperature == pytest.approx(1.01)
+    control_entropy(cfg, progress, None)  # a step without an update
+    assert current_settings(cfg, progress).temperature == pytest.approx(1.01)
+
+
+# ---------------------------------------------------------------- in a run
+
+
+FAKE = """
+from tools import guard
+def diagnose(state, row, settings):
+    if row["step"] == 3 and state["roll_backs"] == 0:
+        return "divergence", ["reward-"], True
+def remedy(saw, settings, began):
+    if saw == "divergence":
+        return {"lr": settings["lr"] / 5} if "adv_std" in settings else {"kl_coef": settings["kl_coef"] / 10}
+guard.diagnose, guard.remedy = diagnose, remedy
+"""
+HASHES = FAKE + """
+import hashlib, rollout
+sync = rollout.wake_and_sync
+def sync_and_note(model, engine, dtype, version, *more):
+    sync(model, engine, dtype, version, *more)
+    digest = hashlib.sha256(b"".join(w.numpy().tobytes() for w in engine.model.state_dict().values())).hexdigest()
+    with open("hashes.txt", "a") as f:
+        f.write(f"{version} {digest}\\n")
+rollout.wake_and_sync = sync_and_note
+"""
+STOP = FAKE.replace('"divergence", ["reward-"]', '"reward hack", ["reward+"]')
+RUNS = {"train_grpo.py": [*GRPO, "--num_steps", "6"], "train_ppo.py": [*PPO, "--num_steps", "6"]}
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = Server()
+    yield server
+    server.close()
+
+
+def start(server, folder, script, model, *more, setup=FAKE, **env):
+    return server.run(folder, script, [*RUNS[script], "--model", model, *more], setup=setup, env=env)
+
+
+@pytest.fixture(scope="module")
+def acted(server, tied_model, tmp_path_factory):
+    """{script: folder of a run that the guard has rolled back once, without a kill}."""
+    folders = {}
+    for script in RUNS:
+        folders[script] = tmp_path_factory.mktemp("acted")
+        done = start(server, folders[script], script, tied_model, "--guard", "act", setup=HASHES)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return folders
+
+
+def guard_rows(folder):
+    file = os.path.join(folder, "out/run/guard.jsonl")
+    return [json.loads(line) for line in open(file)] if os.path.exists(file) else []
+
+
+@pytest.mark.parametrize("script", RUNS)
+def test_a_roll_back_brings_weights_and_optimizer_back_and_changes_the_setting(acted, tmp_path, script):
+    [event] = guard_rows(acted[script])
+    assert (event["step"], event["action"], event["acted"]) == (3, "roll back", True) and event["to_step"] in (0, 2)
+    rows = {r["step"]: r for r in metrics_of(acted[script] / "out/run")}
+    assert [r["step"] for r in metrics_of(acted[script] / "out/run")] == list(range(7))  # every step keeps its row
+    assert rows[4]["prompts_seen"] > rows[3]["prompts_seen"]  # other prompts than those after the step it went back to
+    if script == "train_grpo.py":
+        assert event["settings"] == {"lr": pytest.approx(0.0006)} and rows[4]["lr"] < rows[3]["lr"] / 4  # a cosine beside it
+    else:  # the controller of kl_coef goes on from what the guard has set
+        assert rows[4]["kl_coef"] == event["settings"]["kl_coef"] == pytest.approx(rows[3]["kl_coef"] / 10, rel=0.3)
+    hashes = dict(line.split() for line in open(acted[script] / "hashes.txt"))  # version of the engine: its weights
+    assert hashes["3"] == hashes[str(event["to_step"])] != hashes["4"] != hashes["5"]
+
+
+@pytest.mark.parametrize("script, points", [
+    ("train_grpo.py", ["metrics:2", "metrics:3", "rollout:4", "save_write:4", "evaluate:4", "export:6"]),
+    ("train_ppo.py", ["metrics:3", "evaluate:4"])])
+def test_a_roll_back_survives_kills_to_the_bit(server, acted, tied_model, tmp_path, script, points):
+    """metrics:3 is the moment between the row that raises the alarm and the roll-back."""
+    for point in points:
+        done = start(server, tmp_path, script, tied_model, "--guard", "act", FAULT_AT=point)
+        assert done.returncode == -signal.SIGKILL, (point, done.returncode, done.stderr[-2000:])
+    done = start(server, tmp_path, script, tied_model, "--guard", "act")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same(everything_of(acted[script]), everything_of(tmp_path))
+    assert guard_rows(tmp_path) == guard_rows(acted[script])
+
+
+LOADED = FAKE + """
+import os, signal
+from onebox import checkpoint
+load = checkpoint.load_state
+def load_then_die(folder, step, models):
+    load(folder, step, models)
+    if os.path.exists("die") and os.path.exists("out/run/metrics.jsonl") and "step\\": 3" in open("out/run/metrics.jsonl").read():
+        os.remove("die")
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.load_state = load_then_die
+"""
+
+
+def test_a_kill_in_the_middle_of_a_roll_back_changes_nothing(server, acted, tied_model, tmp_path):
+    """Killed with the old weights loaded, before guard.jsonl says so."""
+    (tmp_path / "die").write_text("")
+    done = start(server, tmp_path, "train_grpo.py", tied_model, "--guard", "act", setup=LOADED)
+    assert done.returncode == -signal.SIGKILL and guard_rows(tmp_path) == []
+    done = start(server, tmp_path, "train_grpo.py", tied_model, "--guard", "act", setup=LOADED)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same(everything_of(acted["train_grpo.py"]), everything_of(tmp_path))
+    assert guard_rows(tmp_path) == guard_rows(acted["train_grpo.py"])
+
+
+def test_a_damaged_checkpoint_is_passed_over(server, tied_model, tmp_path):
+    damage = FAKE + """
+from onebox import checkpoint
+load = checkpoint.load_state
+def damaged(folder, step, models):
+    if step == 2:
+        raise checkpoint.Damaged("planted")
+    load(folder, step, models)
+checkpoint.load_state = damaged
+look = guard.look
+def good_is_2(state, row, settings):
+    state, event = look(state, row, settings)
+    if event:
+        event["to_step"] = 2
+    return state, event
+guard.look = good_is_2
+"""
+    done = start(server, tmp_path, "train_grpo.py", tied_model, "--guard", "act", setup=damage)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert guard_rows(tmp_path)[0]["to_step"] == 0 and "corrupt_step_000002" in checkpoints(tmp_path / "out/run")
+
+
+def test_a_verdict_ends_the_run_with_the_last_good_weights_and_code_6(server, tied_model, tmp_path):
+    done = start(server, tmp_path, "train_grpo.py", tied_model, "--guard", "act", setup=STOP)
+    assert done.returncode == 6 and "the guard ended the run" in done.stderr and "reward hack" in done.stderr
+    assert guard_rows(tmp_path)[0]["action"] == "stop" and metrics_of(tmp_path / "out/run")[-1]["step"] == 3
+    assert os.path.exists(tmp_path / "out/run/model/model.safetensors")
+    done = start(server, tmp_path, "train_grpo.py", tied_model, "--guard", "act", setup=STOP)
+    assert done.returncode == 0 and "is complete" in done.stdout
+
+
+@pytest.mark.parametrize("script", RUNS)
+def test_off_and_observe_are_the_same_run_to_the_bit(server, tied_model, tmp_path, script):
+    """With alarms in it: observe says what it sees and touches nothing."""
+    folders = [tmp_path / how for how in ("off", "observe")]
+    for folder in folders:
+        done = start(server, folder, script, tied_model, "--guard", folder.name)
+        assert done.returncode == 0, done.stderr[-3000:]
+    off, observe = map(everything_of, folders)
+    for found in (off, observe):
+        for name in ("guard", "time", "created"):
+            found["state"].pop(name, None)
+    assert_same(off, observe)
+    assert guard_rows(folders[0]) == [] and [e["acted"] for e in guard_rows(folders[1])] == [False]
+    assert 'would' in open(folders[1] / "out/run/log.txt").read()
+
+
+def test_controllers_survive_a_kill_to_the_bit(server, tied_model, tmp_path):
+    more = ["--entropy_target", "9", "--entropy_coef", "0.01", "--guard", "off"]  # above any entropy of 128 tokens: the bonus grows every step
+    for folder, points in ((tmp_path / "straight", []), (tmp_path / "killed", ["metrics:3", "save_write:4"])):
+        for point in [*points, ""]:
+            done = start(server, folder, "train_grpo.py", tied_model, *more, setup="", FAULT_AT=point)
+            assert done.returncode == (-signal.SIGKILL if point else 0), done.stderr[-2000:]
+    a, b = everything_of(tmp_path / "straight"), everything_of(tmp_path / "killed")
+    assert_same(a, b)
+    assert a["state"]["changed"]["entropy_coef"] == pytest.approx(0.01 + 0.005 * 5)  # steps 1 to 5, when 6 was saved
+
+
+def test_acting_needs_held_out_problems(server, tied_model, tmp_path):
+    done = start(server, tmp_path, "train_grpo.py", tied_model, "--guard", "act", "--eval_prompts", "0")
+    assert done.returncode == 1 and "eval_prompts" in done.stderr and not os.path.exists(tmp_path / "out/run")
