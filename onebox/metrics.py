@@ -15,7 +15,7 @@ from tokenizers.decoders import DecodeStream
 from tasks.words import word_columns
 from onebox.distributed import Broken, gather, max_over_ranks, sum_over_ranks
 from onebox.files import has_tools
-from onebox.flops import COLUMNS, efficiency
+from onebox.flops import COLUMNS
 
 # Monitors that rewards.Score.flags may hold: each a way to look right, or a grader that gave up.
 FLAGS = ("several_answers", "answer_in_thinking", "several_boxes", "empty_thinking", "non_ascii_answer", "timeout",
@@ -297,8 +297,10 @@ def empty_row(*names):
 def speed(clock, machine, rollouts, updates):
     """Tell where the time of a step went, and how near it came to the machine's limits; every rank together."""
     row = seconds(clock.take(), sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts if not r.dropped))
-    batches = list(itertools.chain(*updates))
-    return row | efficiency(row, machine, rollouts, batches, clock.device)
+    if not has_tools():
+        return row | dict.fromkeys(COLUMNS)
+    from tools.efficiency import efficiency
+    return row | efficiency(row, machine, rollouts, list(itertools.chain(*updates)), clock.device)
 
 
 def seconds(spent, tokens=0):
