@@ -322,20 +322,6 @@ def more_seconds(row, spent):
     return {name: row.get(name, 0.0) + s for name, s in seconds(spent).items() if name.startswith("seconds_")}
 
 
-def hacked(before, now):
-    """
-    Warn in one line, or return "": the training reward rose since the evaluation before while held-out success fell,
-    both by more than 0.02. `before` and `now` are two rows with an evaluation. The reward's leniency is then being
-    exploited.
-    """
-    if (before and None not in (before["reward"], now["reward"]) and now["reward"] > before["reward"] + 0.02
-            and now["eval_correct"] < before["eval_correct"] - 0.02):
-        return (f"warning: since step {before['step']} the reward rose from {before['reward']:.3f} to "
-                f"{now['reward']:.3f} while held-out success fell from {before['eval_correct']:.1%} to "
-                f"{now['eval_correct']:.1%}: read samples/, the policy may be exploiting the reward (columns flag/*)")
-    return ""
-
-
 def no_signal(silent_steps, row, example=""):
     """
     Warn in one line, or return "": after 5 steps in a row without anything to learn from, then every 10, and where no

@@ -234,7 +234,6 @@ class Run:
         self.main, self.clock, self.stop_signals = dist.get_rank() == 0, Clock(device), None
         self.wandb, self.reporting, self.about, self.unwritten = None, None, {}, {}  # unwritten: {file: text}
         self.failures, self.retry_at, self.saved_step = 0, math.inf, 0
-        self.evaluated = None  # the newest evaluated row, which the next one is compared with
         self.lock = lock(path)  # nobody reads config.json after this, a collective
         CONTEXT["folder"] = path
         resolved, why = gather([plain_settings(cfg, device, record_of(path))] if self.main else [])[0]
@@ -336,8 +335,6 @@ class Run:
                 write_atomic(file, "".join(line for line, _ in stay))
             if file.endswith("metrics.jsonl"):
                 logged = [row["step"] for _, row in stay]
-                evaluated = [row for _, row in stay if row["step"] and row.get("eval_correct") is not None]
-                self.evaluated = evaluated[-1] if evaluated else None
                 if dropped:
                     self.say(f"{dropped} rows of metrics after the last checkpoint are dropped, their steps done again")
         return logged
@@ -430,9 +427,6 @@ class Run:
             if note := long_tail(row):
                 warnings.append(note)
                 self.tail_due = row["step"] + 20
-        if row["step"] and row.get("eval_correct") is not None:
-            warnings.append(metrics.hacked(self.evaluated, row))
-            self.evaluated = row
         for line in [*metrics.console_lines(row, self.cfg.num_steps), *filter(None, warnings)]:
             self.say(line)
         every = self.cfg.report_every

@@ -21,7 +21,6 @@ from onebox.metrics import (
     correlation,
     empty_row,
     explain_values,
-    hacked,
     more_seconds,
     no_signal,
     rollout_row,
@@ -175,14 +174,6 @@ def test_counting_words_stays_linear_in_hostile_text():
 # ---------------------------------------------------------------------------------------------------------------
 # rows and lines
 # ---------------------------------------------------------------------------------------------------------------
-
-
-def test_the_alarm_rings_when_reward_rises_and_held_out_success_falls():
-    before = {"step": 10, "reward": 0.5, "eval_correct": 0.4}
-    assert "exploiting" in hacked(before, {"step": 20, "reward": 0.6, "eval_correct": 0.3})
-    for reward, correct in ((0.6, 0.4), (0.4, 0.3), (0.51, 0.3), (0.6, 0.39)):
-        assert hacked(before, {"step": 20, "reward": reward, "eval_correct": correct}) == ""
-    assert hacked(None, before) == ""
 
 
 def test_without_tools_a_silent_run_still_says_that_it_is(monkeypatch):
