@@ -10,7 +10,6 @@ import math
 import numpy as np
 import torch
 import torch.distributed as dist
-from tokenizers.decoders import DecodeStream
 
 from tasks.words import word_columns
 from onebox.distributed import Broken, gather, max_over_ranks, sum_over_ranks
@@ -113,12 +112,16 @@ def values_of_tokens(batches, wanted):
 def rollout_row(r, step, split, tokenizer, token_values=None):
     """
     Turn a scored Rollout into one JSON object. split: "train" or "held-out". ends[t] is where token t ends in
-    `response`, in code points. token_values {name: (len,)} and rollout_logprobs have one number a token too.
+    `response`, in code points; the report wants it, and without tools/ it is empty. token_values {name: (len,)} and
+    rollout_logprobs have one number a token too.
     """
-    lists = {"rollout_logprobs": r.rollout_logprobs, **(token_values or {})}
+    lists, ends = {"rollout_logprobs": r.rollout_logprobs, **(token_values or {})}, []
+    if has_tools():
+        from tools.token_ends import token_ends
+        ends = token_ends(r, tokenizer)
     return {**scored_row(r, r.asked, step), "split": split, "source": r.source, "gold": r.asked.answer,
             "reward_name": r.asked.reward, **({"row": r.asked.row} if ".py:" in r.asked.reward else {}),
-            "flags": sorted(r.score.flags), "truncated": r.truncated, "ends": token_ends(r, tokenizer),
+            "flags": sorted(r.score.flags), "truncated": r.truncated, "ends": ends,
             "prompt_ids": np.asarray(r.prompt_ids).tolist(), "response_ids": np.asarray(r.response_ids).tolist(),
             **{name: [float(f"{x:.9g}") if split == "train" and name in EXACT else round(float(x), 4) for x in numbers]
                for name, numbers in lists.items()}}
@@ -129,24 +132,6 @@ def scored_row(r, prompt, step):
     return {"step": step, "uid": prompt.uid, "sample": r.sample, "prompt": prompt.text, "response": r.text,
             "reward": r.score.total, "correct": r.score.correct, "format_ok": r.score.format_ok, "parts": r.score.parts,
             "tokens": len(r.response_ids), "finish_reason": r.finish_reason}
-
-
-def token_ends(r, tokenizer):
-    """
-    Find where each token of a response ends in its text; a character of several tokens ends with the last of them. A
-    slow tokenizer has no stream to ask: no list then, and no colors in the report.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return []
-    stream, ends, length = DecodeStream(skip_special_tokens=False), [], 0
-    for token in np.asarray(r.response_ids).tolist():
-        try:
-            length += len(stream.step(backend, token) or "")
-        except Exception:  # tokenizers raises nothing narrower; bytes that became no character spoil the stream
-            stream = DecodeStream(skip_special_tokens=False)
-        ends.append(min(length, len(r.text)))  # the text is without the stop token
-    return ends
 
 
 # ---------------------------------------------------------------- updates

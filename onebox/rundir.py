@@ -227,7 +227,7 @@ def lock(folder):
 class Run:
     """One run and its directory. Every rank calls the same methods; only rank 0 writes, but for checkpoints."""
 
-    tail_due = graphs = steps_logged = late_graphs = 0  # the next step to speak of a tail; see count_graphs
+    tail_due = graphs = steps_logged = late_graphs = 0  # the next step to speak of a tail; see tools/advice.py
 
     def __init__(self, path, cfg, origin, device, fingerprints):
         self.path, self.cfg, self.device, self.fingerprints = path, cfg, device, fingerprints
@@ -433,25 +433,14 @@ class Run:
         if every and 0 < row["step"] < self.cfg.num_steps and row["step"] % every == 0:
             self.report()
 
-    def count_graphs(self, step):
-        """Log which steps but the first ones compiled graphs, and warn once if that does not come to an end."""
-        dynamo = sys.modules.get("torch._dynamo.utils")  # not imported where nothing is compiled
-        before, self.graphs = self.graphs, dynamo.counters["stats"]["unique_graphs"] if dynamo else 0
-        self.steps_logged += 1
-        if self.graphs > before and self.steps_logged > 3:
-            self.late_graphs += self.graphs - before
-            self.append("log.txt", f"step {step}: torch.compile made {self.graphs - before} graphs\n")
-        if self.late_graphs > 8:
-            self.say(f"WARNING: {self.late_graphs} graphs were compiled after the first steps, and each costs seconds: "
-                     "something changes again and again; TORCH_LOGS=recompiles says what, --compile False ends it")
-            self.late_graphs = -math.inf
-
     def write_row(self, row):
         """Append a row to metrics.jsonl. NaN and infinity become null, so that the file stays JSON."""
         if self.main:
             row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
             CONTEXT["row"] = row
-            self.count_graphs(row["step"])
+            if has_tools():
+                from tools.advice import count_graphs
+                count_graphs(self, row["step"])
             self.append("metrics.jsonl", json.dumps(row) + "\n")
             if self.wandb is not None:
                 self.wandb.log({k: v for k, v in row.items() if v is not None})

@@ -32,7 +32,7 @@ from onebox.rundir import Progress
 from policy import pack
 from rewards import Score
 from rollout import Rollout
-from tools.advice import long_tail
+from tools.advice import count_graphs, long_tail
 
 # ---------------------------------------------------------------------------------------------------------------
 # rollouts
@@ -130,6 +130,15 @@ def test_rows_of_training_hold_token_ids_and_every_digit_that_a_replay_needs():
     for name in ("rollout_logprobs", "old_logprobs"):
         assert (np.array(row[name], np.float32) == logprobs).all(), name
     assert row["ratio"] == rollout_row(r, 1, "held-out", Words())["rollout_logprobs"] == [-0.1235, -0.0, -33.3333]
+
+
+def test_without_tools_a_kept_rollout_does_not_say_where_its_tokens_end(monkeypatch):
+    r = Rollout(0, 0, (7, 8), [5, 6, 1], np.zeros(3), "stop", "a", Score(1.0, True, True, {}),
+                asked=SimpleNamespace(uid="p", text="?", answer="1", reward="math"))
+    monkeypatch.setattr("tools.token_ends.token_ends", lambda r, tokenizer: [0, 1, 1])
+    whole = rollout_row(r, 1, "train", Words())
+    monkeypatch.setattr(metrics, "has_tools", lambda: False)
+    assert whole["ends"] == [0, 1, 1] and rollout_row(r, 1, "train", Words()) == whole | {"ends": []}
 
 
 def test_a_mixture_reports_each_source():
@@ -318,7 +327,7 @@ def test_graphs_that_are_compiled_again_and_again_are_said(monkeypatch):
     warned = []
     for step in range(1, 11):
         dynamo.counters["stats"]["unique_graphs"] = next(total)
-        run.count_graphs(step)
+        count_graphs(run, step)
         warned.append(len(said))
     assert warned == [0] * 7 + [1] * 3 and "10 graphs were compiled after the first steps" in said[0]
     assert logged == [f"step {step}: torch.compile made 2 graphs\n" for step in (4, 5, 6, 7, 8, 10)]
