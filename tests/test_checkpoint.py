@@ -371,6 +371,21 @@ def throw(error):
     raise error
 
 
+@pytest.mark.parametrize("number, newest", [(errno.ENOMEM, 3), (errno.EIO, 2)])
+def test_a_file_that_the_disk_cannot_read_is_damage_but_out_of_memory_is_not(copy, one_process, monkeypatch, number,
+                                                                             newest):
+    folder, say, _ = copy
+    hash_of = checkpoint.size_and_sha256
+    monkeypatch.setattr(checkpoint, "size_and_sha256",
+                        lambda path: throw(OSError(number, "no")) if "step_000003" in path else hash_of(path))
+    if number == errno.ENOMEM:
+        with pytest.raises(OSError, match="no"):
+            checkpoint.find(folder, {}, say=say)
+    else:
+        assert checkpoint.find(folder, {}, say=say)["step"] == newest
+    assert checkpoint.saved_steps(folder) == list(range(1, newest + 1))
+
+
 def test_a_save_wants_more_than_twice_the_room_of_the_last_one(copy, tied_model, one_process, monkeypatch):
     folder, _, _ = copy
     size = sum(s for s, _ in json.load(open(folder + "/step_000003/MANIFEST.json"))["files"].values())
