@@ -44,12 +44,10 @@ class Config(RunSettings):  # in onebox/rundir.py: what does not change what is 
     # data
     data: str | dict = "countdown"       # source name, or {name: weight}
     data_path: str | dict = ""           # file (JSONL, CSV, Parquet, ...), part of one or directory; {source: such}
-    data_limit: NonNegative[int] = 0     # use only so many rows, 0 = all
     template: OrFunction[str | dict] = "tinyzero_base"  # name, text with {slots} or function; or {source: such}
     system_prompt: str | None = None     # instead of the template's own, in chats
     few_shot: tuple = ()                 # worked examples before the question: (("2 + 2?", "4"), ...)
     chat_template_kwargs: dict | None = None  # arguments of the model's chat template, e.g. {"enable_thinking": False}
-    chat_date: str = "2024-07-26"        # the date that a chat template is told; prompts must not depend on the day
     reward: OrFunction[str | dict | tuple] = "tinyzero_countdown"  # name, function, [(such, weight)]; {source: such}
     reward_parts: dict | None = None     # {part: weight} on top, e.g. {"soft_overlong": 1.0}; see rewards.PARTS
     max_prompt_len: Positive[int] = 256  # tokens; longer prompts are refused and counted

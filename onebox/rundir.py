@@ -58,7 +58,10 @@ class BasicSettings:
 
 @dataclass(frozen=True)
 class RunSettings(BasicSettings):
-    """Settings of a run with rollouts. One of them, finish_share, changes what is learned."""
+    """
+    Settings of a run with rollouts. One of them, finish_share, changes what is learned. The last three say what is
+    asked: a run goes on with other values only where the prompts stay the same, or with allow_data_change.
+    """
 
     replay: str = ""                     # compute this saved step again (samples/ or crash/) and stop; docs/replay.md
     eval_every: NonNegative[int] = 10    # held-out evaluation every N steps; 0 = only before and after
@@ -73,6 +76,8 @@ class RunSettings(BasicSettings):
     finish_share: Share[float] = 1.0     # below 1: draw more groups, leave out the last: late starters, long responses
     mismatch_bound: NonNegative[float] = 0.0  # stop above this mean |rollout - trainer|; 0: 0.001, in bf16 0.05
     columns: dict | None = None          # {"question": "their name of it", "answer": ...} of your own rows
+    data_limit: NonNegative[int] = 0     # use only so many rows, 0 = all
+    chat_date: str = "2024-07-26"        # the date that a chat template is told; prompts must not depend on the day
 
 
 MAY_CHANGE = {"num_steps", *(f.name for f in fields(RunSettings))} - {"finish_share"}  # see lr_follows_num_steps too

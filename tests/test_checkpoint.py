@@ -557,6 +557,22 @@ def test_what_moved_continues_where_its_contents_agree_and_only_there(tmp_path, 
         rundir.run_folder(moved, prints)
 
 
+@pytest.mark.parametrize("change", [{"data_limit": 3}, {"chat_date": "2025-02-03"}, {"columns": {"question": "q"}}])
+@pytest.mark.parametrize("script", ["train_grpo", "train_ppo"])
+def test_what_is_asked_may_be_said_otherwise_while_the_prompts_stay_the_same(tmp_path, monkeypatch, script, change):
+    """A limit of 3 of 3 rows, or a date that no template reads, changes nothing; else the fingerprints differ."""
+    monkeypatch.chdir(tmp_path)
+    base, prints = importlib.import_module(script).Config(name="a"), {"model": "1", "training": "3 rows"}
+    os.makedirs("out/a/step_000002")
+    record = {"script": f"{script}.py", "settings": rundir.as_json(base), "fingerprints": prints}
+    with open("out/a/config.json", "w") as f:
+        json.dump(record, f)
+    assert rundir.run_folder(replace(base, **change), prints) == "out/a"
+    with pytest.raises(ConfigError, match="the training data are not those that out/a was started with") as error:
+        rundir.run_folder(replace(base, **change), {**prints, "training": "2 rows"})
+    assert error.value.exit_code == 2
+
+
 @pytest.mark.parametrize(
     "script, settings, may",
     [
