@@ -360,8 +360,7 @@ def main():
             stats.check_mismatch()                   # sums over ranks; a broken engine must not touch the weights
             skip = not any(batch.needs_grad for batch in micro_batches)
             grad_norm = optimizer_step(policy, optimizer, lr, cfg.grad_clip, skip)
-            finite = stats.end_update(grad_norm, skip)
-            progress.count_update(finite)            # three in a row that are not end the run
+            progress.count_update(stats.end_update(grad_norm, skip))  # three in a row that are not finite end the run
 
         # 6) save, evaluate, log; in this order, so that a kill in the evaluation costs nothing but its time
         run.clock.phase("other")

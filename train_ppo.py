@@ -485,7 +485,7 @@ def main():
         with torch.no_grad():
             for batch in chain(*updates):
                 batch.old_values = token_values(critic, batch) if critic else torch.zeros_like(batch.rollout_logprobs)
-        train_policy = step > cfg.critic_warmup_steps  # before, it is only measured
+        train_policy = step > cfg.critic_warmup_steps  # before, it is only measured, and no update counts as skipped
         value_columns = set_advantages(updates, rollouts, rewards, train_policy, cfg)
 
         # 5) update the weights
@@ -517,8 +517,7 @@ def main():
             if critic is not None:
                 empty = not any(batch.tokens_of_all for batch in micro_batches)
                 critic_norm = optimizer_step(critic, critic_optimizer, critic_lr, cfg.grad_clip, empty) or None
-            finite = stats.end_update(grad_norm, skip and train_policy, critic_norm)  # warm-up is no skipped update
-            progress.count_update(finite)            # three in a row that are not end the run
+            progress.count_update(stats.end_update(grad_norm, skip and train_policy, critic_norm))
 
         # 6) save, evaluate, log; in this order, so that a kill in the evaluation costs nothing but its time
         run.clock.phase("other")
