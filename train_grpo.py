@@ -45,12 +45,10 @@ class Config(RunSettings):  # in onebox/rundir.py: what does not change what is 
     # data
     data: str | dict = "countdown"       # source name, or {name: weight}
     data_path: str | dict = ""           # file (JSONL, CSV, Parquet, ...), part of one or directory; {source: such}
-    data_limit: NonNegative[int] = 0     # use only so many rows, 0 = all
     template: OrFunction[str | dict] = "tinyzero_base"  # name, text with {slots} or function; or {source: such}
     system_prompt: str | None = None     # instead of the template's own, in chats
     few_shot: tuple = ()                 # worked examples before the question: (("2 + 2?", "4"), ...)
     chat_template_kwargs: dict | None = None  # arguments of the model's chat template, e.g. {"enable_thinking": False}
-    chat_date: str = "2024-07-26"        # the date that a chat template is told; prompts must not depend on the day
     reward: OrFunction[str | dict | tuple] = "tinyzero_countdown"  # name, function, [(such, weight)]; {source: such}
     reward_parts: dict | None = None     # {part: weight} on top, e.g. {"soft_overlong": 1.0}; see rewards.PARTS
     max_prompt_len: Positive[int] = 256  # tokens; longer prompts are refused and counted
@@ -366,8 +364,7 @@ def main():
             stats.check_mismatch()                   # sums over ranks; a broken engine must not touch the weights
             skip = not any(batch.needs_grad for batch in micro_batches)
             grad_norm = optimizer_step(policy, optimizer, lr, cfg.grad_clip, skip)
-            finite = stats.end_update(grad_norm, skip)
-            progress.count_update(finite)            # three in a row that are not end the run
+            progress.count_update(stats.end_update(grad_norm, skip))  # three in a row that are not finite end the run
 
         # 6) save, evaluate, log; in this order, so that a kill in the evaluation costs nothing but its time
         run.clock.phase("other")

@@ -56,12 +56,10 @@ class Config(RunSettings):  # in onebox/rundir.py: what does not change what is 
     # data
     data: str | dict = "countdown"       # source name, or {name: weight}
     data_path: str | dict = ""           # file (JSONL, CSV, Parquet, ...), part of one or directory; {source: such}
-    data_limit: NonNegative[int] = 0     # use only so many rows, 0 = all
     template: OrFunction[str | dict] = "tinyzero_base"  # name, text with {slots} or function; or {source: such}
     system_prompt: str | None = None     # instead of the template's own, in chats
     few_shot: tuple = ()                 # worked examples before the question: (("2 + 2?", "4"), ...)
     chat_template_kwargs: dict | None = None  # arguments of the model's chat template, e.g. {"enable_thinking": False}
-    chat_date: str = "2024-07-26"        # the date that a chat template is told; prompts must not depend on the day
     reward: OrFunction[str | dict | tuple] = "tinyzero_countdown"  # name, function, [(such, weight)]; {source: such}
     reward_parts: dict | None = None     # {part: weight} on top, e.g. {"soft_overlong": 1.0}; see rewards.PARTS
     max_prompt_len: Positive[int] = 256  # tokens; longer prompts are refused and counted
@@ -490,7 +488,7 @@ def main():
         with torch.no_grad():
             for batch in chain(*updates):
                 batch.old_values = token_values(critic, batch) if critic else torch.zeros_like(batch.rollout_logprobs)
-        train_policy = step > cfg.critic_warmup_steps  # before, it is only measured
+        train_policy = step > cfg.critic_warmup_steps  # before, it is only measured, and no update counts as skipped
         value_columns = set_advantages(updates, rollouts, rewards, train_policy, cfg)
 
         # 5) update the weights
@@ -522,8 +520,7 @@ def main():
             if critic is not None:
                 empty = not any(batch.tokens_of_all for batch in micro_batches)
                 critic_norm = optimizer_step(critic, critic_optimizer, critic_lr, cfg.grad_clip, empty) or None
-            finite = stats.end_update(grad_norm, skip and train_policy, critic_norm)  # warm-up is no skipped update
-            progress.count_update(finite)            # three in a row that are not end the run
+            progress.count_update(stats.end_update(grad_norm, skip and train_policy, critic_norm))
 
         # 6) save, evaluate, log; in this order, so that a kill in the evaluation costs nothing but its time
         run.clock.phase("other")

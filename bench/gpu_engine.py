@@ -15,10 +15,11 @@ from gpu_common import Bench, Switches, micro_batch, said, train_once, write
 
 import rollout as rollout_module
 from onebox.distributed import stable_seed
-from onebox.flops import decode_work, forward_flops
+from onebox.flops import forward_flops
 from onebox.vllm_start import make_engine
 from policy import make_adam, optimizer_step, pack, token_logprobs
 from rollout import generate, sleep, wake_and_sync
+from tools.efficiency import decode_work
 from train_grpo import Config, group_advantages, token_loss
 
 

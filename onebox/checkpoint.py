@@ -42,9 +42,9 @@ def agree(problem):
 
 
 def attempt(part, *args):
-    """Call `part`. Return "" or, in a line, why the disk refused; raise all else, out of memory too."""
+    """Return what `part` says is wrong, or why the disk refused, in a line; "" if nothing is. Raise out of memory."""
     try:
-        part(*args)
+        return part(*args) or ""
     except (OSError, SafetensorError) as error:
         if out_of_memory(error):  # no damage: a checkpoint that does not fit into memory is a good one
             raise
@@ -55,7 +55,6 @@ def attempt(part, *args):
                 raise cause from error
         cause = next(iter(error.failures.values()))[0]
         return " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
-    return ""
 
 
 def step_folder(folder, step, prefix=""):
@@ -202,20 +201,13 @@ def find(folder, fingerprints, allow_data_change=False, say=print0):
 def newest(folder, say=print0):
     """Walk down the steps. Return state.json of the first that passes, {"step": 0} if there never was a checkpoint."""
     while steps := gather(saved_steps(folder) if dist.get_rank() == 0 else []):  # the first rank looks for all
-        if not (problem := agree(damage_or_error(folder, steps[-1]))):
+        if not (problem := agree(attempt(damage, folder, steps[-1]))):
             return read_json(os.path.join(step_folder(folder, steps[-1]), "state.json"))
         set_aside(folder, steps[-1], problem, say)
     if held := gather([n for n in os.listdir(folder) if n.startswith("corrupt_step_")] if dist.get_rank() == 0 else []):
         raise ConfigError(f"{folder} holds no checkpoint that can be used, only {', '.join(sorted(held))}: repair one "
                           "and call it step_... again, or start anew with another --name", NO_CHECKPOINT)
     return {"step": 0}
-
-
-def damage_or_error(folder, step):
-    try:
-        return damage(folder, step)
-    except OSError as error:  # a bad sector, a file that cannot be opened
-        return f"{type(error).__name__}: {error}"
 
 
 def damage(folder, step):
@@ -282,7 +274,7 @@ def load_state(folder, step, models):
 def load_model_weights(folder, step, policy):
     """Load the policy's weights of a checkpoint, for an evaluation. Collective. ConfigError if it is damaged."""
     state = {"model": get_model_state_dict(policy)}
-    if problem := agree(damage_or_error(folder, step)) or read_into(state, folder, step):
+    if problem := agree(attempt(damage, folder, step)) or read_into(state, folder, step):
         raise ConfigError(f"{folder}/step_{step:06d} is damaged ({problem}): remove it, or leave this step out",
                           NO_CHECKPOINT)
     set_model_state_dict(policy, state["model"])

@@ -10,12 +10,11 @@ import math
 import numpy as np
 import torch
 import torch.distributed as dist
-from tokenizers.decoders import DecodeStream
 
 from tasks.words import word_columns
 from onebox.distributed import Broken, gather, max_over_ranks, sum_over_ranks
 from onebox.files import has_tools
-from onebox.flops import COLUMNS, efficiency
+from onebox.flops import COLUMNS
 
 # Monitors that rewards.Score.flags may hold: each a way to look right, or a grader that gave up.
 FLAGS = ("several_answers", "answer_in_thinking", "several_boxes", "empty_thinking", "non_ascii_answer", "timeout",
@@ -113,12 +112,16 @@ def values_of_tokens(batches, wanted):
 def rollout_row(r, step, split, tokenizer, token_values=None):
     """
     Turn a scored Rollout into one JSON object. split: "train" or "held-out". ends[t] is where token t ends in
-    `response`, in code points. token_values {name: (len,)} and rollout_logprobs have one number a token too.
+    `response`, in code points; the report wants it, and without tools/ it is empty. token_values {name: (len,)} and
+    rollout_logprobs have one number a token too.
     """
-    lists = {"rollout_logprobs": r.rollout_logprobs, **(token_values or {})}
+    lists, ends = {"rollout_logprobs": r.rollout_logprobs, **(token_values or {})}, []
+    if has_tools():
+        from tools.token_ends import token_ends
+        ends = token_ends(r, tokenizer)
     return {**scored_row(r, r.asked, step), "split": split, "source": r.source, "gold": r.asked.answer,
             "reward_name": r.asked.reward, **({"row": r.asked.row} if ".py:" in r.asked.reward else {}),
-            "flags": sorted(r.score.flags), "truncated": r.truncated, "ends": token_ends(r, tokenizer),
+            "flags": sorted(r.score.flags), "truncated": r.truncated, "ends": ends,
             "prompt_ids": np.asarray(r.prompt_ids).tolist(), "response_ids": np.asarray(r.response_ids).tolist(),
             **{name: [float(f"{x:.9g}") if split == "train" and name in EXACT else round(float(x), 4) for x in numbers]
                for name, numbers in lists.items()}}
@@ -129,24 +132,6 @@ def scored_row(r, prompt, step):
     return {"step": step, "uid": prompt.uid, "sample": r.sample, "prompt": prompt.text, "response": r.text,
             "reward": r.score.total, "correct": r.score.correct, "format_ok": r.score.format_ok, "parts": r.score.parts,
             "tokens": len(r.response_ids), "finish_reason": r.finish_reason}
-
-
-def token_ends(r, tokenizer):
-    """
-    Find where each token of a response ends in its text; a character of several tokens ends with the last of them. A
-    slow tokenizer has no stream to ask: no list then, and no colors in the report.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return []
-    stream, ends, length = DecodeStream(skip_special_tokens=False), [], 0
-    for token in np.asarray(r.response_ids).tolist():
-        try:
-            length += len(stream.step(backend, token) or "")
-        except Exception:  # tokenizers raises nothing narrower; bytes that became no character spoil the stream
-            stream = DecodeStream(skip_special_tokens=False)
-        ends.append(min(length, len(r.text)))  # the text is without the stop token
-    return ends
 
 
 # ---------------------------------------------------------------- updates
@@ -297,8 +282,10 @@ def empty_row(*names):
 def speed(clock, machine, rollouts, updates):
     """Tell where the time of a step went, and how near it came to the machine's limits; every rank together."""
     row = seconds(clock.take(), sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts if not r.dropped))
-    batches = list(itertools.chain(*updates))
-    return row | efficiency(row, machine, rollouts, batches, clock.device)
+    if not has_tools():
+        return row | dict.fromkeys(COLUMNS)
+    from tools.efficiency import efficiency
+    return row | efficiency(row, machine, rollouts, list(itertools.chain(*updates)), clock.device)
 
 
 def seconds(spent, tokens=0):
@@ -318,20 +305,6 @@ def seconds(spent, tokens=0):
 def more_seconds(row, spent):
     """Add to the seconds_* columns of a row what its evaluation and checkpoint took."""
     return {name: row.get(name, 0.0) + s for name, s in seconds(spent).items() if name.startswith("seconds_")}
-
-
-def hacked(before, now):
-    """
-    Warn in one line, or return "": the training reward rose since the evaluation before while held-out success fell,
-    both by more than 0.02. `before` and `now` are two rows with an evaluation. The reward's leniency is then being
-    exploited.
-    """
-    if (before and None not in (before["reward"], now["reward"]) and now["reward"] > before["reward"] + 0.02
-            and now["eval_correct"] < before["eval_correct"] - 0.02):
-        return (f"warning: since step {before['step']} the reward rose from {before['reward']:.3f} to "
-                f"{now['reward']:.3f} while held-out success fell from {before['eval_correct']:.1%} to "
-                f"{now['eval_correct']:.1%}: read samples/, the policy may be exploiting the reward (columns flag/*)")
-    return ""
 
 
 def no_signal(silent_steps, row, example=""):

@@ -58,7 +58,10 @@ class BasicSettings:
 
 @dataclass(frozen=True)
 class RunSettings(BasicSettings):
-    """Settings of a run with rollouts. One of them, finish_share, changes what is learned."""
+    """
+    Settings of a run with rollouts. One of them, finish_share, changes what is learned. The last three say what is
+    asked: a run goes on with other values only where the prompts stay the same, or with allow_data_change.
+    """
 
     replay: str = ""                     # compute this saved step again (samples/ or crash/) and stop; docs/replay.md
     eval_every: NonNegative[int] = 10    # held-out evaluation every N steps; 0 = only before and after
@@ -74,6 +77,8 @@ class RunSettings(BasicSettings):
     mismatch_bound: NonNegative[float] = 0.0  # stop above this mean |rollout - trainer|; 0: 0.001, in bf16 0.05
     guard: Literal["off", "observe", "act"] = "observe"  # see a run go wrong; act: mend it; docs/stability.md
     columns: dict | None = None          # {"question": "their name of it", "answer": ...} of your own rows
+    data_limit: NonNegative[int] = 0     # use only so many rows, 0 = all
+    chat_date: str = "2024-07-26"        # the date that a chat template is told; prompts must not depend on the day
 
 
 MAY_CHANGE = {"num_steps", *(f.name for f in fields(RunSettings))} - {"finish_share"}  # see lr_follows_num_steps too
@@ -235,14 +240,13 @@ def lock(folder):
 class Run:
     """One run and its directory. Every rank calls the same methods; only rank 0 writes, but for checkpoints."""
 
-    tail_due = graphs = steps_logged = late_graphs = 0  # the next step to speak of a tail; see count_graphs
+    tail_due = graphs = steps_logged = late_graphs = 0  # the next step to speak of a tail; see tools/advice.py
 
     def __init__(self, path, cfg, origin, device, fingerprints):
         self.path, self.cfg, self.device, self.fingerprints = path, cfg, device, fingerprints
         self.main, self.clock, self.stop_signals = dist.get_rank() == 0, Clock(device), None
         self.wandb, self.reporting, self.about, self.unwritten = None, None, {}, {}  # unwritten: {file: text}
         self.failures, self.retry_at, self.saved_step = 0, math.inf, 0
-        self.evaluated = None  # the newest evaluated row, which the next one is compared with
         self.logged, self.verdict = None, ""  # the newest row of metrics; why the guard ends the run
         self.lock = lock(path)  # nobody reads config.json after this, a collective
         CONTEXT["folder"] = path
@@ -348,8 +352,6 @@ class Run:
                 write_atomic(file, "".join(line for line, _ in stay))
             if file.endswith("metrics.jsonl"):
                 logged = [row["step"] for _, row in stay]
-                evaluated = [row for _, row in stay if row["step"] and row.get("eval_correct") is not None]
-                self.evaluated = evaluated[-1] if evaluated else None
                 self.logged = stay[-1][1] if stay else None
                 if dropped:
                     self.say(f"{dropped} rows of metrics after the last checkpoint are dropped, their steps done again")
@@ -453,34 +455,20 @@ class Run:
             if note := long_tail(row):
                 warnings.append(note)
                 self.tail_due = row["step"] + 20
-        if row["step"] and row.get("eval_correct") is not None:
-            warnings.append(metrics.hacked(self.evaluated, row))
-            self.evaluated = row
         for line in [*metrics.console_lines(row, self.cfg.num_steps), *filter(None, warnings)]:
             self.say(line)
         every = self.cfg.report_every
         if every and 0 < row["step"] < self.cfg.num_steps and row["step"] % every == 0:
             self.report()
 
-    def count_graphs(self, step):
-        """Log which steps but the first ones compiled graphs, and warn once if that does not come to an end."""
-        dynamo = sys.modules.get("torch._dynamo.utils")  # not imported where nothing is compiled
-        before, self.graphs = self.graphs, dynamo.counters["stats"]["unique_graphs"] if dynamo else 0
-        self.steps_logged += 1
-        if self.graphs > before and self.steps_logged > 3:
-            self.late_graphs += self.graphs - before
-            self.append("log.txt", f"step {step}: torch.compile made {self.graphs - before} graphs\n")
-        if self.late_graphs > 8:
-            self.say(f"WARNING: {self.late_graphs} graphs were compiled after the first steps, and each costs seconds: "
-                     "something changes again and again; TORCH_LOGS=recompiles says what, --compile False ends it")
-            self.late_graphs = -math.inf
-
     def write_row(self, row):
         """Append a row to metrics.jsonl. NaN and infinity become null, so that the file stays JSON."""
         if self.main:
             row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
             CONTEXT["row"] = row
-            self.count_graphs(row["step"])
+            if has_tools():
+                from tools.advice import count_graphs
+                count_graphs(self, row["step"])
             self.append("metrics.jsonl", json.dumps(row) + "\n")
             if self.wandb is not None:
                 self.wandb.log({k: v for k, v in row.items() if v is not None})

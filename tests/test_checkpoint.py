@@ -371,6 +371,21 @@ def throw(error):
     raise error
 
 
+@pytest.mark.parametrize("number, newest", [(errno.ENOMEM, 3), (errno.EIO, 2)])
+def test_a_file_that_the_disk_cannot_read_is_damage_but_out_of_memory_is_not(copy, one_process, monkeypatch, number,
+                                                                             newest):
+    folder, say, _ = copy
+    hash_of = checkpoint.size_and_sha256
+    monkeypatch.setattr(checkpoint, "size_and_sha256",
+                        lambda path: throw(OSError(number, "no")) if "step_000003" in path else hash_of(path))
+    if number == errno.ENOMEM:
+        with pytest.raises(OSError, match="no"):
+            checkpoint.find(folder, {}, say=say)
+    else:
+        assert checkpoint.find(folder, {}, say=say)["step"] == newest
+    assert checkpoint.saved_steps(folder) == list(range(1, newest + 1))
+
+
 def test_a_save_wants_more_than_twice_the_room_of_the_last_one(copy, tied_model, one_process, monkeypatch):
     folder, _, _ = copy
     size = sum(s for s, _ in json.load(open(folder + "/step_000003/MANIFEST.json"))["files"].values())
@@ -542,6 +557,22 @@ def test_what_moved_continues_where_its_contents_agree_and_only_there(tmp_path, 
         rundir.run_folder(moved, prints)
 
 
+@pytest.mark.parametrize("change", [{"data_limit": 3}, {"chat_date": "2025-02-03"}, {"columns": {"question": "q"}}])
+@pytest.mark.parametrize("script", ["train_grpo", "train_ppo"])
+def test_what_is_asked_may_be_said_otherwise_while_the_prompts_stay_the_same(tmp_path, monkeypatch, script, change):
+    """A limit of 3 of 3 rows, or a date that no template reads, changes nothing; else the fingerprints differ."""
+    monkeypatch.chdir(tmp_path)
+    base, prints = importlib.import_module(script).Config(name="a"), {"model": "1", "training": "3 rows"}
+    os.makedirs("out/a/step_000002")
+    record = {"script": f"{script}.py", "settings": rundir.as_json(base), "fingerprints": prints}
+    with open("out/a/config.json", "w") as f:
+        json.dump(record, f)
+    assert rundir.run_folder(replace(base, **change), prints) == "out/a"
+    with pytest.raises(ConfigError, match="the training data are not those that out/a was started with") as error:
+        rundir.run_folder(replace(base, **change), {**prints, "training": "2 rows"})
+    assert error.value.exit_code == 2
+
+
 @pytest.mark.parametrize(
     "script, settings, may",
     [
@@ -635,7 +666,7 @@ def test_a_state_of_today_and_of_older_code_is_read(tmp_path, one_process, monke
     (tmp_path / "metrics.jsonl").write_text('{"step": 2, "eval_correct": 0.5}\n{"step": 3}\n')
     monkeypatch.setattr(checkpoint, "load", lambda *_: dict(state))
     run.state = {}
-    assert run.resume({}) == progress and run.evaluated["step"] == 2
+    assert run.resume({}) == progress
 
 
 def test_held_out_rollouts_join_those_of_the_step_once(tmp_path):

@@ -9,12 +9,15 @@ import pytest
 import torch
 from conftest import full, run_script
 
+from onebox import metrics
 from onebox.config import ConfigError
-from onebox.flops import (COLUMNS, Machine, Peaks, Shape, decode_work, efficiency, forward_flops, known_gpu,
-                          kv_bytes_per_token, machine_of, shape_of, tail_seconds)
-from onebox.metrics import seconds
+from onebox.distributed import Clock
+from onebox.flops import (COLUMNS, Machine, Peaks, Shape, forward_flops, known_gpu, kv_bytes_per_token, machine_of,
+                          shape_of)
+from onebox.metrics import seconds, speed
 from policy import Policy, load_critic, load_policy, make_adam, to_micro_batch, token_logprobs
 from tools import dry_step
+from tools.efficiency import decode_work, efficiency, tail_seconds
 
 TINY = Shape(layers=2, hidden=8, heads=2, kv_heads=1, head_dim=4, intermediate=16, vocab=32)
 BLOCK = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 16  # q, k and v, o, MLP: 576
@@ -177,6 +180,15 @@ def test_on_a_device_without_known_peaks_its_shares_are_null(one_process):
     assert found == dict(zip(COLUMNS, (None, None, None, 1.0, 1.0, 0.0), strict=True))
     nothing = efficiency(row_of(step=1.0), machine, [], [], CPU)
     assert nothing == dict.fromkeys(COLUMNS)
+
+
+def test_without_tools_a_step_has_its_seconds_but_not_how_near_it_came(one_process, monkeypatch):
+    whole = speed(Clock(CPU), Machine(TINY, None), [rollout(0, 3, 2)], [[batch_of([rollout(0, 3, 2)])]])
+    assert (whole["packing"], whole["tail"], whole["seconds_tail"]) == (1.0, 1.0, 0.0)
+    monkeypatch.setattr(metrics, "has_tools", lambda: False)
+    lean = speed(Clock(CPU), Machine(TINY, None), [rollout(0, 3, 2)], [[batch_of([rollout(0, 3, 2)])]])
+    assert list(lean) == list(whole) and [lean[name] for name in COLUMNS] == [None] * 6
+    assert lean["seconds_step"] >= 0 and lean["tokens_per_second"] > 0
 
 
 def test_a_thousand_rollouts_cost_milliseconds(one_process):

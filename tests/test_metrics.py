@@ -21,7 +21,6 @@ from onebox.metrics import (
     correlation,
     empty_row,
     explain_values,
-    hacked,
     more_seconds,
     no_signal,
     rollout_row,
@@ -33,7 +32,7 @@ from onebox.rundir import Progress
 from policy import pack
 from rewards import Score
 from rollout import Rollout
-from tools.advice import long_tail
+from tools.advice import count_graphs, long_tail
 
 # ---------------------------------------------------------------------------------------------------------------
 # rollouts
@@ -133,6 +132,15 @@ def test_rows_of_training_hold_token_ids_and_every_digit_that_a_replay_needs():
     assert row["ratio"] == rollout_row(r, 1, "held-out", Words())["rollout_logprobs"] == [-0.1235, -0.0, -33.3333]
 
 
+def test_without_tools_a_kept_rollout_does_not_say_where_its_tokens_end(monkeypatch):
+    r = Rollout(0, 0, (7, 8), [5, 6, 1], np.zeros(3), "stop", "a", Score(1.0, True, True, {}),
+                asked=SimpleNamespace(uid="p", text="?", answer="1", reward="math"))
+    monkeypatch.setattr("tools.token_ends.token_ends", lambda r, tokenizer: [0, 1, 1])
+    whole = rollout_row(r, 1, "train", Words())
+    monkeypatch.setattr(metrics, "has_tools", lambda: False)
+    assert whole["ends"] == [0, 1, 1] and rollout_row(r, 1, "train", Words()) == whole | {"ends": []}
+
+
 def test_a_mixture_reports_each_source():
     row = summarize([rollout("1", 1.0, True, True, "kk:3"), rollout("1", 0.0, False, False, "gsm8k"),
                      rollout("1", 1.0, True, True, "gsm8k")])
@@ -175,14 +183,6 @@ def test_counting_words_stays_linear_in_hostile_text():
 # ---------------------------------------------------------------------------------------------------------------
 # rows and lines
 # ---------------------------------------------------------------------------------------------------------------
-
-
-def test_the_alarm_rings_when_reward_rises_and_held_out_success_falls():
-    before = {"step": 10, "reward": 0.5, "eval_correct": 0.4}
-    assert "exploiting" in hacked(before, {"step": 20, "reward": 0.6, "eval_correct": 0.3})
-    for reward, correct in ((0.6, 0.4), (0.4, 0.3), (0.51, 0.3), (0.6, 0.39)):
-        assert hacked(before, {"step": 20, "reward": reward, "eval_correct": correct}) == ""
-    assert hacked(None, before) == ""
 
 
 def test_without_tools_a_silent_run_still_says_that_it_is(monkeypatch):
@@ -327,7 +327,7 @@ def test_graphs_that_are_compiled_again_and_again_are_said(monkeypatch):
     warned = []
     for step in range(1, 11):
         dynamo.counters["stats"]["unique_graphs"] = next(total)
-        run.count_graphs(step)
+        count_graphs(run, step)
         warned.append(len(said))
     assert warned == [0] * 7 + [1] * 3 and "10 graphs were compiled after the first steps" in said[0]
     assert logged == [f"step {step}: torch.compile made 2 graphs\n" for step in (4, 5, 6, 7, 8, 10)]

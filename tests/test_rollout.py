@@ -17,10 +17,10 @@ from conftest import LOGPROB, LOGPROB_MEAN, ROOT, run_script
 import rollout
 from onebox import engine_weights
 from onebox.distributed import Broken, Clock
-from onebox.flops import tail_seconds
 from onebox.metrics import summarize
 from rewards import Score
 from rollout import Engine, Rollout
+from tools.efficiency import tail_seconds
 
 # ---------------------------------------------------------------------------------------------------------------
 # Engine

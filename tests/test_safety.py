@@ -15,10 +15,11 @@ from runs import Server
 import data
 import rewards
 import rollout
-from onebox import crash, distributed, metrics, older, rundir
+from onebox import crash, distributed, older, rundir
 from onebox.config import ConfigError
 from onebox.vllm_start import describe_head
 from tasks import scoring
+from tools.token_ends import token_ends
 from tools.wandb_thread import WandbThread
 
 TINY = [
@@ -556,7 +557,7 @@ def test_bytes_that_are_no_character_do_not_end_a_run(pieces, tmp_path):
     tokenizer = byte_fallback_tokenizer(tmp_path)
     ids = tokenizer.convert_tokens_to_ids(pieces)
     r = types.SimpleNamespace(response_ids=ids, text=tokenizer.decode(ids))
-    ends = metrics.token_ends(r, tokenizer)
+    ends = token_ends(r, tokenizer)
     assert len(ends) == len(ids) and ends == sorted(ends) and ends[-1] <= len(r.text)
 
 

@@ -2,6 +2,9 @@
 What may be wrong with a run, from its numbers.
 """
 
+import math
+import sys
+
 
 def why_no_signal(row, example=""):
     """
@@ -39,3 +42,17 @@ def long_tail(row):
         f"note: the last 5 % of the responses took {tail:.0f} of the {whole:.0f} s of this rollout. A larger "
         "max_num_seqs starts them earlier (if the cache holds more); a smaller max_response_len or repetition_stop = 8 "
         "ends them earlier; finish_share = 0.9 does not wait for them, but favors prompts with short responses")
+
+
+def count_graphs(run, step):
+    """Log which steps but the first ones compiled graphs, and warn once if that does not come to an end."""
+    dynamo = sys.modules.get("torch._dynamo.utils")  # not imported where nothing is compiled
+    before, run.graphs = run.graphs, dynamo.counters["stats"]["unique_graphs"] if dynamo else 0
+    run.steps_logged += 1
+    if run.graphs > before and run.steps_logged > 3:
+        run.late_graphs += run.graphs - before
+        run.append("log.txt", f"step {step}: torch.compile made {run.graphs - before} graphs\n")
+    if run.late_graphs > 8:
+        run.say(f"WARNING: {run.late_graphs} graphs were compiled after the first steps, and each costs seconds: "
+                "something changes again and again; TORCH_LOGS=recompiles says what, --compile False ends it")
+        run.late_graphs = -math.inf

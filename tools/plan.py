@@ -22,8 +22,9 @@ import sys
 
 from onebox.checkpoint import ROOM
 from onebox.config import ConfigError, load_config, read_recipe, refuse
-from onebox.flops import GPUS, decode_work, forward_flops, known_gpu
+from onebox.flops import GPUS, forward_flops, known_gpu
 from onebox.rundir import AUTO
+from tools.efficiency import decode_work
 from tools.memory import (CONTEXT_GB, GRAPHS_GB, HOST_SHARE, architecture, bytes_of, config_of,  # noqa: F401  bench
                           fastest, fits, kv_cache, memory, models_of, on_the_gpu, prompts_drawn, tokens_that_fit, total)
 

@@ -179,7 +179,7 @@ def load_models(cfg, path, critic_path, run, step, device):
         saved = {"model": models["policy"]} | ({"critic": models["critic"]} if critic_path and "critic" in held else {})
         with masters(p for module in saved.values() for p in module.parameters()):
             state = {name: get_model_state_dict(module) for name, module in saved.items()}
-            if problem := checkpoint.damage_or_error(run, step) or checkpoint.read_into(state, run, step):
+            if problem := checkpoint.attempt(checkpoint.damage, run, step) or checkpoint.read_into(state, run, step):
                 raise ConfigError(f"{run}/step_{step:06d} cannot be loaded ({problem}): give the weights as another "
                                   "--model", checkpoint.NO_CHECKPOINT)
             for name, module in saved.items():
