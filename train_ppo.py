@@ -97,7 +97,7 @@ class Config(RunSettings):  # in onebox/rundir.py: what does not change what is 
     kl_target: NonNegative[float] = 0.0  # KL per token that kl_coef is adapted to reach; 0 = fixed
     kl_horizon: Positive[int] = 10000    # kl_coef changes by at most 20 % per so many responses
     entropy_coef: NonNegative[float] = 0.0  # entropy bonus
-    entropy_target: NonNegative[float] = 0.0  # nats a token that entropy_coef or temperature is adapted to hold; 0 = off
+    entropy_target: NonNegative[float] = 0.0  # nats a token, held by entropy_coef or temperature; 0 = off
     entropy_control: Literal["coef", "temperature"] = "coef"  # which of the two; rules: onebox/steering.py
     on_truncated: Literal["keep", "mask"] = "keep"  # both score them as wrong; mask: not in the loss
     mismatch_cap: NonNegative[float] = 2.0  # truncated importance weight of trainer over engine, 0 = off
@@ -448,7 +448,7 @@ def main():
 
     # ---- training loop ---------------------------------------------------------------------------------------------
     stopped_by = ""
-    for step in range(progress.step + 1, cfg.num_steps + 1):
+    for step in range(progress.step + 1, (0 if run.verdict else cfg.num_steps) + 1):  # a verdict: only export
         run.begin_step(step)
 
         # 1) give the engine the new weights, sample group_size responses to each prompt, score each as it finishes

@@ -73,7 +73,8 @@ def folder_of(arm, seed):
 
 
 def recipe_path(arm):
-    return os.path.join("experiments", "recipes", f"{arm.recipe}.py")
+    folder = () if "/" in arm.recipe else ("recipes",)  # "collapse/too_fast" lies elsewhere
+    return os.path.join("experiments", *folder, f"{arm.recipe}.py")
 
 
 def settings_of(arm):
@@ -194,8 +195,9 @@ def run_all(arms, seeds, num_steps=None, slots=SLOTS):
             for job in [j for j in running if j.process.poll() is not None]:
                 running.remove(job)
                 seconds = time.monotonic() - job.began
-                # a run that a signal stopped ends with 0 too; it leaves a checkpoint, and no model
-                bad = job.process.returncode or not os.path.exists(f"out/{job.name}/model/config.json")
+                # a run that a signal stopped ends with 0 too; it leaves a checkpoint, and no model. One that the guard
+                # ended has code 6 and leaves the last good model
+                bad = job.process.returncode not in (0, 6) or not os.path.exists(f"out/{job.name}/model/config.json")
                 if bad:
                     failed.append(job.name)
                 else:

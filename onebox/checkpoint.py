@@ -154,7 +154,7 @@ def size_and_sha256(path):
 
 def prune(folder, keep, needed=()):
     """
-    Remove old checkpoints: the `keep` newest stay, at least one, the best evaluated one and those of the steps `needed`.
+    Remove old checkpoints: the `keep` newest stay, at least one, the best evaluated one and the steps `needed`.
     Collective.
 
     metrics.jsonl knows a step's held-out success only after its checkpoint was written: call this again then.

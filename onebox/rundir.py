@@ -341,7 +341,7 @@ class Run:
         for name in os.listdir(folder):
             if (number := re.search(r"_(\d{6,})\.jsonl", name)) and int(number[1]) > kept:
                 os.remove(os.path.join(folder, name))
-        for file in (os.path.join(self.path, name) for name in ("metrics.jsonl", "samples/held_out.jsonl", "guard.jsonl")):
+        for file in (f"{self.path}/{name}.jsonl" for name in ("metrics", "samples/held_out", "guard")):
             if file.endswith("guard.jsonl"):
                 kept = steered  # what it said of this step, if it did, is decided again
             elif file.endswith("held_out.jsonl") and step not in logged:
@@ -485,7 +485,7 @@ class Run:
     def finish(self, policy, tokenizer, stop_ids, stopped_by=""):
         """End the run: say that it was stopped, or export the model to model/ and make the last report. Collective."""
         step = self.progress.step
-        checkpoint.prune(self.path, self.cfg.keep_checkpoints, self.needed())  # only now it is known whether the last one is the best
+        checkpoint.prune(self.path, self.cfg.keep_checkpoints, self.needed())  # only now the best is known
         if stopped_by and step < self.cfg.num_steps and not self.verdict:
             self.say(f"stopped by {stopped_by} after step {step}; the same command continues")
         else:
@@ -499,7 +499,7 @@ class Run:
         if self.wandb is not None:
             self.wandb.close()
         if self.verdict:
-            raise ConfigError(f"the guard ended the run; {self.path}/model has the last good weights: {self.verdict}", 6)
+            raise ConfigError(f"the guard ended it; {self.path}/model has the last good weights: {self.verdict}", 6)
 
 
 def listen_for_signals(wanted=(signal.SIGTERM, signal.SIGUSR1)):

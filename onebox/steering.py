@@ -19,7 +19,7 @@ TEMPERATURE_RANGE = 0.25   # how far from the recipe's temperature, as a share
 
 
 def adapt_entropy_coef(coef, entropy, target):
-    """Raise the coefficient by COEF_STEP below the target, lower it above, in 0 ... 1. Skywork-OR1, arXiv 2505.22312."""
+    """Raise the coefficient by COEF_STEP below the target, lower it above, in 0 ... 1. Skywork-OR1, 2505.22312."""
     return min(1.0, max(0.0, coef + (COEF_STEP if entropy < target else -COEF_STEP)))
 
 
@@ -86,7 +86,8 @@ def ask_guard(run, progress, row, engine):
         progress.kl_coef = event["settings"].get("kl_coef", progress.kl_coef)
         progress.changed |= {name: value for name, value in event["settings"].items() if name != "kl_coef"}
     run.append("guard.jsonl", json.dumps(event) + "\n")
-    run.say(f"guard: {event['line']}" + "  (guard = \"act\" would)" * (event["action"] != "none" and not event["acted"]))
+    observed = event["action"] != "none" and not event["acted"]
+    run.say(f"guard: {event['line']}" + '  (guard = "act" would)' * observed)
 
 
 def roll_back(run, engine, to_step):

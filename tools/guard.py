@@ -1,11 +1,9 @@
 """
 Watch a run: notice that it goes wrong, name what it is, and say what would mend it.
 
-    python -m tools.guard out/demo               # what the guard sees in a run that is there; changes nothing
-
 Pure functions of the rows of metrics.jsonl and of the settings; the state is plain JSON and lies in the checkpoint. A
 run is compared with its own past: no threshold says how high an entropy may be. onebox/steering.py carries out what is
-decided here, if guard = "act". docs/stability.md shows each failure.
+decided here, if guard = "act"; tools/alarms.py asks it about runs that are there; docs/stability.md shows each failure.
 
 Each signal has a baseline, median and MAD of its last 20 values, and a cumulative sum of the deviations in each
 direction (CUSUM; Page, Biometrika 41, 1954). Unusual is not yet bad: in a good run entropy falls and length grows. So
@@ -13,18 +11,15 @@ an alarm needs harm too: the reward fell from its best level, held-out success f
 """
 
 import copy
-import json
 import math
-import os
 import statistics
-import sys
 
 WINDOW = 20     # values of a baseline
 SLACK = 1.0     # standard deviations a step that a cumulative sum forgives: half of the shift that is to be noticed
 LIMIT = 6.0     # of a cumulative sum: a shift of 3 standard deviations reaches it in 3 steps
 QUIET = 3       # steps after an action without another one; 10 after an alarm that changed nothing
 ROLL_BACKS = 3  # of a run; then it is stopped
-LR_CUT = 5      # lr is divided by it
+LR_CUT = 5      # lr is divided by it, four times at most
 # signal: (whether its logarithm is watched, the least standard deviation: in logs, or as a share of the median)
 SIGNALS = {"reward": (False, 0.05), "truncated": (False, 0.05), "format_error": (False, 0.05), "entropy": (False, 0.08),
            "response_len": (False, 0.08), "zero_variance_groups": (False, 0.05), "grad_norm": (True, 0.3),
@@ -32,11 +27,17 @@ SIGNALS = {"reward": (False, 0.05), "truncated": (False, 0.05), "format_error": 
 SHARES = ("truncated", "format_error", "zero_variance_groups")  # of responses or groups
 WITNESSES = ("truncated+", "format_error+", "entropy+", "entropy-", "response_len+", "response_len-", "grad_norm+",
              "zero_variance_groups+", "approx_kl+", "mismatch_mean+")  # what confirms that a fall of the reward is real
+VERDICTS = {"reward hack": "the reward rises while held-out success falls: no setting mends a reward, read samples/",
+            "mismatch": "engine and trainer disagree, and importance weights are on: look at the weight sync",
+            "length cap": "responses do not fit: raise max_response_len",
+            "starved": "groups agree, most of them wrong: take easier prompts, a larger group or dynamic_sampling"}
+OF_WEIGHTS = ("past", "rewards", "spreads", "seen", "best_reward", "evals")  # what comes back with earlier weights
 
 
 def new_state():
-    return {"step": -1, "past": {}, "sums": {}, "since": {}, "rewards": [], "spreads": [], "seen": 0, "best_reward": None,
-            "evals": [], "silent": 0, "quiet_until": 0, "roll_backs": 0, "good": None, "snapshot": None, "began": None}
+    return {"step": -1, "past": {}, "sums": {}, "since": {}, "rewards": [], "spreads": [], "seen": 0, "evals": [],
+            "best_reward": None, "silent": 0, "quiet_until": 0, "roll_backs": 0, "good": None, "snapshot": None,
+            "began": None}
 
 
 def number(row, name):
@@ -58,6 +59,13 @@ def spread_of(name, values, prompts):
     return middle, spread
 
 
+def reward_noise(state, prompts):
+    """Return the standard deviation of a step's reward, from differences of steps; at least std / sqrt(prompts)."""
+    differences = [abs(b - a) for a, b in zip(state["rewards"], state["rewards"][1:], strict=False)]
+    typical = max(statistics.median(state["spreads"]), statistics.fmean(state["spreads"][-3:])) / math.sqrt(prompts)
+    return max(typical, 1.4826 / math.sqrt(2) * statistics.median(differences) if differences else 0.0, 1e-9)
+
+
 def add_row(state, row, prompts):
     """Add the values of a row to the baselines and to the cumulative sums."""
     for name, (in_logs, _) in SIGNALS.items():
@@ -67,8 +75,7 @@ def add_row(state, row, prompts):
         value, past = math.log(value) if in_logs else value, state["past"].get(name, [])
         if len(past) >= 3:
             middle, spread = spread_of(name, past, prompts)
-            if name == "reward":
-                spread = max(spread, reward_noise(state, prompts))
+            spread = max(spread, reward_noise(state, prompts)) if name == "reward" else spread
             for key, z in ((f"{name}+", (value - middle) / spread), (f"{name}-", (middle - value) / spread)):
                 before = state["sums"].get(key, 0.0)
                 state["sums"][key] = min(2 * LIMIT, max(0.0, before + min(5.0, z) - SLACK))
@@ -76,25 +83,17 @@ def add_row(state, row, prompts):
                     state["since"][key] = row["step"]
             value = min(max(value, middle - 2 * spread), middle + 2 * spread)  # an outlier moves no baseline far
         state["past"][name] = [*past, value][-WINDOW:]
+    agree, right = number(row, "zero_variance_groups") or 0.0, number(row, "correct") or 0.0
+    state["silent"] = state["silent"] + 1 if agree >= 0.9 and right < 0.9 else 0
     if (reward := number(row, "reward")) is not None:
-        state["rewards"], state["seen"] = [*state["rewards"], reward][-WINDOW:], state["seen"] + 1
-        right = number(row, "correct") or 0.0
-        spread = number(row, "reward_std")  # which logs of before it had a column do not have
+        spread = number(row, "reward_std")  # logs of older runs lack it
         state["spreads"] = [*state["spreads"], math.sqrt(right * (1 - right)) if spread is None else spread][-WINDOW:]
+        state["rewards"], state["seen"] = [*state["rewards"], reward][-WINDOW:], state["seen"] + 1
         if len(state["rewards"]) >= 4:
-            level = statistics.median(state["rewards"][:-3][-10:])
-            state["best_reward"] = level if state["best_reward"] is None else max(level, state["best_reward"])
-    agrees, right = number(row, "zero_variance_groups") or 0.0, number(row, "correct") or 0.0
-    state["silent"] = state["silent"] + 1 if agrees >= 0.9 and right < 0.9 else 0
+            levels = [statistics.median(state["rewards"][:-3][-10:]), state["best_reward"]]
+            state["best_reward"] = max(level for level in levels if level is not None)
     if (success := number(row, "eval_correct")) is not None:
         state["evals"] = [*state["evals"], [row["step"], success]][-100:]
-
-
-def reward_noise(state, prompts):
-    """Return the standard deviation of a step's mean reward: from differences of steps, at least std / sqrt(prompts)."""
-    differences = [abs(b - a) for a, b in zip(state["rewards"], state["rewards"][1:], strict=False)]
-    typical = max(statistics.median(state["spreads"]), statistics.fmean(state["spreads"][-3:])) / math.sqrt(prompts)
-    return max(typical, 1.4826 / math.sqrt(2) * statistics.median(differences) if differences else 0.0, 1e-9)
 
 
 # ---------------------------------------------------------------- harm
@@ -110,10 +109,15 @@ def reward_fell(state, prompts):
     if state["best_reward"] is None or len(state["rewards"]) < 4:
         return 0
     drop, typical = state["best_reward"] - statistics.fmean(state["rewards"][-3:]), max(state["spreads"])
-    chance = math.sqrt(2 * math.log(state["seen"])) * reward_noise(state, prompts) / math.sqrt(3)
-    if drop <= max(chance + 2 * reward_noise(state, prompts) / math.sqrt(3), 0.4 * typical):
+    deviations = math.sqrt(2 * math.log(state["seen"])) + 2
+    if drop <= max(deviations * reward_noise(state, prompts) / math.sqrt(3), 0.4 * typical):
         return 0
     return 2 if drop > 0.7 * typical else 1
+
+
+def standard_error(a, b, problems):
+    """Of the difference of two shares of held-out problems; a problem counts once, however often it is sampled."""
+    return math.sqrt((a * (1 - a) + b * (1 - b) + 0.5 / problems) / problems)
 
 
 def held_out_fell(state, problems):
@@ -124,21 +128,13 @@ def held_out_fell(state, problems):
     return best - now > max(0.05, 2.6 * standard_error(best, now, problems))
 
 
-def standard_error(a, b, problems):
-    """Of the difference of two shares of held-out problems; a problem counts once, however often it is sampled."""
-    return math.sqrt((a * (1 - a) + b * (1 - b) + 0.5 / problems) / problems)
-
-
-def reward_stands(state):
-    """Tell whether the mean reward of the last 5 steps is no higher than that of the 5 before them."""
-    rewards = state["rewards"]
-    return len(rewards) >= 10 and statistics.fmean(rewards[-5:]) <= statistics.fmean(rewards[-10:-5])
-
-
 def held_back(state, row, settings, problems):
-    """Tell whether a third of the run is over, under a strong KL penalty, and held-out success has not risen."""
-    strong = settings["kl_in"] != "none" and settings["kl_coef"] >= 0.05
-    if not strong or number(row, "eval_correct") is None or row["step"] < settings["num_steps"] / 3:
+    """
+    Tell whether a quarter of the run is over, held-out success has not risen, and a setting lies far from what anybody
+    published: a KL coefficient above 0.04, a temperature outside 0.6 ... 1.2.
+    """
+    far = settings["kl_in"] != "none" and settings["kl_coef"] > 0.04 or not 0.6 <= settings["temperature"] <= 1.2
+    if not far or number(row, "eval_correct") is None or row["step"] < settings["num_steps"] / 4:
         return False
     first, now = state["evals"][0][1], state["evals"][-1][1]
     return now < first + 2.6 * standard_error(first, now, problems)
@@ -149,22 +145,23 @@ def held_back(state, row, settings, problems):
 
 def diagnose(state, row, settings):
     """Return (what is wrong, the signals that show it, whether the weights are harmed), or None."""
-    prompts, problems = max(1, settings["prompts_per_step"]), max(1, settings.get("eval_prompts") or 0)
-    over = [key for key, total in state["sums"].items() if total >= LIMIT]
+    prompts, problems = max(1, settings["prompts_per_step"]), max(1, settings["eval_prompts"])
+    over, rewards = {key for key, total in state["sums"].items() if total >= LIMIT}, state["rewards"]
     bad, fell = [key for key in WITNESSES if key in over], reward_fell(state, prompts)
     worse = number(row, "eval_correct") is not None and held_out_fell(state, problems)
     harmed, mismatch = fell == 2 or fell == 1 and bool(bad) or worse, number(row, "mismatch_mean") or 0.0
     if "mismatch_mean+" in over and mismatch > 1e-3 or mismatch > 0.02:
         return "mismatch", ["mismatch_mean+"], harmed
-    if worse and not fell and statistics.fmean(state["rewards"][-3:]) >= state["best_reward"]:
+    if worse and not fell and len(rewards) >= 4 and statistics.fmean(rewards[-3:]) >= state["best_reward"]:
         return "reward hack", ["reward+"], True
     if harmed:
         several = settings["updates_per_step"] * settings["epochs_per_step"] > 1
         wide = max(settings["clip_low"], settings["clip_high"]) > 0.3
         saw = ("off-policy" if several and (wide or "approx_kl+" in over) else "gibberish" if "entropy+" in over else
-               "entropy gone" if {"entropy-", "zero_variance_groups+"} <= set(over) else "divergence")
+               "entropy gone" if {"entropy-", "zero_variance_groups+"} <= over else "divergence")
         return saw, bad or ["reward-"], True
-    if "truncated+" in over and number(row, "truncated") > 0.25 and reward_stands(state):
+    stands = len(rewards) >= 10 and statistics.fmean(rewards[-5:]) <= statistics.fmean(rewards[-10:-5])
+    if "truncated+" in over and number(row, "truncated") > 0.25 and stands:  # where it rises, longer is better
         return ("gibberish" if "entropy+" in over else "length cap"), bad, False
     if state["silent"] >= 5:
         return "starved", ["zero_variance_groups+"], False
@@ -174,7 +171,7 @@ def diagnose(state, row, settings):
 def remedy(saw, settings, began):
     """Return the first change of the plan that applies, {setting: value} within bounds; {} if no setting mends it."""
     several = settings["updates_per_step"] * settings["epochs_per_step"] > 1
-    bonus = settings["entropy_coef"] > 0 or settings.get("entropy_target", 0) > 0
+    bonus = settings["entropy_coef"] > 0 or settings["entropy_target"] > 0
     changes = {
         "no bonus": bonus and {"entropy_coef": 0.0, "entropy_target": 0.0},
         "cooler": settings["temperature"] > 1 and {"temperature": 1.0},
@@ -185,21 +182,13 @@ def remedy(saw, settings, began):
         "one update": settings["updates_per_step"] > 1 and {"updates_per_step": 1},
         "one epoch": settings["epochs_per_step"] > 1 and {"epochs_per_step": 1},
         "weights": settings["mismatch_cap"] == 0 and {"mismatch_cap": 2.0},
-        "mask": settings["on_truncated"] == "keep" and {"on_truncated": "mask"},
-        "less KL": settings["kl_in"] != "none" and settings["kl_coef"] >= 0.05 and {
-            "kl_coef": max(settings["kl_coef"] / 10, began["kl_coef"] / 1000)},
-        "lower lr": settings["lr"] > began["lr"] / 500 and {"lr": settings["lr"] / LR_CUT}}
-    plan = {"gibberish": ("no bonus", "cooler", "clip", "lower lr"), "held back": ("less KL",), "length cap": ("mask",),
+        "less KL": settings["kl_in"] != "none" and settings["kl_coef"] > 0.04 and {"kl_coef": settings["kl_coef"] / 10},
+        "lower lr": settings["lr"] > began["lr"] / LR_CUT ** 3.5 and {"lr": settings["lr"] / LR_CUT}}
+    plan = {"gibberish": ("no bonus", "cooler", "clip", "lower lr"), "held back": ("less KL", "cooler", "warmer"),
             "off-policy": ("clip", "one update", "one epoch", "lower lr"), "mismatch": ("weights",), "reward hack": (),
-            "divergence": ("no bonus", "clip", "less KL", "lower lr"), "starved": ("warmer",),
+            "divergence": ("no bonus", "clip", "less KL", "lower lr"), "starved": ("warmer",), "length cap": (),
             "entropy gone": ("warmer", "clip higher", "lower lr")}[saw]
     return next((changes[name] for name in plan if changes[name]), {})
-
-
-VERDICTS = {"reward hack": "the reward rises while held-out success falls: no setting mends a reward, read samples/",
-            "mismatch": "engine and trainer disagree, and importance weights are on: look at the weight sync",
-            "length cap": "responses do not fit: raise max_response_len", "starved": "groups agree, most of them wrong: "
-            "take easier prompts, a larger group or dynamic_sampling"}
 
 
 # ---------------------------------------------------------------- one step
@@ -214,9 +203,8 @@ def look(state, row, settings):
     weights of to_step, or "none" where no setting helps and nothing is lost yet.
     """
     state, step = copy.deepcopy(state), row["step"]
-    state["began"] = state["began"] or {name: settings[name] for name in ("lr", "kl_coef")}
+    state["step"], state["began"] = step, state["began"] or {"lr": settings["lr"]}
     before = {name: statistics.median(past) for name, past in state["past"].items()}
-    state["step"] = step
     add_row(state, row, max(1, settings["prompts_per_step"]))
     found = diagnose(state, row, settings) if step >= max(1, state["quiet_until"]) else None
     if found is None:
@@ -226,74 +214,36 @@ def look(state, row, settings):
     change, rolled = remedy(saw, settings, state["began"]), state["roll_backs"]
     action = ("stop" if harmed and (not change or rolled >= ROLL_BACKS) else "roll back" if harmed else
               "change" if change else "none")
-    names = [key[:-1] for key in where] + ["reward"] * ("reward" not in "".join(where))
-    numbers = {name: [exp_of(name, before[name]), row.get(name)] for name in names if name in before}
-    since = min((state["since"].get(key, step) for key in where), default=step)
-    event = {"step": step, "saw": saw, "since": since, "numbers": numbers, "action": action,
-             "settings": {} if action == "stop" else change, "to_step": state["good"] if harmed else None}
+    names = dict.fromkeys([*(key[:-1] for key in where), "reward"])
+    numbers = {name: [math.exp(before[name]) if SIGNALS[name][0] else before[name], row.get(name)]
+               for name in names if name in before}
+    event = {"step": step, "saw": saw, "since": min((state["since"].get(key, step) for key in where), default=step),
+             "numbers": numbers, "action": action, "settings": {} if action == "stop" else change,
+             "to_step": state["good"] if harmed else None}
     event["line"] = in_words(event, settings)
     acting = settings["guard"] == "act" and action != "none"
-    if acting and action == "roll back" and state["snapshot"]:  # the past of the weights that come back
-        state |= copy.deepcopy(state["snapshot"])
-        state["roll_backs"] = rolled + 1
-    state |= {"sums": {}, "since": {}, "silent": 0, "quiet_until": step + 1 + (QUIET if acting else 10)}
-    return state, event
+    if acting and action == "roll back" and state["snapshot"]:
+        state |= copy.deepcopy(state["snapshot"]) | {"roll_backs": rolled + 1}
+    return state | {"sums": {}, "since": {}, "silent": 0, "quiet_until": step + 1 + (QUIET if acting else 10)}, event
 
 
 def keep_as_good(state, row, settings):
     """Remember a step whose held-out success is not worse than the best, and the past as it is there."""
-    success = number(row, "eval_correct")
-    if success is None:
+    if (success := number(row, "eval_correct")) is None:
         return
-    best, problems = max(one for _, one in state["evals"]), max(1, settings.get("eval_prompts") or 0)
-    if success >= best - standard_error(best, success, problems):
-        state["good"] = row["step"]
-        names = ("past", "rewards", "spreads", "seen", "best_reward", "evals")
-        state["snapshot"] = {name: copy.deepcopy(state[name]) for name in names}
-
-
-def exp_of(name, value):
-    return math.exp(value) if SIGNALS[name][0] else value
+    best = max(one for _, one in state["evals"])
+    if success >= best - standard_error(best, success, max(1, settings["eval_prompts"])):
+        state |= {"good": row["step"], "snapshot": {name: copy.deepcopy(state[name]) for name in OF_WEIGHTS}}
 
 
 def in_words(event, settings):
     """Say in one line what is seen, since when, the numbers, and what is or would be changed."""
     numbers = ", ".join(f"{name} {a:.3g} -> {b:.3g}" for name, (a, b) in event["numbers"].items() if b is not None)
-    change = ", ".join(f"{name} {settings.get(name, 0)} -> {value:.3g}" if isinstance(value, float) else
-                       f"{name} {settings.get(name)} -> {value}" for name, value in event["settings"].items())
-    back = f"the weights of step {event['to_step']}" if event["to_step"] is not None else "no earlier weights"
+    change = ", ".join(f"{name} {settings[name]} -> {value:.3g}" if isinstance(value, float) else
+                       f"{name} {settings[name]} -> {value}" for name, value in event["settings"].items())
+    back = f"the weights of step {event['to_step'] or 0}"
     what = {"stop": f"stop with {back}; {VERDICTS.get(event['saw'], 'no setting within bounds is left to try')}",
             "roll back": f"go back to {back} with {change}", "change": f"go on with {change}",
-            "none": VERDICTS.get(event["saw"], "nothing to change")}[event["action"]]
+            "none": VERDICTS.get(event["saw"], "no setting within bounds is left to try")}[event["action"]]
     since = f" since step {event['since']}" if event["since"] < event["step"] else ""
     return f"step {event['step']}: {event['saw']}{since} ({numbers}): {what}"
-
-
-def replay(rows, settings):
-    """Return the events that an observing guard has for the rows of a run."""
-    state, events = new_state(), []
-    for row in rows:
-        state, event = look(state, row, settings | {"guard": "observe"})
-        events += [event] if event else []
-    return events
-
-
-def main(folders):
-    from tools.report.read import read_run
-
-    for folder in folders:
-        run = read_run(folder)
-        settings = run["config"].get("settings", {})
-        if "prompts_per_step" not in settings:
-            print(f"{folder}: no run of train_grpo.py or train_ppo.py")
-            continue
-        events = replay(run["rows"], settings)
-        print(f"{folder}: {max(0, len(run['rows']) - 1)} steps, {len(events)} alarms")
-        for event in events:
-            print("  " + event["line"])
-
-
-if __name__ == "__main__":
-    if os.path.dirname(os.path.dirname(os.path.abspath(__file__))) not in sys.path:
-        sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    main(sys.argv[1:])
