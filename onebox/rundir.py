@@ -5,7 +5,7 @@ The run directory: locking, logging, metrics, checkpoints and resume of one run,
                  log.txt       all that was printed           code/          the code as it was, commit and diff
                  samples/      some rollouts of each step     step_000100/   checkpoint        model/  export
                  report.html   curves and rollouts to read    lock           who writes here: pid, host
-                 crash/        what is known about a crash
+                 crash/        what is known about a crash    guard.jsonl    what the guard saw, tools/guard.py
 """
 
 import errno

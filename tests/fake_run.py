@@ -41,16 +41,25 @@ def rollout_row(rng, step, split, uid, sample, text, correct, prompt=None, **mor
     return row | more
 
 
+def guard_event(step, action="none", acted=False, **more):
+    """A line of guard.jsonl as onebox/steering.py writes it."""
+    event = {"step": step, "saw": "divergence", "since": step - 2, "numbers": {"reward": [0.5, 0.125]},
+             "action": action, "settings": {"lr": 2e-5} if action in ("change", "roll back") else {},
+             "to_step": 10 if action in ("roll back", "stop") else None, "acted": acted}
+    return event | {"line": f"step {step}: divergence since step {step - 2} (reward 0.5 -> 0.125): {action}"} | more
+
+
 def write_rollouts(folder, step, rows):
     os.makedirs(os.path.join(folder, "samples"), exist_ok=True)
     with gzip.open(os.path.join(folder, "samples", f"step_{step:06d}.jsonl.gz"), "wt") as f:
         f.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def make_run(folder, steps=20, eval_every=10, problems=40, skill=0.5, seed=0, hostile=True, group=4, evaluated=True):
+def make_run(folder, steps=20, eval_every=10, problems=40, skill=0.5, seed=0, hostile=True, group=4, evaluated=True,
+             events=()):
     """
     Make the directory and return it. skill: the share correct at the end. Each step keeps two prompts with `group`
-    completions each.
+    completions each. events: the lines of guard.jsonl, as dicts.
     """
     rng = random.Random(seed)
     os.makedirs(os.path.join(folder, "code"), exist_ok=True)
@@ -64,6 +73,9 @@ def make_run(folder, steps=20, eval_every=10, problems=40, skill=0.5, seed=0, ho
     with open(os.path.join(folder, "code", "train_grpo.py"), "w") as f:
         f.write('class Config:\n    name: str = "run"  # of the run\n    num_steps: int = 100  # steps\n'
                 f"    lr: float = 1e-6  # peak\n\nEDIT = {seed}  # <b>not bold</b>\n")
+    if events:
+        with open(os.path.join(folder, "guard.jsonl"), "w") as f:
+            f.writelines(json.dumps(event) + "\n" for event in events)
     held_out = []
     with open(os.path.join(folder, "metrics.jsonl"), "w") as f:
         for step in range(steps + 1):

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 from conftest import ROOT
-from fake_run import HOSTILE, make_run, rollout_row, write_rollouts
+from fake_run import HOSTILE, guard_event, make_run, rollout_row, write_rollouts
 
 from onebox.files import read_json
 from tools.report import page, pictures, read
@@ -253,6 +253,131 @@ def test_a_file_with_damaged_text_is_read_by_the_report_and_refused_by_a_run(tmp
         assert (read_json(path), read_json(path, errors="replace")) == (strict, replaced)
     (tmp_path / "config.json").write_bytes(b'{"settings": {"name": "a\xff", "lr": 1.0}}')
     assert read.setting(read.read_run(str(tmp_path)), "lr") == 1.0
+
+
+# ---- the guard ---------------------------------------------------------------------------------------------------
+EVENTS = [guard_event(4), guard_event(6, "change", True), guard_event(12, "roll back", True),
+          guard_event(17, "stop", True), guard_event(18, "roll back")]
+DID = [(4, "observed"), (6, "change"), (12, "roll back"), (17, "stop"), (18, "observed")]
+
+
+class Axis:
+    """What draw() asks of a matplotlib axis, and the vertical lines that it drew."""
+
+    def __init__(self):
+        self.marks, self.spines = [], dict.fromkeys(("top", "right"), self)
+
+    def axvline(self, step, **style):
+        self.marks.append((step, style))
+
+    def __getattr__(self, name):
+        return lambda *arguments, **more: None
+
+
+def test_every_event_of_the_guard_is_a_mark_in_every_chart_and_picture(tmp_path, monkeypatch):
+    """Solid in the color of what was done at steps 6, 12 and 17; dotted gray where the guard only observed."""
+    run, drawn = load(make_run(tmp_path / "run", events=EVENTS)), []
+    charts, _ = pictures.charts_of({"run": [run]})
+    assert len(charts) > 8 and all([(m["step"], m["did"]) for m in chart["marks"]] == DID for chart in charts)
+    data = page.page_data({"run": [run]})
+    assert [(m["step"], m["did"], m["color"]) for m in data["marks"]] == [(*mark, None) for mark in DID]
+    assert data["marks"][2]["line"] == "step 12: divergence since step 10 (reward 0.5 -> 0.125): roll back"
+    axis = Axis()
+    pictures.draw(axis, charts[0], {})
+    assert [(step, style["color"], style["linestyle"]) for step, style in axis.marks] == [
+        (step, pictures.MARKS[did], ":" if did == "observed" else "-") for step, did in DID]
+    assert [style["label"] for _, style in axis.marks] == ["guard: observed", "guard: change", "guard: roll back",
+                                                           "guard: stop", "_"]  # each kind once in the legend
+    draw = pictures.draw_marks
+    monkeypatch.setattr(pictures, "draw_marks", lambda *all: (drawn.append(all[1:]), draw(*all)))
+    assert pictures.pictures({"run": [run]}, str(tmp_path / "plots"), str(tmp_path / "all.png")) == len(charts)
+    assert len(drawn) == len(charts) + 6 and all(chart["marks"] for chart, _ in drawn)  # 6 of them in the overview too
+    assert [named for _, named in drawn] == [True] * (len(charts) + 1) + [False] * 5  # where the first one says it
+
+
+def test_a_mark_outside_the_steps_of_a_chart_is_not_drawn():
+    charts, _ = pictures.charts_of({"a": [run_of({"reward": 1.0}, {"reward": 0.5}) | {
+        "guard": [read.clean_event(guard_event(step)) for step in (-1, 0, 1, 2, 10**8)]}]})
+    axis = Axis()
+    pictures.draw(axis, charts[0], {})
+    assert [step for step, _ in axis.marks] == [0, 1] and len(charts[0]["marks"]) == 5
+
+
+def test_in_a_comparison_marks_have_the_color_of_their_run_and_means_of_seeds_have_none(tmp_path):
+    a, b = (load(make_run(tmp_path / name, events=EVENTS[1:3], hostile=False)) for name in "ab")
+    marks = pictures.marks_of({"x": [a], "seeds": [a, b], "y": [b]})
+    assert [(m["step"], m["color"], m["line"][:8]) for m in marks] == [
+        (6, 0, "x: step "), (12, 0, "x: step "), (6, 2, "y: step "), (12, 2, "y: step ")]
+    axis = Axis()
+    pictures.draw(axis, pictures.charts_of({"a": [a], "b": [b]})[0][0], {})
+    assert [style["color"] for _, style in axis.marks] == [pictures.COLORS[i] for i in (0, 0, 1, 1)]
+    assert [style["label"] for _, style in axis.marks] == ["guard: acted", "_", "_", "_"]
+
+
+def test_the_page_and_the_console_tell_what_the_guard_saw(tmp_path):
+    folder = make_run(tmp_path / "run", events=EVENTS)
+    out = make(folder)
+    assert "guard: step 12: divergence since step 10 (reward 0.5 -> 0.125): roll back\n" in out
+    assert out.count("guard: step ") == 5 and out.count("  (observed only)\n") == 2
+    told = page_data(os.path.join(folder, "report.html"))["runs"][0]["guard"]
+    assert told[2] == {"step": 12, "saw": "divergence", "since": 10, "numbers": [["reward", 0.5, 0.125]],
+                       "action": "roll back", "settings": {"lr": "2e-05"}, "to_step": 10, "acted": True,
+                       "line": "step 12: divergence since step 10 (reward 0.5 -> 0.125): roll back"}
+
+
+def test_of_many_events_those_that_the_guard_acted_on_are_shown_first(tmp_path):
+    """30 observed ones and one that acted at step 40: 19 lines and that one are printed, 11 are counted."""
+    folder = make_run(tmp_path / "run", hostile=False, events=[*map(guard_event, range(30)),
+                                                               guard_event(40, "change", True)])
+    out = make(folder)
+    assert out.count("guard: step ") == 20 and "guard: step 40" in out and "guard: 11 more in guard.jsonl" in out
+
+
+def test_a_run_without_events_has_no_marks_and_no_note(tmp_path):
+    run = load(make_run(tmp_path / "run", hostile=False))
+    data = page.page_data({"run": [run]})
+    assert run["guard"] == data["marks"] == data["runs"][0]["guard"] == [] and run["notes"] == []
+
+
+def test_a_damaged_guard_file_is_a_note_and_what_is_whole_is_read(tmp_path):
+    folder = make_run(tmp_path / "run", hostile=False)
+    with open(os.path.join(folder, "guard.jsonl"), "w") as f:
+        f.write(json.dumps(guard_event(6)) + "\n[1]\n{\"saw\": \"no step\"}\n{\"step\": true}\n"
+                + json.dumps(guard_event(3)) + '\n{"step": 9, "sa')
+    run = load(folder)
+    assert [event["step"] for event in run["guard"]] == [3, 6]
+    assert run["notes"] == ["guard.jsonl: 2 broken lines left out, lines without a step left out"]
+    os.remove(os.path.join(folder, "guard.jsonl"))
+    os.makedirs(os.path.join(folder, "guard.jsonl"))
+    assert load(folder)["guard"] == [] and "guard.jsonl: cannot be read" in load(folder)["notes"][0]
+
+
+def test_values_of_any_type_in_a_guard_file_become_plain_ones():
+    odd = read.clean_event({
+        "step": 1, "saw": [1], "since": "x", "numbers": {"a": 3, "b": [1], "c": [float("nan"), "x"], "d": [10**400, 2]},
+        "action": {"x": 1}, "settings": {"lr": None, "t": [2]}, "to_step": 1.5, "line": {"a": 1}, "acted": True})
+    assert odd == {"step": 1, "saw": "[1]", "since": None, "numbers": [("c", None, None), ("d", None, 2)],
+                   "action": '{"x": 1}', "settings": {"lr": "null", "t": "[2]"}, "to_step": None, "line": '{"a": 1}',
+                   "acted": False}  # what was done must be one of ACTIONS
+    assert read.clean_event({"step": 2}) == {
+        "step": 2, "saw": "?", "since": None, "numbers": [], "action": "none", "settings": {}, "to_step": None,
+        "line": "step 2: ?", "acted": False}
+    assert [read.clean_event({"step": step}) for step in (None, True, "3", 2.0, 10**12, [])] == [None] * 6
+    assert read.clean_event(guard_event(1, "stop", "yes"))["acted"] is False
+    assert len(read.clean_event({"step": 1, "line": "x" * 10**6})["line"]) < 1100
+
+
+def test_hostile_text_of_a_guard_file_stays_text(tmp_path):
+    event = guard_event(6, saw=HOSTILE, line=HOSTILE, action=HOSTILE, settings={HOSTILE: HOSTILE},
+                        numbers={HOSTILE: [1, 2]})
+    folder = make_run(tmp_path / "run", events=[event, guard_event(8, "change", True, saw=HOSTILE, line=HOSTILE)])
+    out = make(folder)
+    assert not set(out) & {chr(c) for c in (*range(10), *range(11, 32), 127, 0x202E, 0x2028)}
+    with open(os.path.join(folder, "report.html"), encoding="utf-8") as f:
+        text = f.read()
+    assert text.count("</script>") == text.count("<script") == 2 and "<img" not in text
+    data = page_data(os.path.join(folder, "report.html"))
+    assert data["marks"][0]["line"] == data["runs"][0]["guard"][0]["line"] == HOSTILE  # unchanged in the data
 
 
 # ---- hostile and damaged -----------------------------------------------------------------------------------------

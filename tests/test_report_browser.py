@@ -4,7 +4,7 @@ import os
 
 import pytest
 from browser import PHONE, chromium, missing, open_page
-from fake_run import HOSTILE, make_run
+from fake_run import HOSTILE, guard_event, make_run
 
 from tools.report import page as report
 
@@ -23,7 +23,9 @@ def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     runs = {}
     for name, seed in (("a", 0), ("b", 1)):
-        run = report.read_run(make_run(folder / name, seed=seed, skill=0.4 + 0.3 * seed))
+        events = [guard_event(4, saw=HOSTILE, line=HOSTILE, settings={HOSTILE: HOSTILE}),
+                  guard_event(12, "roll back", True)]
+        run = report.read_run(make_run(folder / name, seed=seed, skill=0.4 + 0.3 * seed, events=events))
         report.read_rollouts(run)
         runs[name] = [run]
     report.write_page(report.page_data({"a": runs["a"]}), str(folder / "report.html"))
@@ -50,6 +52,23 @@ def test_the_page_opens_without_a_message_or_a_request(browser, pages, kind, sch
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert background == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 23, 27)")
     assert page.locator("#curves svg").count() >= 8 and events == []
+
+
+def test_what_the_guard_saw_is_a_table_and_marks_in_every_chart(browser, pages):
+    page, events = open_page(browser, pages[0])
+    cells = page.locator("details.guard tbody tr").nth(1).locator("td").all_inner_texts()
+    assert cells == ["12", "divergence", "10", "reward 0.5 \u2192 0.125", "roll back to step 10: lr 2e-05", "done"]
+    charts = page.locator("#curves svg")
+    for i in range(charts.count()):
+        kinds = charts.nth(i).locator(".mark").evaluate_all("marks => marks.map(m => m.getAttribute('class'))")
+        assert kinds == ["mark observed", "mark"]
+    assert charts.nth(0).locator("title").nth(1).evaluate("t => t.textContent").startswith("step 12: divergence since")
+    assert "it went back to earlier weights" in page.locator("#marks").inner_text() and events == []
+    page, events = open_page(browser, pages[1])
+    assert page.locator("details.guard").count() == 2 and events == []
+    strokes = page.locator("#curves svg").nth(0).locator(".mark").evaluate_all(
+        "marks => marks.map(m => m.getAttribute('stroke'))")
+    assert strokes == ["var(--c0)"] * 2 + ["var(--c1)"] * 2
 
 
 def test_the_viewer_shows_the_group_of_the_chosen_step_and_prompt(browser, pages):

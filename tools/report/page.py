@@ -27,12 +27,13 @@ from tasks.words import word_columns, word_counts
 from onebox.config import ConfigError
 from onebox.files import read_json
 from tools.report.compare import MAX_DIFF_LINES, compare
-from tools.report.pictures import charts_of, for_page, pictures
-from tools.report.read import (MAX_STEPS, code_folder, evaluated_steps, evenly, number, pick_groups,
+from tools.report.pictures import MAX_EVENTS, charts_of, for_page, marks_of, pictures
+from tools.report.read import (MAX_STEPS, code_folder, evaluated_steps, evenly, most_telling, number, pick_groups,
                                read_rollouts, read_run, setting, short, shorten, text_of, thinking_end)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PAGE_BYTES = 4_000_000  # of rollouts in the page, over all runs; the rest of the page is a few hundred kB
+MAX_PRINTED = 20         # events of the guard on the console
 SETTINGS = ("Config", "RunSettings", "BasicSettings")  # the classes that hold them
 EVAL_COLUMNS = ("problems", "k", "avg_at_k", "low", "high", "pass_at_k", "maj_at_k", "greedy", "truncated", "mean_len")
 
@@ -121,6 +122,7 @@ def header_of(run):
         "name": run["name"], "notes": run["notes"], "summary": " \u00b7 ".join(filter(None, summary)),
         "going": type(asked) is int and last is not None and last < asked,
         "facts": [{"label": a, "value": b, "note": c} for a, b, c in facts if b],
+        "guard": most_telling(run["guard"], MAX_EVENTS), "guard_left_out": max(0, len(run["guard"]) - MAX_EVENTS),
         "about": [[k, text_of(v, 2000)] for k, v in about.items() if v]}
 
 
@@ -225,7 +227,7 @@ def page_data(groups):
     title = " against ".join(reversed(groups)) if len(groups) == 2 else ", ".join(groups)
     charts, empty = charts_of(groups)
     data = {"title": title, "made": time.strftime("%Y-%m-%d %H:%M"), "viewer": viewer, "empty": empty,
-            "curves": [for_page(chart) for chart in charts]}
+            "curves": [for_page(chart) for chart in charts], "marks": marks_of(groups)}
     data["tables"] = [{"run": run["name"], "eval": eval_table(run), "analyses": analyses(run),
                        "examples": examples(run), "histograms": histograms(run)} for run in everyone]
     if len(everyone) > 1:
@@ -273,7 +275,7 @@ def printable(text):
 
 
 def print_summary(run):
-    """Print where the run lies, its held-out success before and after, and one problem before and after."""
+    """Print where the run lies, held-out success before and after, what the guard saw, one problem before and after."""
     scored = [row for row in run["rows"] if number(row.get("eval_correct")) is not None]
     print(f"\nthe run lies in {run['folder']}: report.html, metrics.jsonl, log.txt, config.json, code/, plots/, "
           "samples/, model/")
@@ -283,6 +285,10 @@ def print_summary(run):
         print(f"held-out success, sampled: {first['eval_correct']:.1%} at step {first['step']} -> "
               f"{last['eval_correct']:.1%} at step {last['step']}" +
               (f" (greedy {greedy[0]:.1%} -> {greedy[1]:.1%})" if None not in greedy else ""))
+    for event in (events := most_telling(run["guard"], MAX_PRINTED)):
+        print(f"guard: {printable(event['line'])}" + "  (observed only)" * (not event["acted"]))
+    if len(run["guard"]) > len(events):
+        print(f"guard: {len(run['guard']) - len(events)} more in guard.jsonl")
     for example in examples(run)[:1]:
         if example["learned"] == 1:
             for r in (example["steps"][0], example["steps"][-1]):

@@ -5,9 +5,10 @@ Curves of runs: which columns a chart holds, their values, and the charts as PNG
 import os
 import re
 
-from tools.report.read import evenly, number, short
+from tools.report.read import evenly, most_telling, number, short
 
 MAX_POINTS = 1000  # of a curve in the page
+MAX_EVENTS = 500   # of the guard, per run
 
 # name: what it shows with its unit, then the columns with their labels; columns that no run has are left out
 FIGURES = {
@@ -54,6 +55,7 @@ LOG = ("mismatch",)
 OVERVIEW = ("success", "reward", "errors", "length", "reflection", "entropy")
 COMPARED = ("eval_correct", "reward", "format_error", "response_len", "entropy", "grad_norm")
 COLORS = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#475569")
+MARKS = {"change": "#ca8a04", "roll back": "#0369a1", "stop": "#b3261e", "observed": "#868e99"}  # what the guard did
 
 
 def figures_of(rows):
@@ -78,13 +80,29 @@ def series(runs, column):
     return steps, [sum(v) / len(v) for v in values], [min(v) for v in values], [max(v) for v in values]
 
 
+def marks_of(groups):
+    """
+    List the marks that the guard's events are in every chart: [{step, did, saw, line, color}], did one of MARKS.
+
+    color: None for a single run, whose marks have the color of what was done; among several groups that of the group's
+    curve. A group of several runs has no marks: its curve is a mean of runs, and a mean was never rolled back.
+    """
+    return [{"step": event["step"], "did": event["action"] if event["acted"] else "observed", "saw": event["saw"],
+             "line": f"{group}: {event['line']}" if len(groups) > 1 else event["line"],
+             "color": i % len(COLORS) if len(groups) > 1 else None}
+            for i, (group, runs) in enumerate(groups.items()) if len(runs) == 1
+            for event in most_telling(runs[0].get("guard", []), MAX_EVENTS)]
+
+
 def charts_of(groups):
     """
     Plan the charts of {group: runs}: for one group a chart per figure, for several groups a chart per column.
 
-    Return (charts, empty). A chart is {name, part, title, unit, share, log, lines}, lines [(label, color, column,
-    series)]. empty: the columns whose chart would hold nothing, because all its values are 0 or null.
+    Return (charts, empty). A chart is {name, part, title, unit, share, log, lines, marks}, lines [(label, color,
+    column, series)], marks those of marks_of, the same in each. empty: the columns whose chart would hold nothing,
+    because all its values are 0 or null.
     """
+    marks = marks_of(groups)
     rows = [row for runs in groups.values() for run in runs for row in run["rows"]]
     known, figures, charts, empty = {name for row in rows for name in row}, figures_of(rows), [], []
     for part, name in ((part, name) for part, names in PARTS.items() for name in names if name in figures):
@@ -100,14 +118,14 @@ def charts_of(groups):
             if any(any(low) or any(high) for *_, (_, _, low, high) in lines):
                 charts.append({
                     "name": name_of_file, "part": part, "title": title, "unit": unit, "share": name in SHARES,
-                    "log": name in LOG, "lines": [line for line in lines if line[3][0]]})
+                    "log": name in LOG, "lines": [line for line in lines if line[3][0]], "marks": marks})
             else:
                 empty += dict.fromkeys(column for *_, column in wanted if column in known)
     return charts, empty
 
 
 def for_page(chart):
-    """Turn one of charts_of into what page.html draws."""
+    """Turn one of charts_of into what page.html draws, but for the marks: the page holds them once for all charts."""
     drawn = []
     for label, color, column, (steps, mean, low, high) in chart["lines"]:
         steps, mean, low, high = (evenly(values, MAX_POINTS) for values in (steps, mean, low, high))
@@ -118,8 +136,11 @@ def for_page(chart):
     return {key: chart[key] for key in ("part", "title", "unit", "share", "log")} | {"series": drawn}
 
 
-def draw(axis, chart, seeds):
-    """Draw a chart onto a matplotlib axis; seeds {label: how many runs its line is the mean of}."""
+def draw(axis, chart, seeds, name_marks=True):
+    """
+    Draw a chart onto a matplotlib axis. seeds {label: how many runs its line is the mean of}; name_marks: whether the
+    legend says what the vertical lines are.
+    """
     for label, color, column, (steps, mean, low, high) in chart["lines"]:
         style = dict(marker="o", markersize=4) if column.startswith("eval") else dict(alpha=0.85)
         label += f", {seeds[label]} seeds" if seeds.get(label, 1) > 1 else ""
@@ -127,6 +148,7 @@ def draw(axis, chart, seeds):
         axis.plot(steps, mean, color=COLORS[color], linewidth=1.6, label=label, **style)
         if low != high:
             axis.fill_between(steps, low, high, color=COLORS[color], alpha=0.18, linewidth=0)
+    draw_marks(axis, chart, name_marks)
     axis.set_title(chart["title"].replace("$", r"\$"), fontsize=10, loc="left", fontweight="bold")
     axis.set_ylabel(chart["unit"], fontsize=8)
     axis.set_xlabel("step", fontsize=8)
@@ -142,6 +164,19 @@ def draw(axis, chart, seeds):
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     axis.legend(fontsize=7, frameon=False)
+
+
+def draw_marks(axis, chart, name_marks):
+    """Draw a vertical line for each mark from the first to the last step of a chart; the legend has each kind once."""
+    steps, named = [step for *_, (steps, *_) in chart["lines"] for step in steps], set()
+    for mark in chart.get("marks", ()):
+        if min(steps) <= mark["step"] <= max(steps):
+            observed, single = mark["did"] == "observed", mark["color"] is None
+            name = "guard: " + (mark["did"] if single or observed else "acted")
+            axis.axvline(mark["step"], color=MARKS[mark["did"]] if single else COLORS[mark["color"]], linewidth=1,
+                         linestyle=":" if observed else "-", alpha=0.8, zorder=1,
+                         label=name if name_marks and name not in named else "_")  # "_": not in the legend
+            named.add(name)
 
 
 def pictures(groups, folder, overview):
@@ -160,9 +195,11 @@ def pictures(groups, folder, overview):
         figure.savefig(os.path.join(folder, re.sub(r"[^\w.-]", "_", name) + ".png"), dpi=140)
         plt.close(figure)
     figure, axes = plt.subplots(2, 3, figsize=(12, 6), layout="constrained")
-    for name, axis in zip(OVERVIEW if len(groups) == 1 else COMPARED, axes.flat, strict=True):
+    chosen = OVERVIEW if len(groups) == 1 else COMPARED
+    first = next((name for name in chosen if name in charts), "")
+    for name, axis in zip(chosen, axes.flat, strict=True):
         if name in charts:
-            draw(axis, charts[name], seeds)
+            draw(axis, charts[name], seeds, name_marks=name == first)
         else:
             axis.set_axis_off()
     figure.savefig(overview, dpi=140)

@@ -22,6 +22,7 @@ TOKEN_COLUMNS = ("logprobs", "old_logprobs", "rollout_logprobs", "ratio", "entro
                  "old_values")
 MAX_STEPS = 24  # whose rollouts are shown, per run
 MAX_TOKENS, MAX_CHARS = 3000, 12_000  # of one response, else its head and tail
+ACTIONS = ("change", "roll back", "stop")  # of the guard, beside "none"
 
 
 def number(value):
@@ -76,7 +77,7 @@ def read_run(folder):
     if not os.path.isdir(folder):
         raise ConfigError(f"{folder} is not there: give the directory of a run, like out/demo")
     run = {"folder": folder, "name": os.path.basename(os.path.abspath(folder)), "notes": [], "config": {}, "rows": []}
-    config, metrics = os.path.join(folder, "config.json"), os.path.join(folder, "metrics.jsonl")
+    config, metrics, guard = (os.path.join(folder, name) for name in ("config.json", "metrics.jsonl", "guard.jsonl"))
     files = {}
     for path in sorted(glob.glob(os.path.join(glob.escape(folder), "samples", "step_*.jsonl*"))):
         if found := re.fullmatch(r"step_(\d{1,9})\.jsonl(\.gz)?", os.path.basename(path)):
@@ -94,9 +95,45 @@ def read_run(folder):
         problem = f"holds no complete step yet{f' ({problem})' * bool(problem)}" if problem != "is missing" else problem
     if problem:
         run["notes"].append(f"metrics.jsonl {problem}")
+    lines, problem = read_lines(guard, READ_CHARS) if os.path.exists(guard) else ([], "")
+    events = [event for event in map(clean_event, lines) if event]
+    run["guard"] = sorted(events, key=lambda event: event["step"])
+    problems = [problem] * bool(problem) + ["lines without a step left out"] * (len(events) < len(lines))
+    if problems:
+        run["notes"].append(f"guard.jsonl: {', '.join(problems)}")
     if not files:
         run["notes"].append("samples/ holds no rollouts: nothing to show in the viewer, no examples, no histograms")
     return run
+
+
+def clean_event(row):
+    """
+    Take from a line of guard.jsonl what marks and table need; None without a step. Any value may be of any type.
+
+    numbers are [(column, before, now)], settings {name: text}; acted is true only with one of ACTIONS.
+    """
+    step, since, to_step = (whole_number(row.get(name)) for name in ("step", "since", "to_step"))
+    if step is None:
+        return None
+    saw, action = text_of(row.get("saw") or "?", 80), text_of(row.get("action") or "none", 40)
+    numbers, settings = (row[name] if isinstance(row.get(name), dict) else {} for name in ("numbers", "settings"))
+    pairs = [(text_of(name, 80), pair) for name, pair in [*numbers.items()][:20]
+             if isinstance(pair, list) and len(pair) == 2]
+    return {
+        "step": step, "saw": saw, "since": since, "numbers": [(name, short(a), short(b)) for name, (a, b) in pairs],
+        "action": action, "settings": {text_of(k, 80): text_of(v, 80) for k, v in [*settings.items()][:20]},
+        "to_step": to_step, "line": text_of(row.get("line") or f"step {step}: {saw}", 1000),
+        "acted": row.get("acted") is True and action in ACTIONS}
+
+
+def whole_number(value):
+    return value if type(value) is int and abs(value) < 10**9 else None
+
+
+def most_telling(events, count):
+    """Choose at most so many events, in their order: those on which the guard acted, then the earliest."""
+    chosen = sorted(range(len(events)), key=lambda i: not events[i]["acted"])[:count]
+    return [events[i] for i in sorted(chosen)]
 
 
 def setting(run, name, default=None):
