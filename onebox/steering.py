@@ -1,8 +1,7 @@
 """
 Between two steps: controllers and the guard decide with which settings, and from which weights, a run goes on.
 
-What they changed is in rundir.Progress, and so in every checkpoint. They see the logged row of the step alone: a step
-done again after a kill decides the same again.
+What they changed is in rundir.Progress. They see logged rows alone: a step done again after a kill decides the same.
 """
 
 import json
