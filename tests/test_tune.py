@@ -465,7 +465,7 @@ def test_the_command_of_a_run_is_read_as_it_is_meant(tuner, monkeypatch):
     cfg, _ = load_config(train_grpo.Config, tune.argv_of(one, trial, 4))
     assert (cfg.lr, cfg.adv_std, cfg.stop, cfg.num_steps, cfg.name) == (2e-3, False, ("</answer>",), 4, "x-t001")
     assert (cfg.eval_every, cfg.report_every, cfg.lr_schedule) == (0, 0, "constant")
-    assert getattr(cfg, "guard", "observe") == "observe" and one.cfg.lr == 0.015
+    assert cfg.guard == "observe" and one.cfg.lr == 0.015
     monkeypatch.undo()
     command = tune.command_of(one, trial, 4)
     assert command[1] == os.path.join(ROOT, "train_grpo.py") and command[2] == "small.py"
@@ -494,6 +494,7 @@ def test_where_temperature_is_searched_the_greedy_response_counts(tuner):
     with open("space.py", "w") as f:
         f.write('clip_high = "one of", 0.3\n')
     assert tuner("--trials", 1)["trials"][0]["means"][-1] == 1.0
+    assert plan("--entropy_control", "temperature").greedy  # which changes the temperature of the evaluation too
 
 
 def test_the_winner_is_the_best_at_the_highest_rung_and_ties_go_to_the_rungs_below():

@@ -19,3 +19,4 @@ temperature = "one of", 0.7, 0.85, 1.0, 1.2
 group_size = "times one of", 0.5, 1, 2
 updates_per_step = "one of", 1, 2, 4
 adv_std = "one of", True, False
+entropy_target = "one of", 0.0, 0.2, 0.4  # nats a token; 0: off

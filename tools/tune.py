@@ -105,8 +105,7 @@ def plan_of(options, argv):
     if lr_follows_num_steps(cfg):
         schedules = {name: "constant" for name in ("lr_schedule", "critic_lr_schedule")
                      if getattr(cfg, name, "constant") != "constant"}
-    forced = schedules | {"eval_every": 0, "report_every": 0, "keep_checkpoints": 1}
-    forced |= {"guard": "observe"} if hasattr(cfg, "guard") else {}
+    forced = schedules | {"eval_every": 0, "report_every": 0, "keep_checkpoints": 1, "guard": "observe"}
     space, left_out = read_space(options.space, cfg, script)
     name = options.name or f"{cfg.name}-tune"
     refuse(not re.fullmatch(r"\w[\w.+-]*", name), f"name = {name!r} must be a plain directory name")
@@ -114,7 +113,8 @@ def plan_of(options, argv):
         recipe=options.recipe, argv=argv, script=script, module=module, cfg=cfg, schedules=schedules, forced=forced,
         given={name: getattr(cfg, name) for name, where in origin.items() if where == "command line"},
         space=space, left_out=left_out, rungs=rungs_of(cfg.num_steps, getattr(cfg, "critic_warmup_steps", 0)),
-        greedy="temperature" in space or not cfg.eval_samples, gpus=gpus, slots=slots,
+        greedy=bool({"temperature", "entropy_control"} & {*space} or cfg.entropy_control == "temperature"
+                    or not cfg.eval_samples), gpus=gpus, slots=slots,
         processes=count // slots if count else 1, sampler=options.sampler, proxy=options.proxy, name=name,
         folder=os.path.join("out", name), seconds=60 * options.minutes, max_trials=options.trials or math.inf)
     refuse(reason := refusal(plan, {}), reason)
