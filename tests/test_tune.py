@@ -60,7 +60,7 @@ for step in range(done + 1, steps + 1):
     append("clock", 10 + evaluation)
     append("metrics.jsonl", {"step": step, "seconds_step": 10.0 + evaluation, "seconds_eval": evaluation})
     if lr > 0.1 and step == 3:
-        append("guard.jsonl", {"step": 3, "saw": "divergence", "line": "grad_norm 40 times the | median"})
+        append("guard.jsonl", {"step": 3, "saw": "divergence", "line": "step 3: grad_norm 40 times the | median"})
         while len(signals) < 2:  # a run that hangs in a long step: the second signal ends it at once
             time.sleep(0.01)
         sys.exit(143)
@@ -199,12 +199,12 @@ def test_an_alarm_loses_at_once_and_its_process_is_ended(tuner):
     """It was the best one until then: a score from before an alarm neither wins nor stands in the way of others."""
     open("small.py", "a").write("lr = 0.2\n")
     found = search([0.2, lr_with(0.3)])
-    assert [trial["end"] for trial in found] == ["guard: step 3, grad_norm 40 times the | median", "finished"]
+    assert [trial["end"] for trial in found] == ["guard: step 3: grad_norm 40 times the | median", "finished"]
     assert len(found[0]["scores"]) == 1 and len(rows("small-tune-t000", "metrics.jsonl")) == 3
     with pytest.raises(ProcessLookupError):
         os.kill(rows("small-tune-t000", "starts")[-1]["pid"], 0)
     table = open("out/small-tune/trials.md").read()
-    assert "guard: step 3, grad_norm 40 times the \\| median" in table and "Best: small-tune-t001" in table
+    assert "guard: step 3: grad_norm 40 times the \\| median" in table and "Best: small-tune-t001" in table
 
 
 def test_an_alarm_is_the_worst_to_the_sampler_and_competes_with_none(tuner):

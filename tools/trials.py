@@ -40,7 +40,7 @@ def score_of(shares):
 def alarm_of(run):
     """Return the guard's first line about a run, "" if it has seen nothing."""
     rows = (row for _, row in read_rows(os.path.join("out", run, "guard.jsonl")) if row)
-    return next((f"guard: step {row.get('step')}, {row.get('line') or row.get('saw')}" for row in rows), "")
+    return next((f"guard: {row.get('line') or row}" for row in rows), "")
 
 
 def last_line(file):
