@@ -6,7 +6,8 @@ import sys
 
 def training():
     """Return the rollout module of a training process; None anywhere else that a recipe is read."""
-    return sys.modules.get("rollout") if os.path.basename(sys.argv[0]) in ("train_grpo.py", "train_ppo.py") else None
+    script = os.path.basename(getattr(sys.modules["__main__"], "__file__", None) or "")
+    return sys.modules.get("rollout") if script in ("train_grpo.py", "train_ppo.py") else None
 
 
 def stale_engine(every):
