@@ -87,8 +87,8 @@ def table(groups):
 
 def paragraph():
     """Write what the page says of false alarms."""
-    rule = ("**False alarms.** A run counts as healthy if its held-out success ends no lower than it began, and at most "
-            "10 points below its best. `python -m experiments.collapse.false_alarms`:")
+    rule = ("**False alarms.** A run counts as healthy if its held-out success ends no lower than it began, at most 10 "
+            "points below its best. `python -m experiments.collapse.false_alarms`:")
     return f"{rule}\n\n{table(count(known()))}\n"
 
 

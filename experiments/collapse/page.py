@@ -32,7 +32,7 @@ standard errors, or there is nothing to learn from. The pattern of the unusual s
 | off-policy | reward falls; several updates, a wide clip or `approx_kl` up | clip 0.2; one update; one epoch; lr / 5 |
 | entropy gone | reward falls, entropy falls, groups agree | temperature below 0.9 to 1; clip_high 0.28; lr / 5 |
 | divergence | reward or held-out success falls | entropy bonus off; clip to 0.2; KL coefficient / 10; lr / 5 |
-| held back | no rise in a quarter of the run, and a setting far out | KL coefficient above 0.04 / 10; temperature to 1 |
+| held back | no rise in a quarter of the run, and a setting far out | KL coefficient / 10; temperature to 1 |
 | mismatch | `mismatch_mean` up, or above 0.02 | importance weights on; else a verdict |
 | reward hack | held-out success falls, the reward does not | stop: no setting mends a reward |
 | length cap | truncation rises above 25 %, the reward stands | a verdict: raise max_response_len |

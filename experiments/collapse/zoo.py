@@ -51,8 +51,8 @@ KINDS = [
          "reward shows it first; then all groups agree, and the gradient is 0: nothing moves any more.",
          "Lower lr, and begin again from weights of before. A run that is dead does not come back by itself."),
     Kind("no_clip", "Many updates, no clip", ("reward", "approx_kl", "response_len"),
-         "Fine for a few steps, then the reward falls off a cliff. `approx_kl`, the distance that the policy goes within "
-         "a step, is orders of magnitude above its first values before that.",
+         "Fine for a few steps, then the reward falls off a cliff. `approx_kl`, the distance that the policy goes "
+         "within a step, is orders of magnitude above its first values before that.",
          "Clip at 0.2 (0.28 above), or make fewer updates on a batch."),
     Kind("entropy_bonus", "An entropy bonus runs away", ("reward", "entropy", "truncated"),
          "Entropy climbs a few percent a step, while the reward still stands; then faster and faster to that of a "
@@ -75,8 +75,8 @@ KINDS = [
          "put off.)",
          "Mend the weight sync: no setting does."),
     Kind("hole", "A reward with a hole", ("reward", "eval_correct", "response_len"),
-         "The reward climbs, and responses become short: the model has found that near is good enough. Held-out success, "
-         "measured with the right reward, falls. No training column shows it.",
+         "The reward climbs, and responses become short: the model has found that near is good enough. Held-out "
+         "success, measured with the right reward, falls. No training column shows it.",
          "Read samples/, and mend the reward."),
     Kind("short_cap", "The limit cuts what has to be learned", ("reward", "truncated", "response_len"),
          "A third of the responses is cut off at the start. Then the policy learns to be short and to give up: "
