@@ -23,7 +23,7 @@ PINS   := constraints-gpu.txt
 endif
 SUFFIX := $(if $(filter 0,$(SEED)),,-seed$(SEED))
 
-.PHONY: env base demo demo-ppo demo-smollm survey test test-all format lint bench clean constraints
+.PHONY: env base demo demo-ppo demo-smollm survey zoo test test-all format lint bench clean constraints
 
 env: $(STAMP)
 
@@ -73,6 +73,10 @@ demo-smollm: $(STAMP) out/smollm2/config.json
 export FAST
 survey: $(STAMP)
 	$(PY) -m experiments.survey $(ONLY)
+
+# Ways to kill a run, with the guard observing and acting, two runs at a time: about an hour. make zoo ONLY=too_fast: one.
+zoo: $(STAMP)
+	$(PY) -m experiments.collapse.zoo $(ONLY)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder

@@ -306,7 +306,7 @@ def main():
 
     # ---- training loop ---------------------------------------------------------------------------------------------
     stopped_by = ""
-    for step in range(progress.step + 1, (0 if run.verdict else cfg.num_steps) + 1):  # a verdict: only export
+    for step in range(progress.step + 1, (0 if progress.verdict else cfg.num_steps) + 1):  # a verdict: only export
         run.begin_step(step)
 
         # 1) give the engine the new weights, sample group_size responses to each prompt, score each as it finishes

@@ -307,22 +307,6 @@ def more_seconds(row, spent):
     return {name: row.get(name, 0.0) + s for name, s in seconds(spent).items() if name.startswith("seconds_")}
 
 
-def no_signal(silent_steps, row, example=""):
-    """
-    Warn in one line, or return "": after 5 steps in a row without anything to learn from, then every 10, and where no
-    held-out response is right before the first step. tools/advice.py names the cause and a fix. example: a file of
-    samples/ with responses to read.
-    """
-    at_start = row.get("step") == 0 and row.get("correct") == 0
-    if not at_start and silent_steps != 5 and (not silent_steps or silent_steps % 10):
-        return ""
-    fact = "no held-out response is right yet" if at_start else f"nothing to learn from for {silent_steps} steps"
-    if not has_tools():
-        return f"warning: {fact}"
-    from tools.advice import why_no_signal
-    return f"warning: {fact}: {why_no_signal(row, example)}"
-
-
 def console_lines(row, num_steps):
     """
     Show a row on the console, called as the columns are: one line, and another one for held-out success. A line has at

@@ -99,6 +99,7 @@ class Progress:
     steered: int = -1             # the last step that controllers and the guard have seen, onebox/steering.py
     changed: dict = field(default_factory=dict)  # settings that they have changed
     guard: dict | None = None     # what tools/guard.py remembers
+    verdict: str = ""             # why the guard ends the run
     row: dict | None = None       # metrics row of `step`, without its evaluation
 
     def count_update(self, finite):
@@ -123,9 +124,10 @@ def open_run(cfg, origin, device, fingerprints):
     fingerprints {"model": ..., "training": ...}: of what the run will use. ConfigError, in one line, if the directory
     holds a run of other settings, data or models, if it is in use, or if no checkpoint in it can be used.
     """
-    if getattr(cfg, "guard", "") == "act" and not (cfg.eval_prompts and has_tools()):
+    good = getattr(cfg, "guard", "") != "act" or cfg.eval_prompts and 0 < cfg.eval_every < cfg.num_steps and has_tools()
+    if not good:
         raise ConfigError('guard = "act" goes back to weights by their held-out success and asks tools/guard.py: set '
-                          'eval_prompts and keep tools/, or take guard = "observe"')
+                          'eval_prompts and eval_every, keep tools/, or take guard = "observe"')
     path = run_folder(cfg, fingerprints)
     done, reached = (checkpoint.exported_step(f"{path}/model", key) for key in ("step", "num_steps"))
     if max(done, reached) < cfg.num_steps:
@@ -247,7 +249,7 @@ class Run:
         self.main, self.clock, self.stop_signals = dist.get_rank() == 0, Clock(device), None
         self.wandb, self.reporting, self.about, self.unwritten = None, None, {}, {}  # unwritten: {file: text}
         self.failures, self.retry_at, self.saved_step = 0, math.inf, 0
-        self.logged, self.verdict = None, ""  # the newest row of metrics; why the guard ends the run
+        self.logged = None  # the newest row of metrics, on rank 0
         self.lock = lock(path)  # nobody reads config.json after this, a collective
         CONTEXT["folder"] = path
         resolved, why = gather([plain_settings(cfg, device, record_of(path))] if self.main else [])[0]
@@ -411,12 +413,13 @@ class Run:
         self.clock.phase("other")
 
     def needed(self):
-        """Return the steps whose checkpoint the guard may go back to."""
-        return {(self.progress.guard or {}).get("good")} if getattr(self.cfg, "guard", "") == "act" else set()
+        """Return the newest step that an acting guard may go back to, None if there is none."""
+        good = (self.progress.guard or {}).get("good") if getattr(self.cfg, "guard", "") == "act" else None
+        return max((s for s in checkpoint.saved_steps(self.path) if good is not None and s <= good), default=None)
 
     def stop_reason(self):
         """Return "", or why all ranks stop after this step: the guard, a signal or max_hours. Collective."""
-        if self.verdict:
+        if self.progress.verdict:
             return "the guard"
         late = self.cfg.max_hours and time.monotonic() - distributed.START >= self.cfg.max_hours * 3600
         code = int(max_over_ranks(self.stop_signals[0] if self.stop_signals else late, self.device))
@@ -443,16 +446,18 @@ class Run:
 
     def log(self, row):
         """Finish a step: its row of metrics with the seconds since clock.take(), console, warnings, the report."""
-        self.logged = row = row | metrics.more_seconds(row, self.clock.take())
+        row = row | metrics.more_seconds(row, self.clock.take())
+        row |= {"changed": dict(self.progress.changed)} if self.progress.changed else {}
         if not self.main:
             return
         self.write_row(row)  # after all else that a step writes: it says that the step is finished
-        example = os.path.join(self.path, "samples", f"step_{row['step']:06d}.jsonl.gz")
-        kept = getattr(self.cfg, "keep_rollouts", 0) and os.path.exists(example)
-        warnings = [metrics.no_signal(self.progress.silent_steps, row, example if kept else "")]
-        if row["step"] >= self.tail_due and has_tools():
-            from tools.advice import long_tail
-            if note := long_tail(row):
+        warnings = []
+        if has_tools():
+            from tools.advice import long_tail, no_signal
+            example = os.path.join(self.path, "samples", f"step_{row['step']:06d}.jsonl.gz")
+            kept = getattr(self.cfg, "keep_rollouts", 0) and os.path.exists(example)
+            warnings = [no_signal(self.progress.silent_steps, row, example if kept else "")]
+            if row["step"] >= self.tail_due and (note := long_tail(row)):
                 warnings.append(note)
                 self.tail_due = row["step"] + 20
         for line in [*metrics.console_lines(row, self.cfg.num_steps), *filter(None, warnings)]:
@@ -465,7 +470,7 @@ class Run:
         """Append a row to metrics.jsonl. NaN and infinity become null, so that the file stays JSON."""
         if self.main:
             row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-            CONTEXT["row"] = row
+            CONTEXT["row"] = self.logged = row
             if has_tools():
                 from tools.advice import count_graphs
                 count_graphs(self, row["step"])
@@ -486,7 +491,8 @@ class Run:
         """End the run: say that it was stopped, or export the model to model/ and make the last report. Collective."""
         step = self.progress.step
         checkpoint.prune(self.path, self.cfg.keep_checkpoints, self.needed())  # only now the best is known
-        if stopped_by and step < self.cfg.num_steps and not self.verdict:
+        verdict = self.progress.verdict
+        if stopped_by and step < self.cfg.num_steps and not verdict:
             self.say(f"stopped by {stopped_by} after step {step}; the same command continues")
         else:
             dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
@@ -498,8 +504,8 @@ class Run:
             self.say(f"done: {self.path}  ({kept}, and the model as a Hugging Face directory: {self.path}/model)")
         if self.wandb is not None:
             self.wandb.close()
-        if self.verdict:
-            raise ConfigError(f"the guard ended it; {self.path}/model has the last good weights: {self.verdict}", 6)
+        if verdict:
+            raise ConfigError(f"the guard ended it; {self.path}/model has the last good weights: {verdict}", 6)
 
 
 def listen_for_signals(wanted=(signal.SIGTERM, signal.SIGUSR1)):

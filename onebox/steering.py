@@ -8,7 +8,6 @@ import json
 from dataclasses import asdict, replace
 
 from onebox import checkpoint
-from onebox.config import ConfigError
 from onebox.distributed import gather
 from onebox.files import has_tools
 
@@ -34,7 +33,7 @@ def adapt_temperature(temperature, entropy, target, start):
 
 
 def current_settings(cfg, progress):
-    return replace(cfg, **{"kl_coef": progress.kl_coef} | progress.changed)
+    return replace(cfg, **progress.changed | {"kl_coef": progress.kl_coef})
 
 
 def next_settings(run, progress, engine):
@@ -48,7 +47,7 @@ def next_settings(run, progress, engine):
         control_entropy(run.cfg, progress, row.get("entropy"))
         if run.cfg.guard != "off" and has_tools():
             ask_guard(run, progress, row, engine)
-    if run.cfg.guard == "act" and progress.step == 0:
+    if run.cfg.guard == "act" and run.saved_step < 0:
         run.save(progress)  # the start is what a run that goes wrong at once goes back to
     return current_settings(run.cfg, progress)
 
@@ -71,35 +70,42 @@ def ask_guard(run, progress, row, engine):
     """Ask tools/guard.py about a row, log what it sees, and under guard = "act" do what it says."""
     event = None
     if run.main:
+        from tools.alarms import in_words
         from tools.guard import look, new_state
         settings = asdict(current_settings(run.cfg, progress))
         progress.guard, event = look(progress.guard or new_state(), row, settings)
+        event = event and event | {"line": in_words(event, settings)}
     event = gather([event] if run.main else [])[0]
     if event is None:
         return
     event["acted"] = run.cfg.guard == "act" and event["action"] != "none"
+    note = '  (guard = "act" would)' * (event["action"] != "none" and not event["acted"])
     if event["acted"]:
         if event["action"] != "change":
-            event["to_step"] = roll_back(run, engine, event["to_step"] or 0)
-        run.verdict = event["line"] if event["action"] == "stop" else ""
+            asked, event["to_step"] = event["to_step"], roll_back(run, engine, event["to_step"])
+            note = "" if asked == event["to_step"] else f"  (with weights of step {event['to_step']}, which are there)"
+        progress.verdict = event["line"] if event["action"] == "stop" else ""
         progress.kl_coef = event["settings"].get("kl_coef", progress.kl_coef)
-        progress.changed |= {name: value for name, value in event["settings"].items() if name != "kl_coef"}
+        progress.changed |= event["settings"]
     run.append("guard.jsonl", json.dumps(event) + "\n")
-    observed = event["action"] != "none" and not event["acted"]
-    run.say(f"guard: {event['line']}" + '  (guard = "act" would)' * observed)
+    run.say(f"guard: {event['line']}{note}")
 
 
 def roll_back(run, engine, to_step):
-    """Load weights and optimizers of the newest checkpoint up to a step. Return its step. Collective."""
-    engine.sleep()
-    engine.version = None  # whatever it holds, it is no longer the policy
-    steps = gather([step for step in checkpoint.saved_steps(run.path) if step <= to_step] if run.main else [])
-    for step in reversed(steps):
+    """
+    Load weights and optimizers of the newest sound checkpoint up to a step (None: none is known to be good). Return its
+    step; where there is none, the present one: the run keeps its weights. Collective.
+    """
+    found = [] if to_step is None else [step for step in checkpoint.saved_steps(run.path) if step <= to_step]
+    for step in reversed(gather(found if run.main else [])):
+        engine.sleep()
+        engine.version = None  # whatever it holds, it is no longer the policy
         try:
+            if problem := checkpoint.agree(checkpoint.attempt(checkpoint.damage, run.path, step)):
+                raise checkpoint.Damaged(problem)
             checkpoint.load_state(run.path, step, run.models)
         except checkpoint.Damaged as error:
             checkpoint.set_aside(run.path, step, error, run.say)
         else:
             return step
-    raise ConfigError(f"{run.path}: the guard wants to go back to step {to_step}, and no checkpoint up to there can be "
-                      "loaded: start again with --guard observe, or with another --name", checkpoint.NO_CHECKPOINT)
+    return run.progress.step

@@ -19,7 +19,8 @@ from onebox.steering import adapt_entropy_coef, adapt_temperature, control_entro
 from tools import guard
 from tools.alarms import alarms
 
-SETTINGS = dict(prompts_per_step=16, eval_prompts=128, num_steps=100, lr=1e-4, kl_in="none", kl_coef=0.001,
+SETTINGS = dict(prompts_per_step=16, eval_prompts=128, eval_samples=2, dynamic_sampling=0, num_steps=100, lr=1e-4,
+                kl_in="none", kl_coef=0.001,
                 updates_per_step=1, epochs_per_step=1, clip_low=0.2, clip_high=0.2, entropy_coef=0.0,
                 entropy_target=0.0, temperature=1.0, mismatch_cap=2.0, on_truncated="keep", guard="observe")
 
@@ -114,7 +115,8 @@ def test_a_reward_that_falls_is_an_alarm_within_four_steps_and_says_since_when()
 
 @pytest.mark.parametrize("settings, change", [
     (dict(), {"lr": pytest.approx(2e-5)}), (dict(temperature=1.4), {"temperature": 1.0}),
-    (dict(entropy_coef=0.1, temperature=1.4), {"entropy_coef": 0.0, "entropy_target": 0.0})])
+    (dict(entropy_coef=0.1, temperature=1.4), {"entropy_coef": 0.0}),
+    (dict(entropy_target=0.3), {"entropy_coef": 0.0, "entropy_target": 0.0})])
 def test_gibberish_is_entropy_up_and_mended_by_what_drives_it(settings, change):
     event = alarm(lambda step: collapsed(step, **GIBBERISH), **settings)
     assert event["saw"] == "gibberish" and event["step"] <= 44 and event["settings"] == change
@@ -151,11 +153,15 @@ def test_a_reward_hack_is_held_out_success_that_falls_while_the_reward_does_not(
     rows = well(60)
     for r in rows:
         r["reward"] += max(0, r["step"] - 20) / 100
+        r["correct"] = r["reward"]
     for step, success in ((10, 0.5), (20, 0.52), (30, 0.5), (40, 0.3), (50, 0.2)):
         rows[step - 1]["eval_correct"] = success
     event = events_of(rows)[0]
     assert (event["saw"], event["step"], event["action"], event["to_step"]) == ("reward hack", 40, "stop", 30)
     assert event["settings"] == {} and "no setting mends a reward" in event["line"]
+    for r in rows:
+        r["correct"] = 0.1  # what training itself finds right fell too: no hole in what is right
+    assert events_of(rows)[0]["saw"] == "divergence"
 
 
 def test_held_out_success_may_fall_as_far_as_chance_explains():
@@ -167,10 +173,12 @@ def test_held_out_success_may_fall_as_far_as_chance_explains():
 
 
 def test_an_engine_that_disagrees_is_a_mismatch():
-    event = alarm(lambda step: row(step, mismatch_mean=0.05))
-    assert event["saw"] == "mismatch" and event["step"] == 41 and event["action"] == "none"  # nothing is lost yet
+    event = alarm(lambda step: row(step, mismatch_mean=0.03))
+    assert event["saw"] == "mismatch" and event["step"] == 42 and event["action"] == "none"  # nothing is lost yet
     assert alarm(lambda step: collapsed(step, mismatch_mean=0.05))["saw"] == "mismatch"
-    assert alarm(lambda step: row(step, mismatch_mean=0.05), mismatch_cap=0.0)["settings"] == {"mismatch_cap": 2.0}
+    # above the bound of bfloat16, which ends a run by default, it needs no past
+    assert events_of([row(1), row(2, mismatch_mean=0.06)])[0]["step"] == 2
+    assert alarm(lambda step: row(step, mismatch_mean=0.03), mismatch_cap=0.0)["settings"] == {"mismatch_cap": 2.0}
 
 
 def test_groups_that_agree_in_being_wrong_are_starved():
@@ -194,6 +202,62 @@ def test_a_run_that_a_setting_far_out_holds_back_gets_less_of_it(far, change, pu
     assert events_of(rows[:35], **far) == []  # it has risen
 
 
+def test_what_no_setting_mends_is_said_every_twenty_steps_and_hides_nothing_else():
+    rows = well(20) + [row(step, zero_variance_groups=1.0, correct=0.0) for step in range(21, 62)]
+    assert [e["step"] for e in events_of(rows)] == [25, 45] and {e["saw"] for e in events_of(rows)} == {"starved"}
+    rows[35:] = [collapsed(step, zero_variance_groups=1.0) for step in range(36, 62)]
+    assert [e["saw"] for e in events_of(rows)][:2] == ["starved", "divergence"]
+
+
+def test_groups_that_agree_in_being_right_or_are_replaced_are_no_alarm():
+    rows = [row(step, zero_variance_groups=0.95, correct=0.9) for step in range(1, 60)]
+    assert events_of(rows) == []
+    rows = [r | {"correct": 0.1} for r in rows]
+    assert events_of(rows, dynamic_sampling=3) == [] and events_of(rows)[0]["saw"] == "starved"
+
+
+def test_the_row_of_step_0_is_no_part_of_the_training_baseline():
+    """Held-out problems may be easier: 0.75 there, 0.35 in training."""
+    rows = [row(0, reward=0.75, correct=0.75, eval_correct=0.75)]
+    rows += [r | {"reward": r["reward"] - 0.15} for r in well(300)]
+    assert events_of(rows) == []
+
+
+def test_thirty_problems_and_many_evaluations_are_no_alarm():
+    """Each evaluation is 30 fair coins; the best of 100 lies 2.4 standard errors of 0.09 above the mean."""
+    noise, alarms_of_runs = random.Random(0), 0
+    for run in range(20):
+        rows = well(200, seed=run)
+        for r in rows[9::10]:
+            r |= {"eval_correct": sum(noise.random() < 0.5 for _ in range(30)) / 30, "eval_rollouts": 60}
+        alarms_of_runs += len(events_of(rows))
+    assert alarms_of_runs == 0
+
+
+def test_a_reward_that_falls_while_held_out_success_stands_is_forgiven_there():
+    """Harder prompts from step 31 on. The evaluation of step 32 is as good as the one before."""
+    rows = well(30) + [r | {"reward": r["reward"] - 0.25} for r in well(60, start=31)]
+    rows[19]["eval_correct"], rows[31]["eval_correct"] = 0.5, 0.5
+    assert events_of(rows) == []
+
+
+def test_a_rise_of_the_mismatch_with_the_entropy_is_no_fault_of_the_engine():
+    rows = well(40) + [row(step, mismatch_mean=0.02 * 1.07 ** (step - 40), entropy=0.25 * 1.07 ** (step - 40))
+                       for step in range(41, 80)]
+    rows[:40] = [r | {"mismatch_mean": 0.02} for r in rows[:40]]  # as in bfloat16
+    assert events_of(rows) == []
+
+
+def test_no_row_makes_the_guard_raise():
+    noise, odd = random.Random(0), (None, float("nan"), float("inf"), -1.0, 0.0, 0.5, 1e9, "text", True, {})
+    state, names = guard.new_state(), [*guard.SIGNALS, "reward_std", "correct", "eval_correct", "eval_rollouts"]
+    for step in range(400):
+        r = {name: noise.choice(odd) for name in names if noise.random() < 0.8}
+        r |= {name: noise.choice((None, float("nan"), 0.0, 0.3, 1.0)) for name in ("correct", "eval_correct")}
+        state, event = guard.look(state, {"step": step, **r}, SETTINGS | {"guard": noise.choice(("act", "observe"))})
+        json.dumps([state, event], allow_nan=False)
+
+
 # ---------------------------------------------------------------- acting
 
 
@@ -210,6 +274,8 @@ def act(rows, settings):
 
 def test_three_roll_backs_then_the_run_is_stopped_and_lr_keeps_its_bound():
     rows = [row(0, eval_correct=0.4), *well(10), *(collapsed(step) for step in range(11, 100))]
+    for r in rows[15::5]:
+        r["eval_correct"] = 0.02
     events, settings, state = act(rows, {})
     assert [e["action"] for e in events[:4]] == ["roll back"] * 3 + ["stop"]
     assert [e["to_step"] for e in events[:4]] == [0] * 4 and state["roll_backs"] == 3
@@ -258,6 +324,25 @@ def test_a_state_that_went_through_json_decides_the_same():
     assert events
 
 
+def test_another_temperature_begins_another_past():
+    """Rewards of 0.5 at temperature 0.1, then of 0.25 at 1: lower, but no collapse."""
+    rows = [row(0, eval_correct=0.3), *well(80)]
+    for r in rows[10::10]:
+        r["eval_correct"] = 0.3
+    for r in rows[31:]:
+        r |= {"reward": r["reward"] - 0.25, "entropy": 0.9}
+    events, settings, _ = act(rows, dict(temperature=0.1))
+    assert [(e["step"], e["saw"]) for e in events] == [(30, "held back")] and settings["temperature"] == 1.0
+
+
+def test_what_a_controller_would_undo_is_switched_off_too():
+    settings = SETTINGS | dict(temperature=1.5, entropy_target=0.3, kl_in="reward_k1", kl_coef=1.0, kl_target=0.01,
+                               critic_lr=1e-3)
+    assert guard.remedy("gibberish", settings | {"entropy_coef": 0.0}, {"lr": 1e-4})["entropy_target"] == 0.0
+    assert guard.remedy("held back", settings, {"lr": 1e-4}) == {"kl_coef": 0.1, "kl_target": 0.0}
+    assert guard.remedy("entropy gone", settings, {"lr": 1e-4}) == {"lr": 2e-5, "critic_lr": 2e-4}
+
+
 # ---------------------------------------------------------------- controllers
 
 
@@ -296,8 +381,9 @@ def diagnose(state, row, settings):
     if row["step"] == 3 and state["roll_backs"] == 0:
         return "divergence", ["reward-"], True
 def remedy(saw, settings, began):
-    if saw == "divergence":
-        return {"lr": settings["lr"] / 5} if "adv_std" in settings else {"kl_coef": settings["kl_coef"] / 10}
+    if saw != "divergence":
+        return {}
+    return {"lr": settings["lr"] / 5} if "adv_std" in settings else {"kl_coef": settings["kl_coef"] / 10}
 guard.diagnose, guard.remedy = diagnose, remedy
 """
 HASHES = FAKE + """

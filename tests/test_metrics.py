@@ -22,7 +22,6 @@ from onebox.metrics import (
     empty_row,
     explain_values,
     more_seconds,
-    no_signal,
     rollout_row,
     seconds,
     summarize,
@@ -32,7 +31,7 @@ from onebox.rundir import Progress
 from policy import pack
 from rewards import Score
 from rollout import Rollout
-from tools.advice import count_graphs, long_tail
+from tools.advice import count_graphs, long_tail, no_signal
 
 # ---------------------------------------------------------------------------------------------------------------
 # rollouts
@@ -183,12 +182,6 @@ def test_counting_words_stays_linear_in_hostile_text():
 # ---------------------------------------------------------------------------------------------------------------
 # rows and lines
 # ---------------------------------------------------------------------------------------------------------------
-
-
-def test_without_tools_a_silent_run_still_says_that_it_is(monkeypatch):
-    monkeypatch.setattr(metrics, "has_tools", lambda: False)
-    assert no_signal(20, of_silence(0, 0, 0, 64)) == "warning: nothing to learn from for 20 steps"
-    assert no_signal(4, of_silence(0, 0, 0, 64)) == ""
 
 
 def of_silence(raised, cut, right, unformed, total=64):

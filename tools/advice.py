@@ -6,6 +6,19 @@ import math
 import sys
 
 
+def no_signal(silent_steps, row, example=""):
+    """
+    Warn in one line, or return "": after 5 steps in a row without anything to learn from, then every 10, and where no
+    held-out response is right before the first step. With the cause and a fix. example: a file of samples/ with
+    responses to read.
+    """
+    at_start = row.get("step") == 0 and row.get("correct") == 0
+    if not at_start and silent_steps != 5 and (not silent_steps or silent_steps % 10):
+        return ""
+    fact = "no held-out response is right yet" if at_start else f"nothing to learn from for {silent_steps} steps"
+    return f"warning: {fact}: {why_no_signal(row, example)}"
+
+
 def why_no_signal(row, example=""):
     """
     Name the cause that most responses of a step have why there is nothing to learn from them, with counts, and a fix.

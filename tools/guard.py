@@ -3,7 +3,7 @@ Watch a run: notice that it goes wrong, name what it is, and say what would mend
 
 Pure functions of the rows of metrics.jsonl and of the settings; the state is plain JSON and lies in the checkpoint. A
 run is compared with its own past: no threshold says how high an entropy may be. onebox/steering.py carries out what is
-decided here, if guard = "act"; tools/alarms.py asks it about runs that are there; docs/stability.md shows each failure.
+decided here, if guard = "act"; tools/alarms.py puts it into words. docs/stability.md shows each failure.
 
 Each signal has a baseline, median and MAD of its last 20 values, and a cumulative sum of the deviations in each
 direction (CUSUM; Page, Biometrika 41, 1954). Unusual is not yet bad: in a good run entropy falls and length grows. So
@@ -17,35 +17,31 @@ import statistics
 WINDOW = 20     # values of a baseline
 SLACK = 1.0     # standard deviations a step that a cumulative sum forgives: half of the shift that is to be noticed
 LIMIT = 6.0     # of a cumulative sum: a shift of 3 standard deviations reaches it in 3 steps
-QUIET = 3       # steps after an action without another one; 10 after an alarm that changed nothing
+QUIET = 3       # steps after an action without another one; 10 after one that was only observed
+AGAIN = 20      # steps after which what no setting mends is said again
 ROLL_BACKS = 3  # of a run; then it is stopped
 LR_CUT = 5      # lr is divided by it, four times at most
 # signal: (whether its logarithm is watched, the least standard deviation: in logs, or as a share of the median)
 SIGNALS = {"reward": (False, 0.05), "truncated": (False, 0.05), "format_error": (False, 0.05), "entropy": (False, 0.08),
            "response_len": (False, 0.08), "zero_variance_groups": (False, 0.05), "grad_norm": (True, 0.3),
            "approx_kl": (True, 0.5), "mismatch_mean": (True, 0.5)}
+FLOORS = {"approx_kl": 1e-5, "mismatch_mean": 1e-5}  # below them it is rounding
 SHARES = ("truncated", "format_error", "zero_variance_groups")  # of responses or groups
 WITNESSES = ("truncated+", "format_error+", "entropy+", "entropy-", "response_len+", "response_len-", "grad_norm+",
              "zero_variance_groups+", "approx_kl+", "mismatch_mean+")  # what confirms that a fall of the reward is real
-VERDICTS = {"reward hack": "the reward rises while held-out success falls: no setting mends a reward, read samples/",
-            "mismatch": "engine and trainer disagree, and importance weights are on: look at the weight sync",
-            "length cap": "responses do not fit: raise max_response_len",
-            "starved": "groups agree, most of them wrong: take easier prompts, a larger group or dynamic_sampling"}
-OF_WEIGHTS = ("past", "rewards", "spreads", "seen", "best_reward", "evals")  # what comes back with earlier weights
+OF_SAMPLES = {  # void at another temperature
+    "past": {}, "rewards": [], "spreads": [], "rights": [], "seen": 0, "best_reward": None}
 
 
 def new_state():
-    return {"step": -1, "past": {}, "sums": {}, "since": {}, "rewards": [], "spreads": [], "seen": 0, "evals": [],
-            "best_reward": None, "silent": 0, "quiet_until": 0, "roll_backs": 0, "good": None, "snapshot": None,
-            "began": None}
+    return copy.deepcopy(OF_SAMPLES) | {"step": -1, "sums": {}, "since": {}, "evals": [], "problems": 1, "silent": 0,
+                                        "told": {}, "quiet_until": 0, "roll_backs": 0, "good": None, "snapshot": None,
+                                        "began": None}
 
 
 def number(row, name):
     value = row.get(name)
     return value if isinstance(value, (int, float)) and math.isfinite(value) else None
-
-
-# ---------------------------------------------------------------- signals
 
 
 def spread_of(name, values, prompts):
@@ -54,7 +50,7 @@ def spread_of(name, values, prompts):
     spread = 1.4826 * statistics.median(abs(v - middle) for v in values)
     spread = max(spread, least if in_logs else least * abs(middle), 1e-9)
     if name in SHARES:  # binomial, of half a success more than were seen, so that 0 of 16 is no certainty
-        share = (middle * prompts + 0.5) / (prompts + 1)
+        share = (min(1.0, max(0.0, middle)) * prompts + 0.5) / (prompts + 1)
         spread = max(spread, math.sqrt(share * (1 - share) / prompts))
     return middle, spread
 
@@ -62,17 +58,24 @@ def spread_of(name, values, prompts):
 def reward_noise(state, prompts):
     """Return the standard deviation of a step's reward, from differences of steps; at least std / sqrt(prompts)."""
     differences = [abs(b - a) for a, b in zip(state["rewards"], state["rewards"][1:], strict=False)]
-    typical = max(statistics.median(state["spreads"]), statistics.fmean(state["spreads"][-3:])) / math.sqrt(prompts)
+    typical = statistics.fmean(sorted(state["spreads"])[len(state["spreads"]) // 2:]) / math.sqrt(prompts)
     return max(typical, 1.4826 / math.sqrt(2) * statistics.median(differences) if differences else 0.0, 1e-9)
 
 
-def add_row(state, row, prompts):
-    """Add the values of a row to the baselines and to the cumulative sums."""
+def add_row(state, row, settings):
+    """Add the values of a row to the baselines and to the cumulative sums; of step 0 only what is held out."""
+    prompts, samples = max(1, settings["prompts_per_step"]), settings["eval_samples"]
+    if (success := number(row, "eval_correct")) is not None:
+        state["evals"] = [*state["evals"], [row["step"], success]][-100:]
+        asked = (number(row, "eval_rollouts") or 0) / samples if samples else 0  # the data may hold fewer
+        state["problems"] = max(1, asked or settings["eval_prompts"])
+    if row["step"] == 0:  # its other columns describe held-out responses
+        return
     for name, (in_logs, _) in SIGNALS.items():
-        value = number(row, name)
-        if value is None or in_logs and value <= 0:
+        value, past = number(row, name), state["past"].get(name, [])
+        if value is None or in_logs and value <= 0 and name not in FLOORS:
             continue
-        value, past = math.log(value) if in_logs else value, state["past"].get(name, [])
+        value = math.log(max(value, FLOORS.get(name, 0.0))) if in_logs else value
         if len(past) >= 3:
             middle, spread = spread_of(name, past, prompts)
             spread = max(spread, reward_noise(state, prompts)) if name == "reward" else spread
@@ -83,20 +86,17 @@ def add_row(state, row, prompts):
                     state["since"][key] = row["step"]
             value = min(max(value, middle - 2 * spread), middle + 2 * spread)  # an outlier moves no baseline far
         state["past"][name] = [*past, value][-WINDOW:]
-    agree, right = number(row, "zero_variance_groups") or 0.0, number(row, "correct") or 0.0
-    state["silent"] = state["silent"] + 1 if agree >= 0.9 and right < 0.9 else 0
+    agree, right = number(row, "zero_variance_groups") or 0.0, min(1.0, max(0.0, number(row, "correct") or 0.0))
+    wrong = agree >= 0.9 and right < 0.5 and not settings["dynamic_sampling"]  # it replaces such groups
+    state["silent"] = state["silent"] + 1 if wrong else 0
     if (reward := number(row, "reward")) is not None:
         spread = number(row, "reward_std")  # logs of older runs lack it
         state["spreads"] = [*state["spreads"], math.sqrt(right * (1 - right)) if spread is None else spread][-WINDOW:]
         state["rewards"], state["seen"] = [*state["rewards"], reward][-WINDOW:], state["seen"] + 1
+        state["rights"] = [*state["rights"], right][-3:]
         if len(state["rewards"]) >= 4:
-            levels = [statistics.median(state["rewards"][:-3][-10:]), state["best_reward"]]
-            state["best_reward"] = max(level for level in levels if level is not None)
-    if (success := number(row, "eval_correct")) is not None:
-        state["evals"] = [*state["evals"], [row["step"], success]][-100:]
-
-
-# ---------------------------------------------------------------- harm
+            before = state["rewards"][:-3][-10:]  # [level, of how many steps it is the median]
+            state["best_reward"] = max([statistics.median(before), len(before)], state["best_reward"] or [-math.inf, 1])
 
 
 def reward_fell(state, prompts):
@@ -104,15 +104,20 @@ def reward_fell(state, prompts):
     Return how far the mean reward of 3 steps lies below its best level, the highest median of 10 steps: 0 not told from
     chance, 1 a fall that an unusual signal must confirm, 2 one that needs no witness.
 
-    The lowest of n normal values lies sqrt(2 ln n) standard deviations down: so much chance has, and 2 more are asked.
+    The lowest of n normal values lies sqrt(2 ln n) standard deviations down: so much chance has, and 1.5 more are
+    asked. The deviation is that of a mean of 3 steps less a median of n, whose variance is pi / 2 / n of a step's.
     """
-    if state["best_reward"] is None or len(state["rewards"]) < 4:
+    if state["best_reward"] is None:
         return 0
-    drop, typical = state["best_reward"] - statistics.fmean(state["rewards"][-3:]), max(state["spreads"])
-    deviations = math.sqrt(2 * math.log(state["seen"])) + 2
-    if drop <= max(deviations * reward_noise(state, prompts) / math.sqrt(3), 0.4 * typical):
+    (best, steps), typical = state["best_reward"], max(state["spreads"])
+    drop, deviation = best - statistics.fmean(state["rewards"][-3:]), math.sqrt(1 / 3 + math.pi / 2 / steps)
+    if drop <= max((luck(state["seen"]) + 1.5) * deviation * reward_noise(state, prompts), 0.4 * typical):
         return 0
     return 2 if drop > 0.7 * typical else 1
+
+
+def luck(count):
+    return math.sqrt(2 * math.log(max(2, count)))
 
 
 def standard_error(a, b, problems):
@@ -120,39 +125,36 @@ def standard_error(a, b, problems):
     return math.sqrt((a * (1 - a) + b * (1 - b) + 0.5 / problems) / problems)
 
 
-def held_out_fell(state, problems):
-    """Tell whether the newest held-out success lies below the best one by more than chance allows."""
-    if len(state["evals"]) < 2:
+def held_out_fell(state, row):
+    """Tell whether the held-out success of a row lies below the best one by more than chance, with as many tries."""
+    if number(row, "eval_correct") is None or len(state["evals"]) < 2:
         return False
     now, best = state["evals"][-1][1], max(success for _, success in state["evals"][:-1])
-    return best - now > max(0.05, 2.6 * standard_error(best, now, problems))
+    return best - now > max(0.05, (luck(len(state["evals"])) + 1.5) * standard_error(best, now, state["problems"]))
 
 
-def held_back(state, row, settings, problems):
-    """
-    Tell whether a quarter of the run is over, held-out success has not risen, and a setting lies far from what anybody
-    published: a KL coefficient above 0.04, a temperature outside 0.6 ... 1.2.
-    """
-    far = settings["kl_in"] != "none" and settings["kl_coef"] > 0.04 or not 0.6 <= settings["temperature"] <= 1.2
-    if not far or number(row, "eval_correct") is None or row["step"] < settings["num_steps"] / 4:
+def held_back(state, row, settings):
+    """Tell whether a quarter of the run is over, held-out success shows no rise, and KL or temperature is far out."""
+    warmup = settings.get("critic_warmup_steps", 0)
+    far = settings["kl_in"] != "none" and settings["kl_coef"] > 0.2 or not 0.5 <= settings["temperature"] <= 1.4
+    early = row["step"] < warmup + (settings["num_steps"] - warmup) / 4
+    if not far or early or number(row, "eval_correct") is None:
         return False
     first, now = state["evals"][0][1], state["evals"][-1][1]
-    return now < first + 2.6 * standard_error(first, now, problems)
-
-
-# ---------------------------------------------------------------- diagnosis and remedy
+    return now < first + 1.3 * standard_error(first, now, state["problems"])
 
 
 def diagnose(state, row, settings):
     """Return (what is wrong, the signals that show it, whether the weights are harmed), or None."""
-    prompts, problems = max(1, settings["prompts_per_step"]), max(1, settings["eval_prompts"])
     over, rewards = {key for key, total in state["sums"].items() if total >= LIMIT}, state["rewards"]
-    bad, fell = [key for key in WITNESSES if key in over], reward_fell(state, prompts)
-    worse = number(row, "eval_correct") is not None and held_out_fell(state, problems)
+    bad, fell = [key for key in WITNESSES if key in over], reward_fell(state, max(1, settings["prompts_per_step"]))
+    worse = held_out_fell(state, row)
     harmed, mismatch = fell == 2 or fell == 1 and bool(bad) or worse, number(row, "mismatch_mean") or 0.0
-    if "mismatch_mean+" in over and mismatch > 1e-3 or mismatch > 0.02:
+    tenfold = mismatch > 10 * math.exp(statistics.median(state["past"].get("mismatch_mean") or [0.0]))
+    if mismatch > 0.05 or "mismatch_mean+" in over and tenfold and mismatch > 1e-3 and "entropy+" not in over:
         return "mismatch", ["mismatch_mean+"], harmed
-    if worse and not fell and len(rewards) >= 4 and statistics.fmean(rewards[-3:]) >= state["best_reward"]:
+    best = max((success for _, success in state["evals"]), default=0.0)
+    if worse and not fell and state["rights"] and statistics.fmean(state["rights"]) >= best:  # by the reward alone
         return "reward hack", ["reward+"], True
     if harmed:
         several = settings["updates_per_step"] * settings["epochs_per_step"] > 1
@@ -161,37 +163,37 @@ def diagnose(state, row, settings):
                "entropy gone" if {"entropy-", "zero_variance_groups+"} <= over else "divergence")
         return saw, bad or ["reward-"], True
     stands = len(rewards) >= 10 and statistics.fmean(rewards[-5:]) <= statistics.fmean(rewards[-10:-5])
-    if "truncated+" in over and number(row, "truncated") > 0.25 and stands:  # where it rises, longer is better
+    if "truncated+" in over and (number(row, "truncated") or 0.0) > 0.25 and stands:  # where it rises, longer is better
         return ("gibberish" if "entropy+" in over else "length cap"), bad, False
     if state["silent"] >= 5:
         return "starved", ["zero_variance_groups+"], False
-    return ("held back", [], False) if held_back(state, row, settings, problems) else None
+    return ("held back", [], False) if held_back(state, row, settings) else None
 
 
 def remedy(saw, settings, began):
     """Return the first change of the plan that applies, {setting: value} within bounds; {} if no setting mends it."""
     several = settings["updates_per_step"] * settings["epochs_per_step"] > 1
     bonus = settings["entropy_coef"] > 0 or settings["entropy_target"] > 0
+    no_target = {"entropy_target": 0.0} if settings["entropy_target"] else {}  # the controller would undo it
+    rates = {name: settings[name] / LR_CUT for name in ("lr", "critic_lr") if settings.get(name)}
     changes = {
-        "no bonus": bonus and {"entropy_coef": 0.0, "entropy_target": 0.0},
-        "cooler": settings["temperature"] > 1 and {"temperature": 1.0},
-        "warmer": settings["temperature"] < 0.9 and {"temperature": 1.0},
+        "no bonus": bonus and {"entropy_coef": 0.0, **no_target},
+        "cooler": settings["temperature"] > 1 and {"temperature": 1.0, **no_target},
+        "warmer": settings["temperature"] < 0.9 and {"temperature": 1.0, **no_target},
         "clip": several and max(settings["clip_low"], settings["clip_high"]) > 0.3 and {
             "clip_low": 0.2, "clip_high": 0.2},
         "clip higher": several and settings["clip_high"] < 0.28 and {"clip_high": 0.28},
         "one update": settings["updates_per_step"] > 1 and {"updates_per_step": 1},
         "one epoch": settings["epochs_per_step"] > 1 and {"epochs_per_step": 1},
         "weights": settings["mismatch_cap"] == 0 and {"mismatch_cap": 2.0},
-        "less KL": settings["kl_in"] != "none" and settings["kl_coef"] > 0.04 and {"kl_coef": settings["kl_coef"] / 10},
-        "lower lr": settings["lr"] > began["lr"] / LR_CUT ** 3.5 and {"lr": settings["lr"] / LR_CUT}}
+        "less KL": settings["kl_in"] != "none" and settings["kl_coef"] > 0.04 and {
+            "kl_coef": settings["kl_coef"] / 10, **({"kl_target": 0.0} if settings.get("kl_target") else {})},
+        "lower lr": settings["lr"] > began["lr"] / LR_CUT ** 3.5 and rates}
     plan = {"gibberish": ("no bonus", "cooler", "clip", "lower lr"), "held back": ("less KL", "cooler", "warmer"),
             "off-policy": ("clip", "one update", "one epoch", "lower lr"), "mismatch": ("weights",), "reward hack": (),
             "divergence": ("no bonus", "clip", "less KL", "lower lr"), "starved": ("warmer",), "length cap": (),
             "entropy gone": ("warmer", "clip higher", "lower lr")}[saw]
     return next((changes[name] for name in plan if changes[name]), {})
-
-
-# ---------------------------------------------------------------- one step
 
 
 def look(state, row, settings):
@@ -205,45 +207,44 @@ def look(state, row, settings):
     state, step = copy.deepcopy(state), row["step"]
     state["step"], state["began"] = step, state["began"] or {"lr": settings["lr"]}
     before = {name: statistics.median(past) for name, past in state["past"].items()}
-    add_row(state, row, max(1, settings["prompts_per_step"]))
+    add_row(state, row, settings)
     found = diagnose(state, row, settings) if step >= max(1, state["quiet_until"]) else None
-    if found is None:
-        keep_as_good(state, row, settings)
+    saw, where, harmed = found or ("", [], False)
+    if not harmed:
+        keep_as_good(state, row)
+    if not saw or step < state["told"].get(saw, -AGAIN) + AGAIN:
         return state, None
-    saw, where, harmed = found
     change, rolled = remedy(saw, settings, state["began"]), state["roll_backs"]
     action = ("stop" if harmed and (not change or rolled >= ROLL_BACKS) else "roll back" if harmed else
               "change" if change else "none")
-    names = dict.fromkeys([*(key[:-1] for key in where), "reward"])
-    numbers = {name: [math.exp(before[name]) if SIGNALS[name][0] else before[name], row.get(name)]
-               for name in names if name in before}
+    numbers = {name: [math.exp(before[name]) if SIGNALS[name][0] else before[name], number(row, name)]
+               for name in dict.fromkeys(key[:-1] for key in where) if name in before and name != "reward"}
+    if state["best_reward"]:
+        numbers["reward"] = [state["best_reward"][0], statistics.fmean(state["rewards"][-3:])]
+    if number(row, "eval_correct") is not None:
+        numbers["eval_correct"] = [max(one for _, one in state["evals"]), state["evals"][-1][1]]
     event = {"step": step, "saw": saw, "since": min((state["since"].get(key, step) for key in where), default=step),
              "numbers": numbers, "action": action, "settings": {} if action == "stop" else change,
              "to_step": state["good"] if harmed else None}
-    event["line"] = in_words(event, settings)
-    acting = settings["guard"] == "act" and action != "none"
-    if acting and action == "roll back" and state["snapshot"]:
-        state |= copy.deepcopy(state["snapshot"]) | {"roll_backs": rolled + 1}
+    if action == "none":
+        state["told"][saw] = step
+        return state, event
+    acting = settings["guard"] == "act"
+    if acting and action == "roll back":  # the past of the weights that come back
+        state |= copy.deepcopy(state["snapshot"] or OF_SAMPLES) | {"roll_backs": rolled + 1}
+    if acting and "temperature" in change:
+        state |= copy.deepcopy(OF_SAMPLES)
+        state["snapshot"] = (state["snapshot"] or {}) | copy.deepcopy(OF_SAMPLES)
     return state | {"sums": {}, "since": {}, "silent": 0, "quiet_until": step + 1 + (QUIET if acting else 10)}, event
 
 
-def keep_as_good(state, row, settings):
+def keep_as_good(state, row):
     """Remember a step whose held-out success is not worse than the best, and the past as it is there."""
     if (success := number(row, "eval_correct")) is None:
         return
     best = max(one for _, one in state["evals"])
-    if success >= best - standard_error(best, success, max(1, settings["eval_prompts"])):
-        state |= {"good": row["step"], "snapshot": {name: copy.deepcopy(state[name]) for name in OF_WEIGHTS}}
-
-
-def in_words(event, settings):
-    """Say in one line what is seen, since when, the numbers, and what is or would be changed."""
-    numbers = ", ".join(f"{name} {a:.3g} -> {b:.3g}" for name, (a, b) in event["numbers"].items() if b is not None)
-    change = ", ".join(f"{name} {settings[name]} -> {value:.3g}" if isinstance(value, float) else
-                       f"{name} {settings[name]} -> {value}" for name, value in event["settings"].items())
-    back = f"the weights of step {event['to_step'] or 0}"
-    what = {"stop": f"stop with {back}; {VERDICTS.get(event['saw'], 'no setting within bounds is left to try')}",
-            "roll back": f"go back to {back} with {change}", "change": f"go on with {change}",
-            "none": VERDICTS.get(event["saw"], "no setting within bounds is left to try")}[event["action"]]
-    since = f" since step {event['since']}" if event["since"] < event["step"] else ""
-    return f"step {event['step']}: {event['saw']}{since} ({numbers}): {what}"
+    if success >= best - standard_error(best, success, state["problems"]):
+        if state["best_reward"] and statistics.fmean(state["rewards"][-3:]) < state["best_reward"][0]:
+            state["best_reward"] = None  # it fell for another reason, such as harder prompts
+        names = (*OF_SAMPLES, "evals")
+        state |= {"good": row["step"], "snapshot": {name: copy.deepcopy(state[name]) for name in names}}

@@ -127,7 +127,8 @@ def seconds(cfg, script, model, critic, options):
         return epochs * cfg.updates_per_step * each
 
     old = cfg.updates_per_step * epochs > 1 or (script == "train_ppo.py" and cfg.kl_in == "reward_k1")
-    only_forward = script == "train_grpo.py" and not cfg.entropy_coef and not (cfg.kl_in != "none" and cfg.kl_coef)
+    penalized = cfg.entropy_coef or cfg.entropy_target or cfg.kl_in != "none" and cfg.kl_coef
+    only_forward = script == "train_grpo.py" and not penalized
     agreeing = options.agreeing if only_forward else 0.0  # as train_grpo.needs_grad_mask has it
     found = {"rollout": rollout_seconds(cfg, model, options),
              "logprobs": (old + (cfg.kl_in != "none")) * forward(model),

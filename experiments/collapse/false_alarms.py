@@ -4,8 +4,9 @@ How often the guard speaks up where nothing is wrong: every healthy run there is
     python -m experiments.collapse.false_alarms          # runs what is missing of the new ones, then counts
     python -m experiments.collapse.false_alarms RUN ...  # counts in these run directories
 
-Healthy, by a rule that does not ask the guard: held-out success at the end is at least that of the start, and at most
-10 points below the best evaluation. The guard is asked anew, by tools/alarms.py: what it says follows from the rows.
+Healthy, by a rule that does not ask the guard, is a run that learned and kept it: held-out success ends at least 5
+points above the start, and at most 10 points below the best evaluation. The guard is asked anew, by tools/alarms.py:
+what it says follows from the rows.
 """
 
 import glob
@@ -24,9 +25,9 @@ NEW = [(arm("collapse/healthy"), range(10, 18)), (arm("countdown_ppo"), range(10
 
 
 def is_healthy(rows):
-    """Tell whether a run ends no worse than it began, and not far below its best."""
+    """Tell whether a run learned and kept it."""
     found = [row["eval_correct"] for row in rows if row.get("eval_correct") is not None]
-    return len(found) >= 2 and found[-1] >= found[0] and found[-1] >= max(found) - 0.1
+    return len(found) >= 2 and found[-1] >= found[0] + 0.05 and found[-1] >= max(found) - 0.1
 
 
 def count(folders):
@@ -87,8 +88,8 @@ def table(groups):
 
 def paragraph():
     """Write what the page says of false alarms."""
-    rule = ("**False alarms.** A run counts as healthy if its held-out success ends no lower than it began, at most 10 "
-            "points below its best. `python -m experiments.collapse.false_alarms`:")
+    rule = ("**False alarms.** A run counts as healthy if it learned and kept it: held-out success ends at least 5 "
+            "points above its start, at most 10 below its best. `python -m experiments.collapse.false_alarms`:")
     return f"{rule}\n\n{table(count(known()))}\n"
 
 

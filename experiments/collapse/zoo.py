@@ -5,10 +5,11 @@ Ways to kill a run, and what the guard does about each: three seeds with guard =
     python -m experiments.collapse.zoo too_fast   # these kinds alone
     python -m experiments.collapse.zoo --page     # the table, and docs/stability.md with its pictures, from runs there
 
-Success is measured at the end, of all runs alike: 200 held-out problems, two samples each at temperature 1, at most
-160 tokens, by eval.py on the exported model. Onset is the first step from which on the mean training reward of 3 steps
-stays below two thirds of what the healthy runs have at that step, to the end of the run; of `hole`, whose reward lies,
-the same of held-out success. Both were written down before seeds 0 to 2 were run; pilots had seed 100.
+Success is measured at the end, of all runs alike: 400 problems that no run has seen, nor its guard, a sample each at
+temperature 1, at most 160 tokens, by eval.py on the exported model. Onset is the first step from which on the mean
+training reward of 3 steps stays below two thirds of what the healthy runs have at that step, to the end of the run; of
+`hole`, whose reward lies, the same of held-out success. Onset was written down before seeds 0 to 2 were run; pilots had
+seed 100.
 """
 
 import concurrent.futures
@@ -20,10 +21,12 @@ import sys
 from experiments import harness, world
 from experiments.harness import ROOT, Run, arm, folder_of, interval, mean, run_all, seeds_wanted
 from onebox.files import read_json, read_rows
+from tools.alarms import alarms
 from tools.report.pictures import draw, series
 
-FINAL = ("--data countdown:42 --data_path out/world/data/countdown_42_test.jsonl --template {prompt_text} --limit 200 "
-         "--reward tinyzero_countdown --samples 2 --temperature 1 --max_prompt_len 64 --max_response_len 160").split()
+UNSEEN = "out/world/data/countdown_42_unseen.jsonl"
+FINAL = (f"--data countdown:42 --data_path {UNSEEN} --template {{prompt_text}} --reward tinyzero_countdown --limit 400 "
+         "--samples 1 --greedy False --temperature 1 --max_prompt_len 64 --max_response_len 160").split()
 CLOSE = 5.0  # points below the healthy runs that still count as saved
 
 
@@ -104,6 +107,7 @@ def measure(arms, seeds):
                            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT})
         print(f"measured {folder}", flush=True)
 
+    world.write_lines(UNSEEN, world.rows_of("countdown", "42", 600, "test")[200:])  # the first 200 are held out
     folders = [folder_of(one, seed) for one in arms for seed in seeds]
     missing = [folder for folder in folders if not os.path.exists(f"{folder}/final/results.json")]
     with concurrent.futures.ThreadPoolExecutor(harness.SLOTS) as pool:
@@ -111,7 +115,10 @@ def measure(arms, seeds):
 
 
 def alarms_of(arm, seed):
-    """Return the events of guard.jsonl."""
+    """Return the events of an acting guard, from guard.jsonl; of an observing one, which follow from the rows."""
+    if dict(arm.settings).get("guard") != "act":
+        run = Run(arm, seed)
+        return alarms(run.rows, run.record["config"]["settings"])
     file = os.path.join(folder_of(arm, seed), "guard.jsonl")
     return [row for _, row in read_rows(file)] if os.path.exists(file) else []
 
@@ -230,11 +237,11 @@ def main():
     kinds, seeds = [kind for kind in KINDS if not words or kind.name in words], seeds_wanted()
     if world.cut():
         raise SystemExit("error: SURVEY_STEPS is for python -m experiments.survey")
-    arms = [HEALTHY, *(one for kind in kinds for one in (kind.off, kind.act))]
+    arms = [[HEALTHY, *(kind.off for kind in kinds)], [kind.act for kind in kinds]]
     if "--page" not in sys.argv:
-        if failed := run_all(arms, seeds):
+        if failed := run_all(arms[0], seeds) + run_all(arms[1], seeds):
             raise SystemExit(f"error: {', '.join(failed)} failed; out/survey-logs/ has what each run said")
-        measure(arms, seeds)
+        measure(sum(arms, []), seeds)
     print(table(kinds, seeds))
     if "--page" in sys.argv:
         from experiments.collapse.page import write_page
