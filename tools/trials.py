@@ -38,9 +38,10 @@ def score_of(shares):
 
 
 def alarm_of(run):
-    """Return the guard's first line about a run, "" if it has seen nothing."""
-    rows = (row for _, row in read_rows(os.path.join("out", run, "guard.jsonl")) if row)
-    return next((f"guard: {row.get('line') or row}" for row in rows), "")
+    """Return the guard's first line about harm in a run, "" if it has seen none: what else it says lies in the data."""
+    rows = [row for _, row in read_rows(os.path.join("out", run, "guard.jsonl")) if row]
+    rows = [row for row in rows if row.get("action") in ("roll back", "stop")]
+    return f"guard: {rows[0].get('line') or rows[0]}" if rows else ""
 
 
 def last_line(file):
