@@ -61,7 +61,8 @@ for step in range(done + 1, steps + 1):
     append("metrics.jsonl", {"step": step, "seconds_step": 10.0 + evaluation, "seconds_eval": evaluation})
     if lr > 0.1 and step == 3:
         append("guard.jsonl", {"step": 2, "saw": "starved", "line": "no harm", "action": "none"})
-        append("guard.jsonl", {"step": 3, "saw": "divergence", "action": "roll back", "line": "step 3: grad_norm 40 times the | median"})
+        append("guard.jsonl", {"step": 3, "saw": "divergence", "action": "roll back",
+                               "line": "step 3: grad_norm 40 times the | median"})
         while len(signals) < 2:  # a run that hangs in a long step: the second signal ends it at once
             time.sleep(0.01)
         sys.exit(143)
