@@ -188,7 +188,7 @@ def test_groups_that_agree_in_being_wrong_are_starved():
 
 
 @pytest.mark.parametrize("far, change, published", [
-    (dict(kl_in="loss_k3", kl_coef=1.0), {"kl_coef": 0.1}, dict(kl_in="loss_k3", kl_coef=0.04)),
+    (dict(kl_in="loss_k3", kl_coef=1.0), {"kl_coef": 0.01}, dict(kl_in="loss_k3", kl_coef=0.04)),
     (dict(temperature=1.5), {"temperature": 1.0}, dict(temperature=1.2)),
     (dict(temperature=0.1), {"temperature": 1.0}, dict(temperature=0.6))])
 def test_a_run_that_a_setting_far_out_holds_back_gets_less_of_it(far, change, published):
@@ -339,7 +339,7 @@ def test_what_a_controller_would_undo_is_switched_off_too():
     settings = SETTINGS | dict(temperature=1.5, entropy_target=0.3, kl_in="reward_k1", kl_coef=1.0, kl_target=0.01,
                                critic_lr=1e-3)
     assert guard.remedy("gibberish", settings | {"entropy_coef": 0.0}, {"lr": 1e-4})["entropy_target"] == 0.0
-    assert guard.remedy("held back", settings, {"lr": 1e-4}) == {"kl_coef": 0.1, "kl_target": 0.0}
+    assert guard.remedy("held back", settings, {"lr": 1e-4}) == {"kl_coef": 0.01, "kl_target": 0.0}
     assert guard.remedy("entropy gone", settings, {"lr": 1e-4}) == {"lr": 2e-5, "critic_lr": 2e-4}
 
 

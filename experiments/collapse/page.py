@@ -48,7 +48,8 @@ def write_page(kinds, seeds, path="docs/stability.md"):
     with open(os.path.join(harness.ROOT, "experiments", "collapse", "page.md"), encoding="utf-8") as f:
         text = f.read().replace("{about}", about)
     overview(kinds, seeds, os.path.join(folder, "overview.png"))
-    text += f"\n![held-out success at the end]({os.path.basename(folder)}/overview.png)\n\n" + zoo.table(kinds, seeds) + "\n\n" + false_alarms.paragraph() + "\n"
+    text += f"\n![held-out success at the end]({os.path.basename(folder)}/overview.png)\n\n"
+    text += zoo.table(kinds, seeds) + "\n\n" + false_alarms.paragraph() + "\n"
     text += "\n".join(zoo.section(kind, seeds, folder) for kind in kinds)
     with open(path, "w", encoding="utf-8") as f:
         f.write(text)
