@@ -187,7 +187,7 @@ def remedy(saw, settings, began):
         "one epoch": settings["epochs_per_step"] > 1 and {"epochs_per_step": 1},
         "weights": settings["mismatch_cap"] == 0 and {"mismatch_cap": 2.0},
         "less KL": settings["kl_in"] != "none" and settings["kl_coef"] > 0.04 and {
-            "kl_coef": min(settings["kl_coef"] / 10, 0.01), **({"kl_target": 0.0} if settings.get("kl_target") else {})},
+            "kl_coef": min(settings["kl_coef"] / 10, 0.01), **({"kl_target": 0.} if settings.get("kl_target") else {})},
         "lower lr": settings["lr"] > began["lr"] / LR_CUT ** 3.5 and rates}
     plan = {"gibberish": ("no bonus", "cooler", "clip", "lower lr"), "held back": ("less KL", "cooler", "warmer"),
             "off-policy": ("clip", "one update", "one epoch", "lower lr"), "mismatch": ("weights",), "reward hack": (),

@@ -123,6 +123,11 @@ def alarms_of(arm, seed):
     return [row for _, row in read_rows(file)] if os.path.exists(file) else []
 
 
+def would_act(kind, seeds):
+    """Tell whether an acting guard changes any of these runs: if not, they are the observed ones, to the bit."""
+    return any(event["action"] != "none" for seed in seeds for event in alarms_of(kind.off, seed))
+
+
 def by_step(run, column):
     """Return {step: value} of a column; of a training column the mean of 3 steps, ending there."""
     rows = {row["step"]: row[column] for row in run.rows if row.get(column) is not None and row["step"] > 0}
@@ -144,14 +149,14 @@ def onset(run, healthy, column):
 
 def judge(kind, seeds):
     """Return all numbers of a kind as a dict."""
-    healthy = [Run(HEALTHY, seed) for seed in seeds]
+    healthy, act = [Run(HEALTHY, seed) for seed in seeds], kind.act if would_act(kind, seeds) else kind.off
     column = "eval_correct" if kind.name == "hole" else "reward"
     found = {"healthy": [final(HEALTHY, s) for s in seeds], "off": [final(kind.off, s) for s in seeds],
-             "act": [final(kind.act, s) for s in seeds],
+             "act": [final(act, s) for s in seeds],
              "onset": [onset(Run(kind.off, s), healthy, column) for s in seeds],
              "alarm": [next((e["step"] for e in alarms_of(kind.off, s)), None) for s in seeds],
              "saw": [next((e["saw"] for e in alarms_of(kind.off, s)), "nothing") for s in seeds],
-             "actions": [[e for e in alarms_of(kind.act, s) if e["acted"]] for s in seeds]}
+             "actions": [[e for e in alarms_of(act, s) if e.get("acted")] for s in seeds]}
     for name in ("off", "act"):
         found[f"{name}_less_healthy"] = [100 * (a - b) for a, b in zip(found[name], found["healthy"], strict=True)]
     found["saved"] = mean(found["act_less_healthy"]) >= -CLOSE
@@ -194,7 +199,8 @@ def picture(kind, seeds, path):
     import matplotlib.pyplot as plt
 
     columns = [*kind.shown, *(["eval_correct"] if "eval_correct" not in kind.shown else [])]
-    arms = {"healthy": HEALTHY, "guard observes": kind.off, "guard acts": kind.act}
+    arms = {"healthy": HEALTHY, "guard observes": kind.off}
+    arms |= {"guard acts": kind.act} if would_act(kind, seeds) else {}
     runs = {name: [Run(one, seed).record for seed in seeds] for name, one in arms.items()}
     figure, axes = plt.subplots(1, len(columns), figsize=(3.4 * len(columns), 2.5), layout="constrained")
     colors = {"healthy": 2, "guard observes": 3, "guard acts": 0}
@@ -203,8 +209,8 @@ def picture(kind, seeds, path):
         lines = [line for line in lines if line[3][0]]
         log = column in ("mismatch_mean", "approx_kl")
         draw(axis, {"title": column, "unit": "", "share": False, "log": log, "lines": lines}, {})
-        for event in alarms_of(kind.act, seeds[0]):
-            if event["acted"]:
+        for event in alarms_of(arms.get("guard acts", kind.off), seeds[0]):
+            if event.get("acted"):
                 axis.axvline(event["step"], color="#2563eb", linewidth=0.8, linestyle=":")
     os.makedirs(os.path.dirname(path), exist_ok=True)
     figure.savefig(path, dpi=90)
@@ -237,11 +243,13 @@ def main():
     kinds, seeds = [kind for kind in KINDS if not words or kind.name in words], seeds_wanted()
     if world.cut():
         raise SystemExit("error: SURVEY_STEPS is for python -m experiments.survey")
-    arms = [[HEALTHY, *(kind.off for kind in kinds)], [kind.act for kind in kinds]]
+    arms = [HEALTHY, *(kind.off for kind in kinds)]
     if "--page" not in sys.argv:
-        if failed := run_all(arms[0], seeds) + run_all(arms[1], seeds):
+        failed = run_all(arms, seeds)
+        acting = [kind.act for kind in kinds if would_act(kind, seeds)] if not failed else []
+        if failed := failed or run_all(acting, seeds):
             raise SystemExit(f"error: {', '.join(failed)} failed; out/survey-logs/ has what each run said")
-        measure(sum(arms, []), seeds)
+        measure(arms + acting, seeds)
     print(table(kinds, seeds))
     if "--page" in sys.argv:
         from experiments.collapse.page import write_page
