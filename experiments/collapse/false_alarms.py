@@ -20,8 +20,8 @@ from experiments.harness import ROOT, arm, folder_of, run_all
 from tools.alarms import alarms
 from tools.report.read import read_run
 
-NEW = [(arm("collapse/healthy"), range(10, 18)), (arm("countdown_ppo"), range(10, 16)),
-       (arm("countdown_mixed"), range(10, 16))]  # 20 runs
+NEW = [(arm("collapse/healthy", num_steps=30), range(10, 18)), (arm("countdown_ppo", num_steps=24), range(10, 16)),
+       (arm("countdown_mixed", num_steps=30), range(10, 16))]  # 20 runs
 
 
 def is_healthy(rows):
