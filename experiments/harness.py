@@ -25,7 +25,7 @@ import sys
 import time
 
 from experiments import world
-from onebox.config import run_file
+from onebox.config import name_functions, run_file
 from onebox.files import read_json
 from tools.report.read import number, read_run
 
@@ -128,7 +128,7 @@ class Job:
 
 def digest_of(arm, num_steps=None):
     """Return a digest of what decides what an arm learns: its settings, and the start or arm that it begins with."""
-    plain = {name: value for name, value in settings_of(arm).items()
+    plain = {name: name_functions(value, os.path.join(ROOT, recipe_path(arm))) for name, value in settings_of(arm).items()
              if not name.startswith("__") and isinstance(value, (str, int, float, dict, tuple, bool))}
     before = digest_of(arm.after, num_steps) if arm.after else world.digest_of(start_of(arm))
     return hashlib.sha256(repr((sorted(plain.items()), num_steps, before)).encode()).hexdigest()[:16]

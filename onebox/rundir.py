@@ -330,6 +330,8 @@ class Run:
         old = {"nonfinite_updates": "bad_steps", "prompts_seen": "examples_seen"}  # names in older checkpoints
         state |= {name: state[before] for name, before in old.items() if before in state and name not in state}
         self.progress = Progress(**{f.name: state[f.name] for f in fields(Progress) if f.name in state})
+        if self.progress.changed:
+            self.say(f"settings as controllers or the guard have changed them: {self.progress.changed}")
         step, saved = self.progress.step, checkpoint.saved_steps(self.path) if self.main else []
         self.saved_step = step if step in gather(saved) else -1
         if step in gather(self.forget_after(step, self.progress.steered) if self.main else []):

@@ -84,6 +84,7 @@ def ask_guard(run, progress, row, engine):
         if event["action"] != "change":
             asked, event["to_step"] = event["to_step"], roll_back(run, engine, event["to_step"])
             note = "" if asked == event["to_step"] else f"  (with weights of step {event['to_step']}, which are there)"
+            note += "  (no step is left: these are exported)" * (progress.step == run.cfg.num_steps)
         progress.verdict = event["line"] if event["action"] == "stop" else ""
         progress.kl_coef = event["settings"].get("kl_coef", progress.kl_coef)
         progress.changed |= event["settings"]

@@ -10,6 +10,7 @@ import random
 import signal
 
 import pytest
+from conftest import ROOT, run_script
 from runs import GRPO, PPO, Server, assert_same, checkpoints, everything_of, metrics_of
 
 import train_grpo
@@ -504,6 +505,35 @@ guard.look = good_is_2
     assert guard_rows(tmp_path)[0]["to_step"] == 0 and "corrupt_step_000002" in checkpoints(tmp_path / "out/run")
 
 
+@pytest.mark.slow
+def test_two_ranks_roll_back_together(tied_model, tmp_path):
+    """Sharded by FSDP; rank 0 alone knows what the guard remembers, both load."""
+    args = [*RUNS["train_grpo.py"], "--model", tied_model, "--guard", "act"]
+    done = run_script(os.path.join(ROOT, "tests", "fake_engine.py"), "train_grpo.py", *args, nproc=2, cwd=tmp_path,
+                      env={"SETUP": FAKE, "PYTHONPATH": f"{ROOT}:{ROOT}/tests"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    [event] = guard_rows(tmp_path)
+    assert event["acted"] and event["step"] == 3 and event["to_step"] in (0, 2)
+    rows = metrics_of(tmp_path / "out/run")
+    assert [r["step"] for r in rows] == list(range(7)) and rows[4]["lr"] < rows[3]["lr"] / 4
+    assert rows[4]["changed"] == {"lr": pytest.approx(0.0006)} and "changed" not in rows[3]
+
+
+@pytest.mark.parametrize("more, said", [
+    (["--save_every", "1"], "with weights of step"), (["--save_every", "3"], "weights of step")])
+def test_a_run_that_observed_may_begin_to_act(server, tied_model, tmp_path, more, said):
+    """What it would go back to may be gone, or never was saved: then it keeps the weights that it has."""
+    observe = FAKE.replace('row["step"] == 3', 'row["step"] == 5').replace('row["step"] == 5 and', 'row["step"] == 5 and')
+    first = start(server, tmp_path, "train_grpo.py", tied_model, "--num_steps", "3", "--keep_checkpoints", "1", *more,
+                  "--lr_schedule", "constant", setup=observe)
+    assert first.returncode == 0, first.stderr[-2000:]
+    done = start(server, tmp_path, "train_grpo.py", tied_model, "--guard", "act", "--keep_checkpoints", "1", *more,
+                 "--lr_schedule", "constant", setup=observe)
+    assert done.returncode == 0, done.stderr[-3000:]
+    [event] = guard_rows(tmp_path)
+    assert event["step"] == 5 and event["acted"] and event["to_step"] in (2, 3, 4, 5)
+
+
 def test_a_verdict_ends_the_run_with_the_last_good_weights_and_code_6(server, tied_model, tmp_path):
     done = start(server, tmp_path, "train_grpo.py", tied_model, "--guard", "act", setup=STOP)
     assert done.returncode == 6 and "the guard ended it" in done.stderr and "reward hack" in done.stderr
@@ -513,10 +543,11 @@ def test_a_verdict_ends_the_run_with_the_last_good_weights_and_code_6(server, ti
     assert done.returncode == 0 and "is complete" in done.stdout
 
 
-def test_a_verdict_survives_kills_to_the_bit(server, tied_model, tmp_path):
-    """In step 4, which has a checkpoint of its own: the run that is started again must not train step 5."""
-    stop = STOP.replace('row["step"] == 3', 'row["step"] == 4')
-    for folder, points in ((tmp_path / "straight", []), (tmp_path / "killed", ["metrics:4", "export:4"])):
+@pytest.mark.parametrize("step", [3, 4])
+def test_a_verdict_survives_kills_to_the_bit(server, tied_model, tmp_path, step):
+    """Step 4 has a checkpoint of its own, step 3 gets one when it ends the run: started again, it must not train on."""
+    stop = STOP.replace('row["step"] == 3', f'row["step"] == {step}')
+    for folder, points in ((tmp_path / "straight", []), (tmp_path / "killed", [f"metrics:{step}", f"export:{step}"])):
         for point in [*points, ""]:
             done = start(server, folder, "train_grpo.py", tied_model, "--guard", "act", setup=stop, FAULT_AT=point)
             assert done.returncode == (-signal.SIGKILL if point else 6), done.stderr[-2000:]

@@ -69,8 +69,9 @@ def replay(cfg):
     own = [row for _, row in read_rows(os.path.join(run, "metrics.jsonl")) if row.get("step") == step] if run else []
     own = own[-1] if own and step else {}
     others = other_settings(run, cfg)
+    state = read_json(os.path.join(run, f"step_{saved_step:06d}", "state.json")) if run else {}
+    cfg = replace(cfg, **((own if own else state).get("changed") or {}))  # by controllers or the guard
     if run and getattr(cfg, "kl_target", 0):  # PPO's controller had moved it
-        state = read_json(os.path.join(run, f"step_{saved_step:06d}", "state.json"))
         cfg = replace(cfg, kl_coef=own.get("kl_coef") or state.get("kl_coef") or cfg.kl_coef)
     whole_step, count = cfg.prompts_per_step * cfg.group_size, len(rollouts)
     print0(f"replay        {file}: {count} responses in {count // cfg.group_size} groups, updates_per_step "
