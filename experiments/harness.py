@@ -128,8 +128,9 @@ class Job:
 
 def digest_of(arm, num_steps=None):
     """Return a digest of what decides what an arm learns: its settings, and the start or arm that it begins with."""
-    plain = {name: name_functions(value, os.path.join(ROOT, recipe_path(arm))) for name, value in settings_of(arm).items()
-             if not name.startswith("__") and isinstance(value, (str, int, float, dict, tuple, bool))}
+    path, kinds = os.path.join(ROOT, recipe_path(arm)), (str, int, float, dict, tuple, bool)
+    plain = {name: name_functions(value, path) for name, value in settings_of(arm).items()
+             if not name.startswith("__") and isinstance(value, kinds)}
     before = digest_of(arm.after, num_steps) if arm.after else world.digest_of(start_of(arm))
     return hashlib.sha256(repr((sorted(plain.items()), num_steps, before)).encode()).hexdigest()[:16]
 

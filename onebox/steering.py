@@ -88,7 +88,8 @@ def ask_guard(run, progress, row, engine):
         progress.verdict = event["line"] if event["action"] == "stop" else ""
         progress.kl_coef = event["settings"].get("kl_coef", progress.kl_coef)
         progress.changed |= event["settings"]
-    run.append("guard.jsonl", json.dumps(event) + "\n")
+    if run.main:
+        run.append("guard.jsonl", json.dumps(event) + "\n")
     run.say(f"guard: {event['line']}{note}")
 
 

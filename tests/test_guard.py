@@ -519,11 +519,11 @@ def test_two_ranks_roll_back_together(tied_model, tmp_path):
     assert rows[4]["changed"] == {"lr": pytest.approx(0.0006)} and "changed" not in rows[3]
 
 
-@pytest.mark.parametrize("more, said", [
-    (["--save_every", "1"], "with weights of step"), (["--save_every", "3"], "weights of step")])
-def test_a_run_that_observed_may_begin_to_act(server, tied_model, tmp_path, more, said):
-    """What it would go back to may be gone, or never was saved: then it keeps the weights that it has."""
-    observe = FAKE.replace('row["step"] == 3', 'row["step"] == 5').replace('row["step"] == 5 and', 'row["step"] == 5 and')
+@pytest.mark.parametrize("save_every", [1, 3])
+def test_a_run_that_observed_may_begin_to_act(server, tied_model, tmp_path, save_every):
+    """Checkpoints of then are gone: what is good is known again from the next evaluation on, of step 4."""
+    more = ["--save_every", save_every]
+    observe = FAKE.replace('row["step"] == 3', 'row["step"] == 5')
     first = start(server, tmp_path, "train_grpo.py", tied_model, "--num_steps", "3", "--keep_checkpoints", "1", *more,
                   "--lr_schedule", "constant", setup=observe)
     assert first.returncode == 0, first.stderr[-2000:]
@@ -531,7 +531,9 @@ def test_a_run_that_observed_may_begin_to_act(server, tied_model, tmp_path, more
                  "--lr_schedule", "constant", setup=observe)
     assert done.returncode == 0, done.stderr[-3000:]
     [event] = guard_rows(tmp_path)
-    assert event["step"] == 5 and event["acted"] and event["to_step"] in (2, 3, 4, 5)
+    assert event["step"] == 5 and event["acted"] and event["to_step"] in (4, 5)  # 5: it keeps the weights that it has
+    log = open(tmp_path / "out/run/log.txt").read()
+    assert ("with weights of step" in log) == (event["to_step"] == 5)
 
 
 def test_a_verdict_ends_the_run_with_the_last_good_weights_and_code_6(server, tied_model, tmp_path):
