@@ -132,7 +132,8 @@ def digest_of(arm, num_steps=None):
     plain = {name: name_functions(value, path) for name, value in settings_of(arm).items()
              if not name.startswith("__") and isinstance(value, kinds)}
     before = digest_of(arm.after, num_steps) if arm.after else world.digest_of(start_of(arm))
-    return hashlib.sha256(repr((sorted(plain.items()), num_steps, before)).encode()).hexdigest()[:16]
+    text = repr((sorted(plain.items()), num_steps, before)).replace(ROOT + os.sep, "")  # of an own function
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def jobs_of(arms, seeds, num_steps):
