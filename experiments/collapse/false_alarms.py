@@ -31,7 +31,7 @@ def is_healthy(rows):
 
 
 def count(folders):
-    """Return {group: [healthy runs, their steps, alarms, times it would have acted, runs that are not healthy]}."""
+    """Return {group: [healthy runs, their steps, alarms, times it would have acted, other runs, alarms in these]}."""
     from train_grpo import Config  # settings that an old run lacks had their defaults
 
     groups = {}
@@ -41,11 +41,12 @@ def count(folders):
         if "prompts_per_step" not in settings or not run["rows"]:
             continue
         name = group_of(folder)
-        numbers = groups.setdefault(name, [0, 0, 0, 0, 0])
+        numbers = groups.setdefault(name, [0, 0, 0, 0, 0, 0])
+        events = alarms(run["rows"], asdict(Config()) | settings)
         if not is_healthy(run["rows"]):
             numbers[4] += 1
+            numbers[5] += len(events)
             continue
-        events = alarms(run["rows"], asdict(Config()) | settings)
         for event in events:
             print(f"{os.path.basename(folder)}: {event['line']}")
         steps = sum(row["step"] > 0 for row in run["rows"])
@@ -75,11 +76,11 @@ def known():
 
 def table(groups):
     """Write the counts in Markdown, with the upper end of a 95 % interval for alarms a thousand steps."""
-    lines = ["| runs | healthy | steps | alarms | it would have acted | left out: not healthy |",
-             "|---|---|---|---|---|---|"]
+    lines = ["| runs | healthy | steps | alarms | it would have acted | left out: not healthy | alarms there |",
+             "|---|---|---|---|---|---|---|"]
     groups = groups | {"**all**": [sum(values) for values in zip(*groups.values(), strict=True)]}
-    for name, (runs, steps, events, acts, others) in groups.items():
-        lines.append(f"| {name} | {runs} | {steps:,} | {events} | {acts} | {others} |")
+    for name, (runs, steps, events, acts, others, events_there) in groups.items():
+        lines.append(f"| {name} | {runs} | {steps:,} | {events} | {acts} | {others} | {events_there} |")
     _, steps, events, *_ = groups["**all**"]
     upper = 1000 * (events + 2 * math.sqrt(events + 1) + 1) / max(1, steps)  # of a Poisson count, nearly
     rate = f"{1000 * events / max(1, steps):.2f} alarms in a thousand healthy steps (95 %: at most {upper:.1f})."
