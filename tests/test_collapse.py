@@ -127,11 +127,11 @@ def test_false_alarms_are_counted_in_healthy_runs_alone(tmp_path, capsys):
 
     folders = [make("demo", 0.6), make("demo-seed1", 0.5, broken=range(20, 24)), make("demo-ppo", 0.1)]
     groups = false_alarms.count(folders)
-    assert groups == {"demo, GRPO": [2, 60, 1, 1, 0, 0], "demo, PPO": [0, 0, 0, 0, 1, 0]}
+    assert groups == {"demo, GRPO": [2, 60, 1, 1, 0, 0], "demo, PPO": [0, 0, 0, 0, 1, 1]}
     # the mean of steps 19 to 21 is 0.17, so the reward fell by 0.33, more than 0.7 standard deviations of 0.4
     assert "demo-seed1: step 21: divergence" in capsys.readouterr().out
     text = false_alarms.table(groups)
-    assert "| **all** | 2 | 60 | 1 | 1 | 1 | 0 |" in text and "16.67 alarms in a thousand" in text
+    assert "| **all** | 2 | 60 | 1 | 1 | 1 | 1 |" in text and "16.67 alarms in a thousand" in text
 
 
 def test_what_the_guard_did_is_told_in_a_line():
