@@ -71,7 +71,7 @@ def saved_steps(folder):
 
 
 @memory_of("a save", HOST)
-def save(folder, step, models, state, keep=2, needed=None):
+def save(folder, step, models, state, keep=2, needed=()):
     """
     Write folder/step_000120/, complete or not at all, then prune. Return "", or why it was not written. Collective.
 
@@ -152,9 +152,9 @@ def size_and_sha256(path):
         return os.path.getsize(path), hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def prune(folder, keep, needed=None):
+def prune(folder, keep, needed=()):
     """
-    Remove old checkpoints: the `keep` newest stay, at least one, the best evaluated one and the step `needed`.
+    Remove old checkpoints: the `keep` newest stay, at least one, the best evaluated one and the steps `needed`.
     Collective.
 
     metrics.jsonl knows a step's held-out success only after its checkpoint was written: call this again then.
@@ -166,7 +166,7 @@ def prune(folder, keep, needed=None):
         if best is not None:
             write_atomic(os.path.join(folder, "best"), json.dumps({"step": best, "score": scores[best]}))
         for step in steps[:-max(1, keep)]:
-            if step not in (best, needed):
+            if step not in (best, *needed):
                 gone = os.path.join(folder, f"tmp_pruned_{step:06d}")  # all that a kill on the way leaves
                 os.rename(step_folder(folder, step), gone)
                 shutil.rmtree(gone)

@@ -415,9 +415,9 @@ class Run:
         self.clock.phase("other")
 
     def needed(self):
-        """Return the newest step that an acting guard may go back to, None if there is none."""
-        good = (self.progress.guard or {}).get("good") if getattr(self.cfg, "guard", "") == "act" else None
-        return max((s for s in checkpoint.saved_steps(self.path) if good is not None and s <= good), default=None)
+        """Return the steps that an acting guard may go back to: those that it finds good, or the ones saved before."""
+        goods = (self.progress.guard or {}).get("goods", []) if getattr(self.cfg, "guard", "") == "act" else []
+        return {max((s for s in checkpoint.saved_steps(self.path) if s <= good), default=None) for good, _ in goods}
 
     def stop_reason(self):
         """Return "", or why all ranks stop after this step: the guard, a signal or max_hours. Collective."""

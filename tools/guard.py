@@ -35,8 +35,7 @@ OF_SAMPLES = {  # void at another temperature
 
 def new_state():
     return copy.deepcopy(OF_SAMPLES) | {"step": -1, "sums": {}, "since": {}, "evals": [], "problems": 1, "silent": 0,
-                                        "told": {}, "quiet_until": 0, "roll_backs": 0, "good": None, "snapshot": None,
-                                        "began": None}
+                                        "told": {}, "quiet_until": 0, "roll_backs": 0, "goods": [], "began": None}
 
 
 def number(row, name):
@@ -190,7 +189,7 @@ def remedy(saw, settings, began):
             "kl_coef": min(settings["kl_coef"] / 10, 0.01), **({"kl_target": 0.} if settings.get("kl_target") else {})},
         "lower lr": settings["lr"] > began["lr"] / LR_CUT ** 3.5 and rates}
     plan = {"gibberish": ("no bonus", "cooler", "clip", "lower lr"), "held back": ("less KL", "cooler", "warmer"),
-            "off-policy": ("clip", "one update", "one epoch", "lower lr"), "mismatch": ("weights",), "reward hack": (),
+            "off-policy": ("one update", "one epoch", "clip", "lower lr"), "mismatch": ("weights",), "reward hack": (),
             "divergence": ("no bonus", "clip", "less KL", "lower lr"), "starved": ("warmer",), "length cap": (),
             "entropy gone": ("warmer", "clip higher", "lower lr")}[saw]
     return next((changes[name] for name in plan if changes[name]), {})
@@ -225,26 +224,27 @@ def look(state, row, settings):
         numbers["eval_correct"] = [max(one for _, one in state["evals"]), state["evals"][-1][1]]
     event = {"step": step, "saw": saw, "since": min((state["since"].get(key, step) for key in where), default=step),
              "numbers": numbers, "action": action, "settings": {} if action == "stop" else change,
-             "to_step": state["good"] if harmed else None}
+             "to_step": state["goods"][0][0] if harmed and state["goods"] else None}
     if action == "none":
         state["told"][saw] = step
         return state, event
     acting = settings["guard"] == "act"
     if acting and action == "roll back":  # the past of the weights that come back
-        state |= copy.deepcopy(state["snapshot"] or OF_SAMPLES) | {"roll_backs": rolled + 1}
+        goods = state["goods"][:1]  # what came after it is not trusted
+        state |= copy.deepcopy(goods[0][1] if goods else OF_SAMPLES) | {"roll_backs": rolled + 1, "goods": goods}
     if acting and "temperature" in change:
         state |= copy.deepcopy(OF_SAMPLES)
-        state["snapshot"] = (state["snapshot"] or {}) | copy.deepcopy(OF_SAMPLES)
+        state["goods"] = [[good, past | copy.deepcopy(OF_SAMPLES)] for good, past in state["goods"]]
     return state | {"sums": {}, "since": {}, "silent": 0, "quiet_until": step + 1 + (QUIET if acting else 10)}, event
 
 
 def keep_as_good(state, row):
-    """Remember a step whose held-out success is not worse than the best, and the past as it is there."""
+    """Remember the two newest steps not worse than the best, and their past: back to the first, which is confirmed."""
     if (success := number(row, "eval_correct")) is None:
         return
     best = max(one for _, one in state["evals"])
     if success >= best - standard_error(best, success, state["problems"]):
         if state["best_reward"] and statistics.fmean(state["rewards"][-3:]) < state["best_reward"][0]:
             state["best_reward"] = None  # it fell for another reason, such as harder prompts
-        names = (*OF_SAMPLES, "evals")
-        state |= {"good": row["step"], "snapshot": {name: copy.deepcopy(state[name]) for name in names}}
+        past = {name: copy.deepcopy(state[name]) for name in (*OF_SAMPLES, "evals")}
+        state["goods"] = [*state["goods"], [row["step"], past]][-2:]
