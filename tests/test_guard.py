@@ -159,10 +159,19 @@ def test_a_reward_hack_is_held_out_success_that_falls_while_the_reward_does_not(
         rows[step - 1]["eval_correct"] = success
     event = events_of(rows)[0]
     assert (event["saw"], event["step"], event["action"], event["to_step"]) == ("reward hack", 40, "stop", 20)
-    assert event["settings"] == {} and "no setting mends a reward" in event["line"]
+    assert event["settings"] == {} and "no setting mends that" in event["line"]
     for r in rows:
         r["correct"] = 0.1  # what training itself finds right fell too: no hole in what is right
     assert events_of(rows)[0]["saw"] == "divergence"
+
+
+def test_much_that_only_the_reward_finds_right_is_a_reward_hack_before_anything_falls():
+    rows = [r | {"correct": 0.8, "reward": 0.8 + (r["reward"] - 0.5)} for r in well(60)]
+    for step in (10, 20, 30, 40):
+        rows[step - 1]["eval_correct"] = 0.2
+    [event] = events_of(rows)
+    assert (event["saw"], event["step"], event["action"]) == ("reward hack", 30, "none")  # after a quarter of 100 steps
+    assert events_of([r | {"correct": 0.5} for r in rows]) == []  # training problems may be easier
 
 
 def test_held_out_success_may_fall_as_far_as_chance_explains():

@@ -2,12 +2,10 @@
 Watch a run: notice that it goes wrong, name what it is, and say what would mend it.
 
 Pure functions of the rows of metrics.jsonl and of the settings; the state is plain JSON and lies in the checkpoint. A
-run is compared with its own past: no threshold says how high an entropy may be. onebox/steering.py carries out what is
-decided here, if guard = "act"; tools/alarms.py puts it into words. docs/stability.md shows each failure.
+run is compared with its own past. onebox/steering.py carries out what is decided, tools/alarms.py puts it into words.
 
-Each signal has a baseline, median and MAD of its last 20 values, and a cumulative sum of the deviations in each
-direction (CUSUM; Page, Biometrika 41, 1954). Unusual is not yet bad: in a good run entropy falls and length grows. So
-an alarm needs harm too: the reward fell from its best level, held-out success fell, or nothing is left to learn from.
+A signal has a baseline, median and MAD of its last 20 values, and cumulative sums of the deviations up and down (CUSUM;
+Page, Biometrika 41, 1954). Unusual is not yet bad: in a good run entropy falls and length grows. An alarm needs harm.
 """
 
 import copy
@@ -29,8 +27,7 @@ FLOORS = {"approx_kl": 1e-5, "mismatch_mean": 1e-5}  # below them it is rounding
 SHARES = ("truncated", "format_error", "zero_variance_groups")  # of responses or groups
 WITNESSES = ("truncated+", "format_error+", "entropy+", "entropy-", "response_len+", "response_len-", "grad_norm+",
              "zero_variance_groups+", "approx_kl+", "mismatch_mean+")  # what confirms that a fall of the reward is real
-OF_SAMPLES = {  # void at another temperature
-    "past": {}, "rewards": [], "spreads": [], "rights": [], "seen": 0, "best_reward": None}
+OF_SAMPLES = {"past": {}, "rewards": [], "spreads": [], "rights": [], "seen": 0, "best_reward": None}
 
 
 def new_state():
@@ -132,12 +129,11 @@ def held_out_fell(state, row):
     return best - now > max(0.05, (luck(len(state["evals"])) + 1.5) * standard_error(best, now, state["problems"]))
 
 
-def held_back(state, row, settings):
-    """Tell whether a quarter of the run is over, held-out success shows no rise, and KL or temperature is far out."""
+def no_rise(state, row, settings):
+    """Tell whether a quarter of the run is over and held-out success, evaluated in this row, shows no rise."""
     warmup = settings.get("critic_warmup_steps", 0)
-    far = settings["kl_in"] != "none" and settings["kl_coef"] > 0.2 or not 0.5 <= settings["temperature"] <= 1.4
     early = row["step"] < warmup + (settings["num_steps"] - warmup) / 4
-    if not far or early or number(row, "eval_correct") is None:
+    if early or number(row, "eval_correct") is None:
         return False
     first, now = state["evals"][0][1], state["evals"][-1][1]
     return now < first + 1.3 * standard_error(first, now, state["problems"])
@@ -166,7 +162,12 @@ def diagnose(state, row, settings):
         return ("gibberish" if "entropy+" in over else "length cap"), bad, False
     if state["silent"] >= 5:
         return "starved", ["zero_variance_groups+"], False
-    return ("held back", [], False) if held_back(state, row, settings) else None
+    if not no_rise(state, row, settings):
+        return None
+    if settings["kl_in"] != "none" and settings["kl_coef"] > 0.2 or not 0.5 <= settings["temperature"] <= 1.4:
+        return "held back", [], False
+    hack = state["rights"] and statistics.fmean(state["rights"]) > best + 0.4  # much is right by the reward alone
+    return ("reward hack", [], False) if hack else None
 
 
 def remedy(saw, settings, began):
@@ -232,7 +233,7 @@ def look(state, row, settings):
     if acting and action == "roll back":  # the past of the weights that come back
         goods = state["goods"][:1]  # what came after it is not trusted
         state |= copy.deepcopy(goods[0][1] if goods else OF_SAMPLES) | {"roll_backs": rolled + 1, "goods": goods}
-    if acting and "temperature" in change:
+    if acting and "temperature" in change:  # samples of another one are not comparable
         state |= copy.deepcopy(OF_SAMPLES)
         state["goods"] = [[good, past | copy.deepcopy(OF_SAMPLES)] for good, past in state["goods"]]
     return state | {"sums": {}, "since": {}, "silent": 0, "quiet_until": step + 1 + (QUIET if acting else 10)}, event
