@@ -159,7 +159,7 @@ def test_a_reward_hack_is_held_out_success_that_falls_while_the_reward_does_not(
         rows[step - 1]["eval_correct"] = success
     event = events_of(rows)[0]
     assert (event["saw"], event["step"], event["action"], event["to_step"]) == ("reward hack", 40, "stop", 20)
-    assert event["settings"] == {} and "no setting mends that" in event["line"]
+    assert event["settings"] == {} and "no setting mends it" in event["line"]
     for r in rows:
         r["correct"] = 0.1  # what training itself finds right fell too: no hole in what is right
     assert events_of(rows)[0]["saw"] == "divergence"

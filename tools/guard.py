@@ -152,13 +152,13 @@ def diagnose(state, row, settings):
     if worse and not fell and state["rights"] and statistics.fmean(state["rights"]) >= best:  # by the reward alone
         return "reward hack", ["reward+"], True
     if harmed:
+        moves = max(settings["clip_low"], settings["clip_high"]) > 0.3 or "approx_kl+" in over  # far, if it may
         several = settings["updates_per_step"] * settings["epochs_per_step"] > 1
-        wide = max(settings["clip_low"], settings["clip_high"]) > 0.3
-        saw = ("off-policy" if several and (wide or "approx_kl+" in over) else "gibberish" if "entropy+" in over else
+        saw = ("off-policy" if several and moves else "gibberish" if "entropy+" in over else
                "entropy gone" if {"entropy-", "zero_variance_groups+"} <= over else "divergence")
         return saw, bad or ["reward-"], True
-    stands = len(rewards) >= 10 and statistics.fmean(rewards[-5:]) <= statistics.fmean(rewards[-10:-5])
-    if "truncated+" in over and (number(row, "truncated") or 0.0) > 0.25 and stands:  # where it rises, longer is better
+    rises = len(rewards) < 10 or statistics.fmean(rewards[-5:]) > statistics.fmean(rewards[-10:-5])  # longer is better
+    if "truncated+" in over and (number(row, "truncated") or 0.0) > 0.25 and not rises:
         return ("gibberish" if "entropy+" in over else "length cap"), bad, False
     if state["silent"] >= 5:
         return "starved", ["zero_variance_groups+"], False
@@ -166,8 +166,8 @@ def diagnose(state, row, settings):
         return None
     if settings["kl_in"] != "none" and settings["kl_coef"] > 0.2 or not 0.5 <= settings["temperature"] <= 1.4:
         return "held back", [], False
-    hack = state["rights"] and statistics.fmean(state["rights"]) > best + 0.4  # much is right by the reward alone
-    return ("reward hack", [], False) if hack else None
+    alone = state["rights"] and statistics.fmean(state["rights"]) > best + 0.4  # right by the reward alone
+    return ("reward hack", [], False) if alone else None
 
 
 def remedy(saw, settings, began):
@@ -227,8 +227,7 @@ def look(state, row, settings):
              "numbers": numbers, "action": action, "settings": {} if action == "stop" else change,
              "to_step": state["goods"][0][0] if harmed and state["goods"] else None}
     if action == "none":
-        state["told"][saw] = step
-        return state, event
+        return state | {"told": state["told"] | {saw: step}}, event
     acting = settings["guard"] == "act"
     if acting and action == "roll back":  # the past of the weights that come back
         goods = state["goods"][:1]  # what came after it is not trusted
