@@ -14,7 +14,7 @@ from tools.guard import look, new_state
 from tools.report.read import read_run
 
 
-VERDICTS = {"reward hack": "what the reward finds right is not so on held-out problems: no setting mends it: read samples/",
+VERDICTS = {"reward hack": "what it finds right is not so on held-out problems: no setting mends it: read samples/",
             "mismatch": "engine and trainer disagree, and importance weights are on: look at the weight sync",
             "length cap": "responses do not fit: raise max_response_len",
             "starved": "groups agree, most of them wrong: take easier prompts, a larger group or dynamic_sampling"}
