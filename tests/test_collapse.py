@@ -138,5 +138,6 @@ def test_what_the_guard_did_is_told_in_a_line():
     events = [{"step": 4, "action": "roll back", "settings": {"lr": 1.8e-3}, "to_step": 0},
               {"step": 9, "action": "change", "settings": {"kl_coef": 0.1}},
               {"step": 12, "action": "stop", "settings": {}, "to_step": 6}]
-    assert zoo.deeds(events) == "4: lr 0.0018, weights of 0; 9: kl_coef 0.1; 12: stop, weights of 6"
+    assert zoo.deeds(events) == (
+        "step 4, lr 0.0018, weights of 0; step 9, kl_coef 0.1; step 12, stop with the weights of 6")
     assert zoo.deeds([]) == "nothing"

@@ -66,27 +66,31 @@ KINDS = [
          "0, `grad_norm` has spikes of the k3 estimator.",
          "A coefficient of 0.001 to 0.04, or none."),
     Kind("too_hot", "Too hot, with a long limit", ("reward", "entropy", "format_error"),
-         "Every response has some token from the tail, so hardly any is right; what can be learned is the format.",
+         "It refuses to die here: responses have tokens from the tail, success starts at half, and the first thing that "
+         "is learned is to have less entropy. It only learns more slowly. The survey saw a collapse of this shape near "
+         "step 140 with a vocabulary of 150,000.",
          "Temperature 1, at which the model was trained."),
     Kind("too_cold", "No entropy is left", ("reward", "entropy", "zero_variance_groups"),
          "All responses to a prompt are the same: groups agree, and there is nothing to compare. "
-         "`zero_variance_groups` is high from the first step on, `entropy` low.",
+         "`zero_variance_groups` is high from the first step on, `entropy` low. The guard speaks only where nine groups "
+         "of ten agree for five steps: one seed of three stays below that.",
          "Temperature 1."),
     Kind("stale_engine", "The engine has old weights", ("reward", "mismatch_mean", "zero_variance_groups"),
          "`mismatch_mean` is 100,000 times what it should be, in saw teeth: it falls to 0 whenever the weights "
-         "arrive. The reward climbs, then falls. (The canary, `mismatch_bound`, ends such a run in step 2; here it was "
-         "put off.)",
+         "arrive. One seed of three falls apart, and is stopped; two learn in spite of it, but less. (The canary, "
+         "`mismatch_bound`, ends such a run in step 2; here it was put off.)",
          "Mend the weight sync: no setting does."),
     Kind("hole", "A reward with a hole", ("reward", "eval_correct", "response_len"),
-         "The reward climbs, and responses become short: the model has found that near is good enough. Held-out "
-         "success, measured with the right reward, falls. No training column shows it.",
+         "The reward is nearly full from the first steps on: the model has found that near is good enough. Held-out "
+         "success, measured with the right reward, falls a little and never rises. No training column shows it. The "
+         "guard names it, and as nothing is lost yet it changes nothing.",
          "Read samples/, and mend the reward."),
     Kind("short_cap", "The limit cuts what has to be learned", ("reward", "truncated", "response_len"),
          "A third of the responses is cut off at the start. Then the policy learns to be short and to give up: "
          "truncation goes away, and success stays below what it could be. It looks like a healthy run.",
          "Look at `truncated` in the first steps; raise max_response_len."),
     Kind("small_format", "Division by the std, with a small format part", ("reward", "format_error", "grad_norm"),
-         "Where all answers of a group are wrong, the 0.1 of the format counts as much as a right answer elsewhere. "
+         "It refuses to die, too. Where all answers of a group are wrong, the 0.1 of the format counts as much as a right answer elsewhere. "
          "Here that does no harm: most groups have a right answer.",
          "adv_std = False where most prompts are too hard."),
 ]
@@ -169,9 +173,9 @@ def percents(values):
 
 def deeds(events):
     """Write what the guard did in one run."""
-    words = [f"{e['step']}: " + (f"stop, weights of {e['to_step']}" if e["action"] == "stop" else
-             ", ".join(f"{name} {value:.2g}" if isinstance(value, float) else f"{name} {value}"
-                       for name, value in e["settings"].items())
+    words = [f"step {e['step']}, " + (f"stop with the weights of {e['to_step']}" if e["action"] == "stop" else
+             " and ".join(f"{name} {value:.2g}" if isinstance(value, float) else f"{name} {value}"
+                          for name, value in e["settings"].items())
              + (f", weights of {e['to_step']}" if e["action"] == "roll back" else "")) for e in events]
     return "; ".join(words) or "nothing"
 
@@ -229,8 +233,7 @@ def section(kind, seeds, folder):
              f"guard {percents(found['act'])} % ({len(seeds)} seeds){noticed}. " +
              " ".join(f"Seed {seed}: {deeds(e)}." for seed, e in zip(seeds, found["actions"], strict=True)), ""]
     first = next((e["line"] for s in seeds for e in alarms_of(kind.off, s)), "")
-    lines += ["The guard's words, seed by seed the first alarm of the observed runs, here the first of them:", "",
-              f"    {first}", ""] if first else ["The guard never spoke.", ""]
+    lines += ["Its first words:", "", f"    {first}", ""] if first else ["The guard never spoke.", ""]
     lines += [f"![{', '.join(kind.shown)}]({os.path.basename(folder)}/{kind.name}.png)", "",
               f"    {harness.shown_command(kind.act, 0)}", ""]
     return "\n".join(lines)
