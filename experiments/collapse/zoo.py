@@ -66,14 +66,14 @@ KINDS = [
          "0, `grad_norm` has spikes of the k3 estimator.",
          "A coefficient of 0.001 to 0.04, or none."),
     Kind("too_hot", "Too hot, with a long limit", ("reward", "entropy", "format_error"),
-         "It refuses to die here: responses have tokens from the tail, success starts at half, and the first thing that "
-         "is learned is to have less entropy. It only learns more slowly. The survey saw a collapse of this shape near "
+         "It refuses to die here: responses have tokens from the tail, success starts at half, and the first thing "
+         "that is learned is to have less entropy. It only learns more slowly. The survey saw a collapse of this shape near "
          "step 140 with a vocabulary of 150,000.",
          "Temperature 1, at which the model was trained."),
     Kind("too_cold", "No entropy is left", ("reward", "entropy", "zero_variance_groups"),
          "All responses to a prompt are the same: groups agree, and there is nothing to compare. "
-         "`zero_variance_groups` is high from the first step on, `entropy` low. The guard speaks only where nine groups "
-         "of ten agree for five steps: one seed of three stays below that.",
+         "`zero_variance_groups` is high from the first step on, `entropy` low. The guard speaks only where nine "
+         "groups of ten agree for five steps: one seed of three stays below that.",
          "Temperature 1."),
     Kind("stale_engine", "The engine has old weights", ("reward", "mismatch_mean", "zero_variance_groups"),
          "`mismatch_mean` is 100,000 times what it should be, in saw teeth: it falls to 0 whenever the weights "
@@ -90,7 +90,8 @@ KINDS = [
          "truncation goes away, and success stays below what it could be. It looks like a healthy run.",
          "Look at `truncated` in the first steps; raise max_response_len."),
     Kind("small_format", "Division by the std, with a small format part", ("reward", "format_error", "grad_norm"),
-         "It refuses to die, too. Where all answers of a group are wrong, the 0.1 of the format counts as much as a right answer elsewhere. "
+         "It refuses to die, too. Where all answers of a group are wrong, the 0.1 of the format counts as much as a "
+         "right answer elsewhere. "
          "Here that does no harm: most groups have a right answer.",
          "adv_std = False where most prompts are too hard."),
 ]
