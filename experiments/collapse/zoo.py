@@ -67,8 +67,8 @@ KINDS = [
          "A coefficient of 0.001 to 0.04, or none."),
     Kind("too_hot", "Too hot, with a long limit", ("reward", "entropy", "format_error"),
          "It refuses to die here: responses have tokens from the tail, success starts at half, and the first thing "
-         "that is learned is to have less entropy. It only learns more slowly. The survey saw a collapse of this shape near "
-         "step 140 with a vocabulary of 150,000.",
+         "that is learned is to have less entropy. It only learns more slowly. The survey saw a collapse of this shape "
+         "near step 140, with a vocabulary of 150,000.",
          "Temperature 1, at which the model was trained."),
     Kind("too_cold", "No entropy is left", ("reward", "entropy", "zero_variance_groups"),
          "All responses to a prompt are the same: groups agree, and there is nothing to compare. "
