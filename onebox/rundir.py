@@ -127,7 +127,7 @@ def open_run(cfg, origin, device, fingerprints):
     good = getattr(cfg, "guard", "") != "act" or cfg.eval_prompts and 0 < cfg.eval_every < cfg.num_steps and has_tools()
     if not good:
         raise ConfigError('guard = "act" goes back to weights by their held-out success and asks tools/guard.py: set '
-                          'eval_prompts and eval_every, keep tools/, or take guard = "observe"')
+                          'eval_prompts, an eval_every below num_steps, keep tools/, or take guard = "observe"')
     path = run_folder(cfg, fingerprints)
     done, reached = (checkpoint.exported_step(f"{path}/model", key) for key in ("step", "num_steps"))
     if max(done, reached) < cfg.num_steps:
