@@ -6,6 +6,7 @@ What the guard says, in words; and what it would have said of runs that are ther
 
 import os
 import sys
+from dataclasses import asdict
 
 if os.path.dirname(os.path.dirname(os.path.abspath(__file__))) not in sys.path:
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -44,20 +45,22 @@ def alarms(rows, settings):
     return events
 
 
+def alarms_of(run):
+    """Return the events for a run of read_run, None for one without rollouts. Settings it lacks had their defaults."""
+    from train_grpo import Config
+
+    settings = run["config"].get("settings") or {}
+    return alarms(run["rows"], asdict(Config()) | settings) if "prompts_per_step" in settings else None
+
+
 def main(folders):
-    from dataclasses import asdict
-
-    from train_grpo import Config  # what a setting was before it was there: its default
-
     if not folders or folders[0].startswith("-"):
         raise SystemExit(__doc__)
     for folder in folders:
         run = read_run(folder)
-        settings = run["config"].get("settings") or {}
-        if "prompts_per_step" not in settings:
+        if (events := alarms_of(run)) is None:
             print(f"{folder}: no run of train_grpo.py or train_ppo.py")
             continue
-        events = alarms(run["rows"], asdict(Config()) | settings)
         print(f"{folder}: {sum(row['step'] > 0 for row in run['rows'])} steps, {len(events)} alarms")
         for event in events:
             print("  " + event["line"])

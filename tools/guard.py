@@ -12,6 +12,8 @@ import copy
 import math
 import statistics
 
+from tools.report.read import number
+
 WINDOW = 20     # values of a baseline
 SLACK = 1.0     # standard deviations a step that a cumulative sum forgives: half of the shift that is to be noticed
 LIMIT = 6.0     # of a cumulative sum: a shift of 3 standard deviations reaches it in 3 steps
@@ -31,13 +33,12 @@ OF_SAMPLES = {"past": {}, "rewards": [], "spreads": [], "rights": [], "seen": 0,
 
 
 def new_state():
-    return copy.deepcopy(OF_SAMPLES) | {"step": -1, "sums": {}, "since": {}, "evals": [], "problems": 1, "silent": 0,
-                                        "told": {}, "quiet_until": 0, "roll_backs": 0, "goods": [], "began": None}
+    return copy.deepcopy(OF_SAMPLES) | {"sums": {}, "since": {}, "evals": [], "problems": 1, "silent": 0, "told": {},
+                                        "quiet_until": 0, "roll_backs": 0, "goods": [], "began": None}
 
 
-def number(row, name):
-    value = row.get(name)
-    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+def best_success(state):
+    return max((success for _, success in state["evals"]), default=0.0)
 
 
 def spread_of(name, values, prompts):
@@ -61,14 +62,14 @@ def reward_noise(state, prompts):
 def add_row(state, row, settings):
     """Add the values of a row to the baselines and to the cumulative sums; of step 0 only what is held out."""
     prompts, samples = max(1, settings["prompts_per_step"]), settings["eval_samples"]
-    if (success := number(row, "eval_correct")) is not None:
+    if (success := number(row.get("eval_correct"))) is not None:
         state["evals"] = [*state["evals"], [row["step"], success]][-100:]
-        asked = (number(row, "eval_rollouts") or 0) / samples if samples else 0  # the data may hold fewer
+        asked = (number(row.get("eval_rollouts")) or 0) / samples if samples else 0  # the data may hold fewer
         state["problems"] = max(1, asked or settings["eval_prompts"])
     if row["step"] == 0:  # its other columns describe held-out responses
         return
     for name, (in_logs, _) in SIGNALS.items():
-        value, past = number(row, name), state["past"].get(name, [])
+        value, past = number(row.get(name)), state["past"].get(name, [])
         if value is None or in_logs and value <= 0 and name not in FLOORS:
             continue
         value = math.log(max(value, FLOORS.get(name, 0.0))) if in_logs else value
@@ -82,11 +83,11 @@ def add_row(state, row, settings):
                     state["since"][key] = row["step"]
             value = min(max(value, middle - 2 * spread), middle + 2 * spread)  # an outlier moves no baseline far
         state["past"][name] = [*past, value][-WINDOW:]
-    agree, right = number(row, "zero_variance_groups") or 0.0, min(1.0, max(0.0, number(row, "correct") or 0.0))
+    agree, right = number(row.get("zero_variance_groups")) or 0.0, min(1.0, max(0.0, number(row.get("correct")) or 0.0))
     wrong = agree >= 0.9 and right < 0.5 and not settings["dynamic_sampling"]  # it replaces such groups
     state["silent"] = state["silent"] + 1 if wrong else 0
-    if (reward := number(row, "reward")) is not None:
-        spread = number(row, "reward_std")  # logs of older runs lack it
+    if (reward := number(row.get("reward"))) is not None:
+        spread = number(row.get("reward_std"))  # logs of older runs lack it
         state["spreads"] = [*state["spreads"], math.sqrt(right * (1 - right)) if spread is None else spread][-WINDOW:]
         state["rewards"], state["seen"] = [*state["rewards"], reward][-WINDOW:], state["seen"] + 1
         state["rights"] = [*state["rights"], right][-3:]
@@ -123,7 +124,7 @@ def standard_error(a, b, problems):
 
 def held_out_fell(state, row):
     """Tell whether the held-out success of a row lies below the best one by more than chance, with as many tries."""
-    if number(row, "eval_correct") is None or len(state["evals"]) < 2:
+    if number(row.get("eval_correct")) is None or len(state["evals"]) < 2:
         return False
     now, best = state["evals"][-1][1], max(success for _, success in state["evals"][:-1])
     return best - now > max(0.05, (luck(len(state["evals"])) + 1.5) * standard_error(best, now, state["problems"]))
@@ -133,7 +134,7 @@ def no_rise(state, row, settings):
     """Tell whether a quarter of the run is over and held-out success, evaluated in this row, shows no rise."""
     warmup = settings.get("critic_warmup_steps", 0)
     early = row["step"] < warmup + (settings["num_steps"] - warmup) / 4
-    if early or number(row, "eval_correct") is None:
+    if early or number(row.get("eval_correct")) is None:
         return False
     first, now = state["evals"][0][1], state["evals"][-1][1]
     return now < first + 1.3 * standard_error(first, now, state["problems"])
@@ -144,11 +145,11 @@ def diagnose(state, row, settings):
     over, rewards = {key for key, total in state["sums"].items() if total >= LIMIT}, state["rewards"]
     bad, fell = [key for key in WITNESSES if key in over], reward_fell(state, max(1, settings["prompts_per_step"]))
     worse = held_out_fell(state, row)
-    harmed, mismatch = fell == 2 or fell == 1 and bool(bad) or worse, number(row, "mismatch_mean") or 0.0
+    harmed, mismatch = fell == 2 or fell == 1 and bool(bad) or worse, number(row.get("mismatch_mean")) or 0.0
     tenfold = mismatch > 10 * math.exp(statistics.median(state["past"].get("mismatch_mean") or [0.0]))
     if mismatch > 0.05 or "mismatch_mean+" in over and tenfold and mismatch > 1e-3 and "entropy+" not in over:
         return "mismatch", ["mismatch_mean+"], harmed
-    best = max((success for _, success in state["evals"]), default=0.0)
+    best = best_success(state)
     if worse and not fell and state["rights"] and statistics.fmean(state["rights"]) >= best:  # by the reward alone
         return "reward hack", ["reward+"], True
     if harmed:
@@ -158,7 +159,7 @@ def diagnose(state, row, settings):
                "entropy gone" if {"entropy-", "zero_variance_groups+"} <= over else "divergence")
         return saw, bad or ["reward-"], True
     rises = len(rewards) < 10 or statistics.fmean(rewards[-5:]) > statistics.fmean(rewards[-10:-5])  # longer is better
-    if "truncated+" in over and (number(row, "truncated") or 0.0) > 0.25 and not rises:
+    if "truncated+" in over and (number(row.get("truncated")) or 0.0) > 0.25 and not rises:
         return ("gibberish" if "entropy+" in over else "length cap"), bad, False
     if state["silent"] >= 5:
         return "starved", ["zero_variance_groups+"], False
@@ -204,9 +205,8 @@ def look(state, row, settings):
     guard = "act" does: "change" settings, "roll back" to the weights of to_step and change settings, "stop" with the
     weights of to_step, or "none" where no setting helps and nothing is lost yet.
     """
-    state, step = copy.deepcopy(state), row["step"]
-    state["step"], state["began"] = step, state["began"] or {"lr": settings["lr"]}
-    before = {name: statistics.median(past) for name, past in state["past"].items()}
+    given, state, step = state, copy.deepcopy(state), row["step"]
+    state["began"] = state["began"] or {"lr": settings["lr"]}
     add_row(state, row, settings)
     found = diagnose(state, row, settings) if step >= max(1, state["quiet_until"]) else None
     saw, where, harmed = found or ("", [], False)
@@ -217,12 +217,13 @@ def look(state, row, settings):
     change, rolled = remedy(saw, settings, state["began"]), state["roll_backs"]
     action = ("stop" if harmed and (not change or rolled >= ROLL_BACKS) else "roll back" if harmed else
               "change" if change else "none")
-    numbers = {name: [math.exp(before[name]) if SIGNALS[name][0] else before[name], number(row, name)]
+    before = {name: statistics.median(past) for name, past in given["past"].items()}
+    numbers = {name: [math.exp(before[name]) if SIGNALS[name][0] else before[name], number(row.get(name))]
                for name in dict.fromkeys(key[:-1] for key in where) if name in before and name != "reward"}
     if state["best_reward"]:
         numbers["reward"] = [state["best_reward"][0], statistics.fmean(state["rewards"][-3:])]
-    if number(row, "eval_correct") is not None:
-        numbers["eval_correct"] = [max(one for _, one in state["evals"]), state["evals"][-1][1]]
+    if number(row.get("eval_correct")) is not None:
+        numbers["eval_correct"] = [best_success(state), state["evals"][-1][1]]
     event = {"step": step, "saw": saw, "since": min((state["since"].get(key, step) for key in where), default=step),
              "numbers": numbers, "action": action, "settings": {} if action == "stop" else change,
              "to_step": state["goods"][0][0] if harmed and state["goods"] else None}
@@ -240,10 +241,9 @@ def look(state, row, settings):
 
 def keep_as_good(state, row):
     """Remember the two newest steps not worse than the best, and their past: back to the first, which is confirmed."""
-    if (success := number(row, "eval_correct")) is None:
+    if (success := number(row.get("eval_correct"))) is None:
         return
-    best = max(one for _, one in state["evals"])
-    if success >= best - standard_error(best, success, state["problems"]):
+    if success >= (best := best_success(state)) - standard_error(best, success, state["problems"]):
         if state["best_reward"] and statistics.fmean(state["rewards"][-3:]) < state["best_reward"][0]:
             state["best_reward"] = None  # it fell for another reason, such as harder prompts
         past = {name: copy.deepcopy(state[name]) for name in (*OF_SAMPLES, "evals")}

@@ -11,8 +11,8 @@ Options  --space FILE (default tools/search_space.py), --minutes X (of wall cloc
 Files    out/NAME/: tune.json (all that is known), trials.md, best.py (a recipe), logs/. The same command goes on.
 
 A trial is a run, out/NAME-t007. It is evaluated after 1/8, 1/4, 1/2 and all of num_steps: a rung is the same command
-with a larger --num_steps, which resumes exactly. About the better half of a rung goes on. An alarm of the guard loses
-at once, and so does a crash. Trial 0 is the recipe as it is. docs/tuning.md has an example.
+with a larger --num_steps, which resumes exactly. About the better half of a rung goes on. Harm that the guard sees
+loses at once, and so does a crash. Trial 0 is the recipe as it is. docs/tuning.md has an example.
 
 Optuna, not code of our own, decides what to try and who goes on: its TPE sampler models settings of several kinds
 better than a few lines would, and its pruner is asynchronous successive halving as published (arXiv 1810.05934). Only

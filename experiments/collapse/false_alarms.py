@@ -13,11 +13,10 @@ import glob
 import math
 import os
 import sys
-from dataclasses import asdict
 
 from experiments import harness
 from experiments.harness import ROOT, arm, folder_of, run_all
-from tools.alarms import alarms
+from tools.alarms import alarms_of
 from tools.report.read import read_run
 
 NEW = [(arm("collapse/healthy", num_steps=30), range(10, 18)), (arm("countdown_ppo", num_steps=24), range(10, 16)),
@@ -32,17 +31,12 @@ def is_healthy(rows):
 
 def count(folders):
     """Return {group: [healthy runs, their steps, alarms, times it would have acted, other runs, alarms in these]}."""
-    from train_grpo import Config  # settings that an old run lacks had their defaults
-
     groups = {}
     for folder in folders:
         run = read_run(folder)
-        settings = run["config"].get("settings") or {}
-        if "prompts_per_step" not in settings or not run["rows"]:
+        if (events := alarms_of(run)) is None or not run["rows"]:
             continue
-        name = group_of(folder)
-        numbers = groups.setdefault(name, [0, 0, 0, 0, 0, 0])
-        events = alarms(run["rows"], asdict(Config()) | settings)
+        numbers = groups.setdefault(group_of(folder), [0, 0, 0, 0, 0, 0])
         if not is_healthy(run["rows"]):
             numbers[4] += 1
             numbers[5] += len(events)
