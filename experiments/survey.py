@@ -44,19 +44,25 @@ def load(names):
 
 def picture(experiment, seeds, path):
     """Draw the columns SHOWN of an experiment, one panel each: mean over seeds in a band from lowest to highest."""
+    panels(experiment.SHOWN, {name: [Run(one, seed).record for seed in seeds] for name, one in experiment.ARMS.items()},
+           path)
+
+
+def panels(columns, runs, path, colors=tuple(range(6)), log=(), marks=()):
+    """Draw a panel a column: of {name: records} the mean, in a band from lowest to highest. marks: as of marks_of."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    shown = experiment.SHOWN
-    figure, axes = plt.subplots(1, len(shown), figsize=(3.6 * len(shown), 2.4), layout="constrained", squeeze=False)
-    runs = {name: [Run(one, seed).record for seed in seeds] for name, one in experiment.ARMS.items()}
-    for axis, column in zip(axes[0], shown, strict=True):
-        lines = [(name, i, column, series(runs[name], column)) for i, name in enumerate(runs)]
+    size = (3.6 * len(columns), 2.4)
+    figure, axes = plt.subplots(1, len(columns), figsize=size, layout="constrained", squeeze=False)
+    for axis, column in zip(axes[0], columns, strict=True):
+        lines = [(name, color, column, series(runs[name], column)) for name, color in zip(runs, colors, strict=False)]
         lines = [line for line in lines if line[3][0]]
         unit = UNITS.get(column, "tokens" if column.endswith("_len") else "")
-        draw(axis, {"title": column, "unit": unit, "share": False, "log": False, "lines": lines}, {})
+        chart = {"title": column, "unit": unit, "share": False, "log": column in log, "lines": lines, "marks": marks}
+        draw(axis, chart, {}, name_marks=axis is axes[0][0])
     os.makedirs(os.path.dirname(path), exist_ok=True)
     figure.savefig(path, dpi=90)
     plt.close(figure)
@@ -158,8 +164,8 @@ def systems_table(seeds):
     return "\n".join(lines)
 
 
-def write_logs(arms, seeds, folder):
-    """Write the COLUMNS of every run to FOLDER/ARM-sSEED.csv, four digits each."""
+def write_logs(arms, seeds, folder, also=()):
+    """Write the COLUMNS of every run, and others, to FOLDER/ARM-sSEED.csv, four digits each."""
     os.makedirs(folder, exist_ok=True)
     for one in {stage.name: stage for arm in arms for stage in harness.stages_of(arm)}.values():
         for seed in seeds:
@@ -168,10 +174,10 @@ def write_logs(arms, seeds, folder):
                 continue  # fine-tuning
             of_sources = re.compile(r"(source|eval)/.*/(correct|response_len)")
             more = sorted({name for r in run.rows for name in r if of_sources.fullmatch(name)})
-            lines = csv.writer(out, lineterminator="\n")
-            lines.writerow([*COLUMNS, *more])
+            lines, columns = csv.writer(out, lineterminator="\n"), [*COLUMNS, *also, *more]
+            lines.writerow(columns)
             for r in run.rows:
-                values = [r.get(name) for name in (*COLUMNS, *more)]
+                values = [r.get(name) for name in columns]
                 lines.writerow([f"{v:.4g}" if isinstance(v, float) else "" if v is None else v for v in values])
             with open(os.path.join(folder, f"{harness.run_name(one, seed)[7:]}.csv"), "w") as f:
                 f.write(out.getvalue())

@@ -14,15 +14,17 @@ seed 100.
 
 import concurrent.futures
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
 
 from experiments import harness, world
 from experiments.harness import ROOT, Run, arm, folder_of, interval, mean, run_all, seeds_wanted
+from experiments.survey import panels
 from onebox.files import read_json, read_rows
-from tools.alarms import alarms
-from tools.report.pictures import draw, series
+from tools import alarms
+from tools.report.pictures import marks_of
 
 UNSEEN = "out/world/data/countdown_42_unseen.jsonl"
 FINAL = (f"--data countdown:42 --data_path {UNSEEN} --template {{prompt_text}} --reward tinyzero_countdown --limit 400 "
@@ -91,8 +93,7 @@ KINDS = [
          "Look at `truncated` in the first steps; raise max_response_len."),
     Kind("small_format", "Division by the std, with a small format part", ("reward", "format_error", "grad_norm"),
          "It refuses to die, too. Where all answers of a group are wrong, the 0.1 of the format counts as much as a "
-         "right answer elsewhere. "
-         "Here that does no harm: most groups have a right answer.",
+         "right answer elsewhere. Here that does no harm: most groups have a right answer.",
          "adv_std = False where most prompts are too hard."),
 ]
 
@@ -119,11 +120,11 @@ def measure(arms, seeds):
         list(pool.map(evaluate, missing))
 
 
+@functools.cache  # the page asks for them again and again
 def alarms_of(arm, seed):
     """Return the events of an acting guard, from guard.jsonl; of an observing one, which follow from the rows."""
     if dict(arm.settings).get("guard") != "act":
-        run = Run(arm, seed)
-        return alarms(run.rows, run.record["config"]["settings"])
+        return alarms.alarms_of(Run(arm, seed).record)
     file = os.path.join(folder_of(arm, seed), "guard.jsonl")
     return [row for _, row in read_rows(file)] if os.path.exists(file) else []
 
@@ -152,6 +153,7 @@ def onset(run, healthy, column):
     return first
 
 
+@functools.cache
 def judge(kind, seeds):
     """Return all numbers of a kind as a dict."""
     healthy, act = [Run(HEALTHY, seed) for seed in seeds], kind.act if would_act(kind, seeds) else kind.off
@@ -162,9 +164,9 @@ def judge(kind, seeds):
              "alarm": [next((e["step"] for e in alarms_of(kind.off, s)), None) for s in seeds],
              "saw": [next((e["saw"] for e in alarms_of(kind.off, s)), "nothing") for s in seeds],
              "actions": [[e for e in alarms_of(act, s) if e.get("acted")] for s in seeds]}
-    for name in ("off", "act"):
-        found[f"{name}_less_healthy"] = [100 * (a - b) for a, b in zip(found[name], found["healthy"], strict=True)]
-    found["saved"] = mean(found["act_less_healthy"]) >= -CLOSE
+    found["act_less_healthy"] = [100 * (a - b) for a, b in zip(found["act"], found["healthy"], strict=True)]
+    found["delays"] = [a - o for a, o in zip(found["alarm"], found["onset"], strict=True) if None not in (a, o)]
+    found["missed"] = sum(a is None and o is not None for a, o in zip(found["alarm"], found["onset"], strict=True))
     return found
 
 
@@ -197,37 +199,21 @@ def table(kinds, seeds):
 
 
 def picture(kind, seeds, path):
-    """Draw the shown columns and held-out success: healthy, observe, act; marks where the guard acted in seed 0."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    columns = [*kind.shown, *(["eval_correct"] if "eval_correct" not in kind.shown else [])]
+    """Draw the shown columns and held-out success: healthy, observe, act, with the marks of seed 0."""
     arms = {"healthy": HEALTHY, "guard observes": kind.off}
     arms |= {"guard acts": kind.act} if would_act(kind, seeds) else {}
     runs = {name: [Run(one, seed).record for seed in seeds] for name, one in arms.items()}
-    figure, axes = plt.subplots(1, len(columns), figsize=(3.4 * len(columns), 2.5), layout="constrained")
-    colors = {"healthy": 2, "guard observes": 3, "guard acts": 0}
-    for axis, column in zip(axes, columns, strict=True):
-        lines = [(name, colors[name], column, series(runs[name], column)) for name in arms]
-        lines = [line for line in lines if line[3][0]]
-        log = column in ("mismatch_mean", "approx_kl")
-        draw(axis, {"title": column, "unit": "", "share": False, "log": log, "lines": lines}, {})
-        for event in alarms_of(arms.get("guard acts", kind.off), seeds[0]):
-            if event.get("acted"):
-                axis.axvline(event["step"], color="#2563eb", linewidth=0.8, linestyle=":")
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    marks = marks_of({"seed 0": runs["guard acts"][:1]}) if "guard acts" in runs else ()
+    panels(dict.fromkeys([*kind.shown, "eval_correct"]), runs, path, colors=(2, 3, 0), marks=marks,
+           log=("mismatch_mean", "approx_kl"))
 
 
 def section(kind, seeds, folder):
     """Write what the page says of one kind."""
     found, recipe = judge(kind, seeds), harness.settings_of(kind.off)
     picture(kind, seeds, os.path.join(folder, f"{kind.name}.png"))
-    delays = [a - o for a, o in zip(found["alarm"], found["onset"], strict=True) if None not in (a, o)]
-    noticed = f"; first alarm {', '.join(f'{d:+d}' for d in delays)} steps from onset" if delays else ""
+    delays = ", ".join(f"{delay:+d}" for delay in found["delays"])
+    noticed = f"; first alarm {delays} steps from onset" * bool(delays)
     lines = [f"## {kind.title}", "", " ".join(recipe["__doc__"].split()), "",
              f"**What it looks like.** {kind.looks}", "", f"**What to do.** {kind.do}", "",
              f"**Measured.** Healthy {percents(found['healthy'])} %, observed {percents(found['off'])} %, with the "
