@@ -13,7 +13,7 @@ from conftest import ROOT
 import rollout
 import train_grpo
 from experiments import harness
-from experiments.collapse import faults, false_alarms, zoo
+from experiments.collapse import faults, false_alarms, page, zoo
 from onebox.config import load_config, run_file
 from tasks.judged import Completion
 
@@ -141,3 +141,24 @@ def test_what_the_guard_did_is_told_in_a_line():
     assert zoo.deeds(events) == (
         "step 4, lr 0.0018, weights of 0; step 9, kl_coef 0.1; step 12, stop with the weights of 6")
     assert zoo.deeds([]) == "nothing"
+
+
+def test_what_came_out_is_computed_from_the_runs(monkeypatch):
+    """Two kinds die; one is named late and ends 4 points below the healthy runs, the other is never named."""
+    of = {"too_fast": dict(off=[0.1, 0.3], act=[0.6, 0.72], onset=[5, 6], alarm=[20, 9]),
+          "short_cap": dict(off=[0.2, 0.2], act=[0.2, 0.2], onset=[1, 1], alarm=[None, None]),
+          "small_format": dict(off=[0.7, 0.7], act=[0.7, 0.7], onset=[None, None], alarm=[None, None])}
+    monkeypatch.setattr(zoo, "final", lambda arm, seed: 0.7 if arm is zoo.HEALTHY else of[
+        arm.recipe.split("/")[1]]["act" if arm.settings else "off"][seed])
+    monkeypatch.setattr(zoo, "Run", lambda arm, seed: (arm.recipe.split("/")[1], seed))
+    monkeypatch.setattr(zoo, "onset", lambda run, *_: of[run[0]]["onset"][run[1]])
+    monkeypatch.setattr(zoo, "alarms_of", lambda arm, seed: [
+        {"step": step, "saw": "divergence", "action": "roll back"}
+        for step in [of[arm.recipe.split("/")[1]]["alarm"][seed]] if step is not None])
+    zoo.judge.cache_clear()
+    kinds = [kind for kind in zoo.KINDS if kind.name in of]
+    text = page.outcome(kinds, (0, 1))
+    zoo.judge.cache_clear()
+    assert "Of 3 kinds 2 have an onset in some seed. The guard names 1 of these, 0 of them within 10 steps" in text
+    assert "It acts in 1 (`too_fast`): these end at 66 % in the mean instead of 20 %, where healthy runs" in text
+    assert "At most 5 points below them: `too_fast`." in text

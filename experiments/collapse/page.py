@@ -51,9 +51,9 @@ def outcome(kinds, seeds):
     healthy = 100 * mean(next(iter(found.values()))["healthy"])
     return (f"**What came out.** Of {len(kinds)} kinds {len(dead)} have an onset in some seed. The guard names "
             f"{len(named)} of these, {len(soon)} of them within 10 steps of the onset in every seed. It acts in "
-            f"{len(lifted)} ({names[0]}): these end at {after:.0f} % in the mean instead of {before:.0f} %, where healthy "
-            f"runs have {healthy:.0f} %. At most {zoo.CLOSE:.0f} points below them: {names[1]}. All runs have equally "
-            "many steps, and those that went by before the alarm are missing at the end.\n")
+            f"{len(lifted)} ({names[0]}): these end at {after:.0f} % in the mean instead of {before:.0f} %, "
+            f"where healthy runs have {healthy:.0f} %. At most {zoo.CLOSE:.0f} points below them: {names[1]}. "
+            "All runs have equally many steps, and those that went by before the alarm are missing at the end.\n")
 
 
 def write_logs(kinds, seeds, folder):
