@@ -53,6 +53,12 @@ def test_a_thousand_steps_of_noise_are_no_alarm():
     assert events_of(well(1000)) == [] and events_of(well(1000, seed=1)) == []
 
 
+def test_the_noise_of_four_prompts_is_no_alarm():
+    """A step's reward moves by 0.45 / sqrt(4) = 0.22, so three in a row lie 0.3 below the best level now and then."""
+    rows = [r | {"reward": 0.5 + 2.4 * (r["reward"] - 0.5)} for r in well(600, seed=3)]
+    assert events_of(rows, prompts_per_step=4) == []
+
+
 def test_learning_is_no_alarm():
     """Reward up, length doubled, entropy down to a third, formats right, groups agree because they are right."""
     noise, rows = random.Random(0), []
@@ -462,6 +468,18 @@ def test_a_roll_back_brings_weights_and_optimizer_back_and_changes_the_setting(a
         assert rows[4]["kl_coef"] == event["settings"]["kl_coef"] == pytest.approx(rows[3]["kl_coef"] / 10, rel=0.3)
     hashes = dict(line.split() for line in open(acted[script] / "hashes.txt"))  # version of the engine: its weights
     assert hashes["3"] == hashes[str(event["to_step"])] != hashes["4"] != hashes["5"]
+
+
+def test_after_a_roll_back_at_an_evaluation_the_engine_gets_the_weights_that_came_back(server, tied_model, tmp_path):
+    """There it is awake and already holds version 4: those that were evaluated, not those of step 2."""
+    done = start(server, tmp_path, "train_grpo.py", tied_model, "--guard", "act",
+                 setup=HASHES.replace('row["step"] == 3', 'row["step"] == 4'))
+    assert done.returncode == 0, done.stderr[-3000:]
+    [event] = guard_rows(tmp_path)
+    versions = [line.split() for line in open(tmp_path / "hashes.txt")]
+    assert [version for version, _ in versions].count("4") == 2  # for the evaluation, and for step 5
+    hashes = dict(versions)  # of each version the last
+    assert event["step"] == 4 and hashes["4"] == hashes[str(event["to_step"])]
 
 
 @pytest.mark.parametrize("script, points", [
